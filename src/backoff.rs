@@ -1,0 +1,133 @@
+//! When may a Recorder that failed be started again? [p]
+//!
+//! The first failure is retried at once, the next ones after 1, 2, 4 … 60 s, for ever. A Recorder that ran for 60 s, a
+//! microphone that was plugged anew and a changed container spec begin with a clean slate.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+const LONGEST: Duration = Duration::from_secs(60);
+/// Running that long makes earlier failures forgotten.
+const PROVEN: Duration = Duration::from_secs(60);
+
+/// The failures of all devices.
+#[derive(Debug, Default)]
+pub struct Backoffs {
+    devices: BTreeMap<String, Backoff>,
+}
+
+#[derive(Debug)]
+struct Backoff {
+    failures: u32,
+    until: Instant,
+    /// Container whose end was counted last, so that one end counts once.
+    counted: Option<String>,
+    running_since: Option<Instant>,
+    spec: String,
+}
+
+impl Backoffs {
+    /// The start with a spec of this hash failed, or the container `ended` did. Returns how long to wait.
+    pub fn failed(&mut self, device: &str, spec: &str, ended: Option<&str>, now: Instant) -> Duration {
+        let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(spec, now));
+        if backoff.spec != spec {
+            *backoff = Backoff::new(spec, now);
+        }
+        if ended.is_some() && ended == backoff.counted.as_deref() {
+            return backoff.until.saturating_duration_since(now);
+        }
+        if backoff.running_since.take().is_some_and(|since| now.saturating_duration_since(since) >= PROVEN) {
+            backoff.failures = 0;
+        }
+        backoff.failures = backoff.failures.saturating_add(1);
+        backoff.counted = ended.map(str::to_owned);
+        let wait = delay(backoff.failures);
+        backoff.until = now + wait;
+        wait
+    }
+
+    /// A Recorder of this device was seen running.
+    pub fn running(&mut self, device: &str, now: Instant) {
+        if let Some(backoff) = self.devices.get_mut(device) {
+            let since = *backoff.running_since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= PROVEN {
+                self.devices.remove(device);
+            }
+        }
+    }
+
+    /// The device or its wish changed: earlier failures say nothing any more.
+    pub fn forget(&mut self, device: &str) {
+        self.devices.remove(device);
+    }
+
+    /// How long a start with this spec has still to wait, and after how many failures; `None` = it may happen now.
+    #[must_use]
+    pub fn wait(&self, device: &str, spec: &str, now: Instant) -> Option<(Duration, u32)> {
+        let backoff = self.devices.get(device).filter(|backoff| backoff.spec == spec)?;
+        let wait = backoff.until.saturating_duration_since(now);
+        (!wait.is_zero()).then_some((wait, backoff.failures))
+    }
+}
+
+impl Backoff {
+    fn new(spec: &str, now: Instant) -> Self {
+        Self { failures: 0, until: now, counted: None, running_since: None, spec: spec.to_owned() }
+    }
+}
+
+fn delay(failures: u32) -> Duration {
+    match failures {
+        0 | 1 => Duration::ZERO,
+        n => Duration::from_secs(1 << (n - 2).min(6)).min(LONGEST),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64, start: Instant) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_first_retry_is_immediate_and_later_ones_double_up_to_a_minute() {
+        let start = Instant::now();
+        let mut backoffs = Backoffs::default();
+        let waits: Vec<u64> = (0..10).map(|n| backoffs.failed("a", "s", Some(&format!("c{n}")), start).as_secs()).collect();
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(backoffs.wait("a", "s", at(59, start)), Some((Duration::from_secs(1), 10)));
+        assert_eq!(backoffs.wait("a", "s", at(60, start)), None);
+        assert_eq!(backoffs.wait("b", "s", start), None);
+    }
+
+    #[test]
+    fn one_ended_container_counts_once() {
+        let start = Instant::now();
+        let mut backoffs = Backoffs::default();
+        backoffs.failed("a", "s", Some("c1"), start);
+        backoffs.failed("a", "s", Some("c1"), start);
+        assert_eq!(backoffs.failed("a", "s", Some("c2"), start), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn failures_are_forgotten_after_a_minute_of_running_or_a_change() {
+        let start = Instant::now();
+        let mut backoffs = Backoffs::default();
+        let fail = |backoffs: &mut Backoffs, spec: &str, now| backoffs.failed("a", spec, None, now);
+        fail(&mut backoffs, "s", start);
+        fail(&mut backoffs, "s", start);
+        backoffs.running("a", start);
+        backoffs.running("a", at(59, start));
+        assert_eq!(fail(&mut backoffs, "s", at(59, start)), Duration::from_secs(2));
+        backoffs.running("a", at(60, start));
+        assert_eq!(fail(&mut backoffs, "s", at(120, start)), Duration::ZERO);
+        fail(&mut backoffs, "s", at(120, start));
+        assert_eq!(backoffs.wait("a", "other", at(120, start)), None);
+        assert_eq!(fail(&mut backoffs, "other", at(120, start)), Duration::ZERO);
+        fail(&mut backoffs, "other", at(120, start));
+        backoffs.forget("a");
+        assert_eq!(backoffs.wait("a", "other", at(120, start)), None);
+    }
+}

@@ -1,0 +1,419 @@
+//! The program's settings: the only reader of the environment.
+//!
+//! [`Config::read`] looks at every variable of [`VARIABLES`] once, at start, and reports all faults together, each
+//! naming the variable, its value and what is allowed. An empty value counts as absent, as Compose files pass unset
+//! variables that way. Secrets (the database password, a password in the Redis URL) appear in no fault.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+/// Every variable with its default and meaning, in the order of the README's table.
+pub const VARIABLES: &[(&str, &str, &str)] = &[
+    ("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock", "Podman API socket"),
+    ("SILVASONIC_NETWORK", "silvasonic-net", "network that Recorder containers join"),
+    ("SILVASONIC_DB_HOST", "localhost", "PostgreSQL host, or a socket directory when it starts with `/`; older name POSTGRES_HOST"),
+    ("SILVASONIC_DB_PORT", "5432", "PostgreSQL port; older name POSTGRES_PORT"),
+    ("POSTGRES_USER", "silvasonic", "database user"),
+    ("POSTGRES_PASSWORD", "silvasonic", "its password"),
+    ("POSTGRES_DB", "silvasonic", "database name"),
+    ("SILVASONIC_REDIS_URL", "redis://localhost:6379/0", "Redis; also handed to Recorders"),
+    ("SILVASONIC_CONTROLLER_PORT", "9100", "port of /healthy; 0 takes any free port and logs it"),
+    ("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace", "workspace on the host; Recorder data is below `recorder/`"),
+    ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "<workspace>/recorder", "the same Recorder folder as the Controller sees it"),
+    ("SILVASONIC_RECORDER_IMAGE", "localhost/silvasonic_recorder:latest", "Recorder image; never pulled"),
+    ("SILVASONIC_RECORDER_MEMORY_LIMIT", "512m", "memory limit of a Recorder: bytes, or with b, k, m, g; at least 6m"),
+    ("SILVASONIC_RECORDER_CPU_LIMIT", "1.0", "CPU limit of a Recorder in cores, 0.01-512"),
+    ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "5", "Podman's own on-failure retries, 1-100"),
+    ("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", "tick of the main loop in seconds, 0.1-60"),
+    ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", "seconds that a vanished microphone still counts as online, 0-3600"),
+    ("SILVASONIC_HEARTBEAT_INTERVAL_S", "10.0", "seconds between heartbeats, 1-60"),
+    ("SILVASONIC_HOST_ROOT", "/", "prefix of `proc/asound`, `sys` and `dev/snd`"),
+    ("SILVASONIC_CONFIG_DIR", "built-in copy", "folder with defaults.yml, defaults.override.yml and profiles/*.yml"),
+    ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
+    ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders: `stop`, or `keep` to adopt them at the next start"),
+    ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace"),
+];
+
+/// A usable set of settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Podman API socket.
+    pub socket: PathBuf,
+    /// Where PostgreSQL is.
+    pub database: Database,
+    /// Redis URL, possibly with a password.
+    pub redis_url: String,
+    /// Port of `/healthy`; 0 = any.
+    pub port: u16,
+    /// What every Recorder container is made from.
+    pub recorder: Recorder,
+    /// Recorder folder as this process sees it.
+    pub workspace_local: PathBuf,
+    /// Tick of the main loop.
+    pub interval: Duration,
+    /// How long a vanished microphone still counts as online.
+    pub grace: Duration,
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// Prefix of the host's `proc/asound`, `sys` and `dev/snd`.
+    pub host_root: PathBuf,
+    /// Folder with defaults and profiles; the built-in copies serve without it.
+    pub config_dir: Option<PathBuf>,
+    /// What a termination signal does to Recorders.
+    pub shutdown: Shutdown,
+    /// Least severe level that is logged.
+    pub log_level: LevelFilter,
+}
+
+/// How to reach PostgreSQL.
+#[derive(Clone)]
+pub struct Database {
+    /// Host name, address, or socket directory.
+    pub host: String,
+    /// TCP port, or the number in the socket's name.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Password.
+    pub password: String,
+    /// Database name.
+    pub name: String,
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}:{}/{}", self.user, self.host, self.port, self.name)
+    }
+}
+
+/// What all Recorder containers have in common.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    /// Image name.
+    pub image: String,
+    /// Network name.
+    pub network: String,
+    /// Value of the owner label.
+    pub owner: String,
+    /// Workspace folder on the host.
+    pub workspace: PathBuf,
+    /// Redis URL that the Recorder is given.
+    pub redis_url: String,
+    /// Memory limit in bytes.
+    pub memory: u64,
+    /// CPU limit in microseconds per 100 ms period.
+    pub cpu_quota: u64,
+    /// Podman's on-failure retries.
+    pub restart_tries: u32,
+}
+
+/// What a termination signal does to Recorders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Stop and remove them.
+    Stop,
+    /// Leave them running for the next start to adopt.
+    Keep,
+}
+
+/// One malformed variable.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fault {
+    name: &'static str,
+    value: String,
+    expected: &'static str,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, got {:?}", self.name, self.expected, self.value)
+    }
+}
+
+impl Config {
+    /// Reads all settings through `lookup` (the process passes `std::env::var_os`).
+    ///
+    /// # Errors
+    /// Every malformed variable, in the table's order.
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<Fault>> {
+        let mut env = Reader { lookup, faults: Vec::new() };
+        let workspace = env.path("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace");
+        let redis_url = env.secret(
+            "SILVASONIC_REDIS_URL",
+            "redis://localhost:6379/0",
+            "redis://[user:password@]host[:port][/number] or unix:///path",
+            |text| redis::Client::open(text).ok().map(|_| text.to_owned()),
+        );
+        let config = Config {
+            socket: env.path("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock"),
+            database: Database {
+                host: env.text("SILVASONIC_DB_HOST", Some("POSTGRES_HOST"), "localhost", HOST, is_host),
+                port: env.parsed("SILVASONIC_DB_PORT", Some("POSTGRES_PORT"), "5432", "a port number from 1 to 65535", |text| {
+                    text.parse().ok().filter(|port| *port > 0)
+                }),
+                user: env.text("POSTGRES_USER", None, "silvasonic", PLAIN, is_plain),
+                password: env.secret("POSTGRES_PASSWORD", "silvasonic", "UTF-8 text without NUL", |text| {
+                    (!text.contains('\0')).then(|| text.to_owned())
+                }),
+                name: env.text("POSTGRES_DB", None, "silvasonic", PLAIN, is_plain),
+            },
+            port: env.parsed("SILVASONIC_CONTROLLER_PORT", None, "9100", "a port number from 0 to 65535", |text| text.parse().ok()),
+            recorder: Recorder {
+                image: env.text("SILVASONIC_RECORDER_IMAGE", None, "localhost/silvasonic_recorder:latest", PLAIN, is_plain),
+                network: env.text("SILVASONIC_NETWORK", None, "silvasonic-net", NAME, is_name),
+                owner: env.text("SILVASONIC_OWNER", None, "controller", NAME, is_name),
+                workspace: workspace.clone(),
+                redis_url: redis_url.clone(),
+                memory: env.parsed(
+                    "SILVASONIC_RECORDER_MEMORY_LIMIT",
+                    None,
+                    "512m",
+                    "a size of at least 6m, such as 512m, 1g or 536870912",
+                    memory_bytes,
+                ),
+                cpu_quota: env.parsed("SILVASONIC_RECORDER_CPU_LIMIT", None, "1.0", "a number of cores from 0.01 to 512", |text| {
+                    number_within(text, 0.01, 512.0).map(cpu_quota)
+                }),
+                restart_tries: env.parsed("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", None, "5", "a whole number from 1 to 100", |text| {
+                    text.parse().ok().filter(|tries| (1..=100).contains(tries))
+                }),
+            },
+            workspace_local: env.optional_path("SILVASONIC_RECORDER_WORKSPACE_LOCAL").unwrap_or_else(|| workspace.join("recorder")),
+            interval: env.seconds("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", 0.1, 60.0, "seconds from 0.1 to 60"),
+            grace: env.seconds("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", 0.0, 3600.0, "seconds from 0 to 3600"),
+            heartbeat: env.seconds("SILVASONIC_HEARTBEAT_INTERVAL_S", "10.0", 1.0, 60.0, "seconds from 1 to 60"),
+            host_root: env.path("SILVASONIC_HOST_ROOT", "/"),
+            config_dir: env.optional_path("SILVASONIC_CONFIG_DIR"),
+            shutdown: env.parsed("SILVASONIC_SHUTDOWN", None, "stop", "stop or keep", |text| match text {
+                "stop" => Some(Shutdown::Stop),
+                "keep" => Some(Shutdown::Keep),
+                _ => None,
+            }),
+            log_level: env.parsed("SILVASONIC_LOG_LEVEL", None, "info", "error, warn, info, debug or trace", |text| {
+                text.parse().ok().filter(|level| *level != LevelFilter::Off)
+            }),
+            redis_url,
+        };
+        if env.faults.is_empty() {
+            Ok(config)
+        } else {
+            env.faults.sort_by_key(|fault| VARIABLES.iter().position(|(name, ..)| *name == fault.name));
+            Err(env.faults)
+        }
+    }
+}
+
+struct Reader<F> {
+    lookup: F,
+    faults: Vec<Fault>,
+}
+
+const NO_UTF8: &str = "UTF-8 text";
+const NAME: &str = "1-63 letters, digits, `.`, `_` or `-`, beginning with a letter or digit";
+const PLAIN: &str = "1-255 printable characters without spaces";
+const HOST: &str = "a host name, an address or an absolute socket directory";
+const ABSOLUTE: &str = "an absolute path";
+
+impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
+    /// The value as given, or the default's text; `None` after a fault was noted.
+    fn raw(&mut self, name: &'static str, older: Option<&'static str>, default: &str) -> Option<(&'static str, String)> {
+        for name in std::iter::once(name).chain(older) {
+            match (self.lookup)(name).map(OsString::into_string) {
+                None => {}
+                Some(Ok(text)) if text.is_empty() => {}
+                Some(Ok(text)) => return Some((name, text)),
+                Some(Err(raw)) => {
+                    self.faults.push(Fault { name, value: raw.to_string_lossy().into_owned(), expected: NO_UTF8 });
+                    return None;
+                }
+            }
+        }
+        Some((name, default.to_owned()))
+    }
+
+    fn convert<T>(
+        &mut self,
+        name: &'static str,
+        older: Option<&'static str>,
+        default: &str,
+        expected: &'static str,
+        secret: bool,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        if let Some((name, text)) = self.raw(name, older, default) {
+            if let Some(value) = parse(text.trim()) {
+                return value;
+            }
+            let value = if secret { "(hidden)".to_owned() } else { text };
+            self.faults.push(Fault { name, value, expected });
+        }
+        // The faults end the program; until all are gathered the default stands in.
+        parse(default).unwrap_or_else(|| unreachable!("the default of {name} is valid"))
+    }
+
+    fn parsed<T>(
+        &mut self,
+        name: &'static str,
+        older: Option<&'static str>,
+        default: &str,
+        expected: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        self.convert(name, older, default, expected, false, parse)
+    }
+
+    fn secret<T>(&mut self, name: &'static str, default: &str, expected: &'static str, parse: impl Fn(&str) -> Option<T>) -> T {
+        self.convert(name, None, default, expected, true, parse)
+    }
+
+    fn text(
+        &mut self,
+        name: &'static str,
+        older: Option<&'static str>,
+        default: &str,
+        expected: &'static str,
+        valid: fn(&str) -> bool,
+    ) -> String {
+        self.parsed(name, older, default, expected, |text| valid(text).then(|| text.to_owned()))
+    }
+
+    fn seconds(&mut self, name: &'static str, default: &str, least: f64, most: f64, expected: &'static str) -> Duration {
+        self.parsed(name, None, default, expected, |text| number_within(text, least, most).map(Duration::from_secs_f64))
+    }
+
+    fn path(&mut self, name: &'static str, default: &str) -> PathBuf {
+        self.parsed(name, None, default, ABSOLUTE, absolute_path)
+    }
+
+    fn optional_path(&mut self, name: &'static str) -> Option<PathBuf> {
+        let (name, text) = self.raw(name, None, "")?;
+        if text.is_empty() {
+            return None;
+        }
+        let path = absolute_path(&text);
+        if path.is_none() {
+            self.faults.push(Fault { name, value: text, expected: ABSOLUTE });
+        }
+        path
+    }
+}
+
+fn absolute_path(text: &str) -> Option<PathBuf> {
+    let clean = text.starts_with('/') && !text.chars().any(char::is_control) && !text.split('/').any(|part| part == "..");
+    clean.then(|| PathBuf::from(text))
+}
+
+fn is_name(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+fn is_plain(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.chars().all(|c| !c.is_whitespace() && !c.is_control())
+}
+
+fn is_host(text: &str) -> bool {
+    is_plain(text) && (text.starts_with('/') || !text.contains('/'))
+}
+
+fn number_within(text: &str, least: f64, most: f64) -> Option<f64> {
+    text.parse().ok().filter(|number: &f64| (least..=most).contains(number))
+}
+
+/// `512m` -> 536870912; the units of Podman's own `--memory`.
+fn memory_bytes(text: &str) -> Option<u64> {
+    const LEAST: u64 = 6 << 20; // runc and crun refuse less at start, not at create
+    let lower = text.to_ascii_lowercase();
+    let (digits, shift) = match lower.char_indices().last()? {
+        (at, 'b') => (&lower[..at], 0),
+        (at, 'k') => (&lower[..at], 10),
+        (at, 'm') => (&lower[..at], 20),
+        (at, 'g') => (&lower[..at], 30),
+        _ => (lower.as_str(), 0),
+    };
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    (LEAST..=i64::MAX.unsigned_abs()).contains(&bytes).then_some(bytes)
+}
+
+/// Cores -> microseconds per 100 ms period; the kernel takes whole ones from 1000 up.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0.01..=512 cores fit")]
+fn cpu_quota(cores: f64) -> u64 {
+    (cores * 100_000.0).round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(set: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+        Config::read(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+            .map_err(|faults| faults.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_documented_defaults() {
+        let config = read(&[]).unwrap();
+        assert_eq!(config.recorder.memory, 512 << 20);
+        assert_eq!(config.recorder.cpu_quota, 100_000);
+        assert_eq!(config.workspace_local, PathBuf::from("/mnt/data/workspace/recorder"));
+        assert_eq!(config.interval, Duration::from_secs(1));
+        assert_eq!(config.database.port, 5432);
+        assert!(config.config_dir.is_none());
+    }
+
+    #[test]
+    fn an_empty_value_counts_as_absent_and_older_names_are_read() {
+        let config = read(&[("SILVASONIC_DB_HOST", ""), ("POSTGRES_HOST", "db"), ("POSTGRES_PORT", "5433")]).unwrap();
+        assert_eq!((config.database.host.as_str(), config.database.port), ("db", 5433));
+    }
+
+    #[test]
+    fn every_malformed_variable_is_named_with_value_and_expectation() {
+        let cases = [
+            ("SILVASONIC_CONTAINER_SOCKET", "relative.sock"),
+            ("SILVASONIC_NETWORK", "a b"),
+            ("SILVASONIC_DB_HOST", "a b"),
+            ("SILVASONIC_DB_PORT", "0"),
+            ("POSTGRES_USER", "a b"),
+            ("POSTGRES_DB", "\n"),
+            ("SILVASONIC_REDIS_URL", "http://x"),
+            ("SILVASONIC_CONTROLLER_PORT", "70000"),
+            ("SILVASONIC_WORKSPACE_PATH", "/data/../etc"),
+            ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "x"),
+            ("SILVASONIC_RECORDER_IMAGE", "a b"),
+            ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1m"),
+            ("SILVASONIC_RECORDER_CPU_LIMIT", "0"),
+            ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "0"),
+            ("SILVASONIC_RECONCILE_INTERVAL_S", "NaN"),
+            ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "-1"),
+            ("SILVASONIC_HEARTBEAT_INTERVAL_S", "61"),
+            ("SILVASONIC_HOST_ROOT", "x"),
+            ("SILVASONIC_CONFIG_DIR", "x"),
+            ("SILVASONIC_OWNER", "-x"),
+            ("SILVASONIC_SHUTDOWN", "maybe"),
+            ("SILVASONIC_LOG_LEVEL", "off"),
+        ];
+        let faults = read(&cases).unwrap_err();
+        assert_eq!(faults.len(), cases.len(), "{faults:#?}");
+        for ((name, value), fault) in cases.iter().zip(&faults) {
+            assert!(fault.starts_with(&format!("{name}: expected ")), "{fault}");
+            let shown = if *name == "SILVASONIC_REDIS_URL" { "(hidden)" } else { value };
+            assert!(fault.ends_with(&format!("got {shown:?}")), "{fault}");
+        }
+    }
+
+    #[test]
+    fn memory_takes_podmans_units() {
+        for (text, bytes) in [("512m", Some(512 << 20)), ("1G", Some(1 << 30)), ("6291456", Some(6 << 20)), ("8192k", Some(8 << 20))] {
+            assert_eq!(memory_bytes(text), bytes, "{text}");
+        }
+        for text in ["", "m", "5", "-1m", "1.5g", "99999999999g", "512mb"] {
+            assert_eq!(memory_bytes(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Which USB microphones does this machine have? Reads `<root>/proc/asound` and `<root>/sys`.
+//!
+//! The text of `/proc/asound/cards` is half foreign: a product string with a line break forges whole lines in it. It
+//! therefore gives a card's driver and name only; that a card exists and which USB device it is comes from the kernel's
+//! own entries, `/proc/asound/cardN/usbid`, `usbbus` and sysfs, and these must agree.
+//!
+//! Unknown is not empty: an unreadable or implausible source is an [`Unknown`], and a card whose entries are incomplete
+//! or contradict each other (it is coming or going at this moment) is listed as unclear, to be looked at again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use crate::device::{Microphone, Usb, serial};
+use crate::text::shown;
+
+/// Much more than 32 cards need.
+const CARDS_LIMIT: u64 = 64 << 10;
+const ATTRIBUTE_LIMIT: u64 = 4 << 10;
+
+/// What one look at the hardware found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Microphones that were read whole, by card index.
+    pub microphones: Vec<Microphone>,
+    /// Cards that could not be told yet: index and why.
+    pub unclear: Vec<(u32, String)>,
+}
+
+/// The hardware could not be read, so nothing is known about it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unknown(String);
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Looks at all sound cards below `root`.
+///
+/// # Errors
+/// [`Unknown`], when `/proc/asound` cannot be read or makes no sense.
+pub fn scan(root: &Path) -> Result<Scan, Unknown> {
+    let asound = root.join("proc/asound");
+    let text = match read(&asound.join("cards"), CARDS_LIMIT) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound && sound_is_not_loaded(root) => return Ok(Scan::default()),
+        Err(error) => return Err(Unknown(format!("{}: {error}", asound.join("cards").display()))),
+    };
+    let lines = parse_cards(&text).map_err(|why| Unknown(format!("{}: {why}", asound.join("cards").display())))?;
+    let present = card_directories(&asound).map_err(|error| Unknown(format!("{}: {error}", asound.display())))?;
+    let mut scan = Scan::default();
+    for card in present {
+        match look(root, card, lines.get(&card).map(Vec::as_slice)) {
+            Ok(Some(microphone)) => scan.microphones.push(microphone),
+            Ok(None) => {}
+            Err(why) => scan.unclear.push((card, why)),
+        }
+    }
+    Ok(scan)
+}
+
+/// A kernel without sound modules has neither tree. Were one of them merely hidden (a container masks `/proc/asound`),
+/// the other would still be there.
+fn sound_is_not_loaded(root: &Path) -> bool {
+    let absent = |path: &str| matches!(fs::symlink_metadata(root.join(path)), Err(error) if error.kind() == ErrorKind::NotFound);
+    absent("proc/asound") && absent("sys/class/sound") && fs::read_dir(root.join("sys/bus")).is_ok()
+}
+
+/// One line of `/proc/asound/cards`, true or forged.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CardLine {
+    /// The card's short id, `r4`.
+    pub id: String,
+    /// The driver, `USB-Audio`.
+    pub driver: String,
+    /// The card's name.
+    pub name: String,
+}
+
+/// Parses `/proc/asound/cards` into its lines by card index; several for one index if somebody forges.
+///
+/// # Errors
+/// Why it is no such file: empty, or without a single card line though it does not say that there is no card.
+pub fn parse_cards(text: &[u8]) -> Result<BTreeMap<u32, Vec<CardLine>>, String> {
+    let text = String::from_utf8_lossy(text);
+    if text.trim() == "--- no soundcards ---" {
+        return Ok(BTreeMap::new());
+    }
+    let mut cards: BTreeMap<u32, Vec<CardLine>> = BTreeMap::new();
+    for (index, line) in text.lines().filter_map(parse_card_line) {
+        cards.entry(index).or_default().push(line);
+    }
+    if cards.is_empty() {
+        return Err(format!("expected lines like ` 0 [id]: driver - name`, got {:?}", shown(&text).to_string()));
+    }
+    Ok(cards)
+}
+
+/// ` 0 [r4             ]: USB-Audio - UltraMic384K_EVO 16bit r4`
+fn parse_card_line(line: &str) -> Option<(u32, CardLine)> {
+    let (index, rest) = line.split_once('[')?;
+    let (id, rest) = rest.split_once("]: ")?;
+    let (driver, name) = rest.split_once(" - ").unwrap_or((rest, ""));
+    let line = CardLine { id: id.trim().to_owned(), driver: driver.to_owned(), name: name.trim().to_owned() };
+    Some((index.trim().parse().ok()?, line))
+}
+
+/// The indexes N of `/proc/asound/cardN`, the kernel's own list.
+fn card_directories(asound: &Path) -> io::Result<Vec<u32>> {
+    let mut cards = Vec::new();
+    for entry in fs::read_dir(asound)? {
+        let name = entry?.file_name();
+        // A card's id may read `card7`: such a link is made of foreign text, too.
+        let index = name.to_str().and_then(|name| name.strip_prefix("card")).and_then(|index| index.parse().ok());
+        if let Some(index) = index.filter(|_| asound.join(&name).symlink_metadata().is_ok_and(|entry| entry.is_dir())) {
+            cards.push(index);
+        }
+    }
+    cards.sort_unstable();
+    Ok(cards)
+}
+
+/// The microphone behind one card, `None` if it is none, or why that cannot be said now.
+fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Microphone>, String> {
+    let lines = lines.ok_or("not in /proc/asound/cards yet")?;
+    let entry = root.join(format!("proc/asound/card{card}"));
+    let usb_lines: Vec<&CardLine> = lines.iter().filter(|line| line.driver == "USB-Audio").collect();
+    if usb_lines.is_empty() {
+        return Ok(None);
+    }
+    let ids = match attribute(&entry.join("usbid")) {
+        Ok(ids) => ids,
+        // The driver's own mark is missing: another card's product string forged the line.
+        Err(_) if lines.len() > 1 => return Ok(None),
+        Err(why) => return Err(why),
+    };
+    let class = root.join("sys/class/sound").join(format!("card{card}"));
+    let directory = fs::canonicalize(&class).map_err(|error| format!("{}: {error}", class.display()))?;
+    if !has_capture(&directory, card)? {
+        return Ok(None);
+    }
+    let id = attribute(&entry.join("id"))?;
+    let name = usb_lines.iter().find(|line| line.id == id).unwrap_or(&usb_lines[0]).name.clone();
+    let usb = match usb_parent(root, &directory)? {
+        None => None,
+        Some(parent) => {
+            let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;
+            if ids != format!("{}:{}", usb.vendor, usb.product) {
+                return Err(format!("USB ids {}:{} in sysfs, {} in /proc/asound", usb.vendor, usb.product, shown(&ids)));
+            }
+            Some(usb)
+        }
+    };
+    Ok(Some(Microphone { card, name, usb }))
+}
+
+/// Does the card's directory hold a `pcmC<N>D<M>c`?
+fn has_capture(directory: &Path, card: u32) -> Result<bool, String> {
+    let prefix = format!("pcmC{card}D");
+    let entries = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| format!("{}: {error}", directory.display()))?;
+        let name = entry.file_name();
+        if name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|device| device.ends_with('c')) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The first directory upwards that is a USB device.
+fn usb_parent(root: &Path, directory: &Path) -> Result<Option<PathBuf>, String> {
+    let sys = root.join("sys");
+    let sys = fs::canonicalize(&sys).map_err(|error| format!("{}: {error}", sys.display()))?;
+    for ancestor in directory.ancestors().take_while(|ancestor| ancestor.starts_with(&sys) && **ancestor != sys) {
+        match fs::read_link(ancestor.join("subsystem")) {
+            Ok(subsystem) if subsystem.file_name().is_some_and(|name| name == "usb") => {
+                if attribute(&ancestor.join("uevent"))?.lines().any(|line| line == "DEVTYPE=usb_device") {
+                    return Ok(Some(ancestor.to_owned()));
+                }
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("{}: {error}", ancestor.join("subsystem").display())),
+        }
+    }
+    Ok(None)
+}
+
+fn read_usb(parent: &Path, address: String) -> Result<Usb, String> {
+    let serial = match read(&parent.join("serial"), ATTRIBUTE_LIMIT) {
+        Ok(raw) => serial(&raw),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(format!("{}: {error}", parent.join("serial").display())),
+    };
+    let uevent = attribute(&parent.join("uevent"))?;
+    let field = |name: &str| uevent.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let found = format!("{}/{}", field("BUSNUM="), field("DEVNUM="));
+    if found != address {
+        return Err(format!("USB address {} in sysfs, {} in /proc/asound", shown(&found), shown(&address)));
+    }
+    let bus_path = parent.file_name().and_then(|name| name.to_str()).filter(|name| is_bus_path(name)).map(str::to_owned);
+    // Read last: were the device gone by now, its missing serial would not mean that it has none.
+    let vendor = usb_id(parent, "idVendor")?;
+    let product = usb_id(parent, "idProduct")?;
+    let bus_path = bus_path.ok_or_else(|| format!("{}: expected a USB bus path such as 1-1.4", parent.display()))?;
+    Ok(Usb { vendor, product, serial, bus_path, address })
+}
+
+fn is_bus_path(name: &str) -> bool {
+    name.len() <= 64 && name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| c.is_ascii_digit() || c == '-' || c == '.')
+}
+
+fn usb_id(parent: &Path, name: &str) -> Result<String, String> {
+    let text = attribute(&parent.join(name))?;
+    if text.len() == 4 && text.chars().all(|c| c.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err(format!("{}: expected four hexadecimal digits, got {:?}", parent.join(name).display(), shown(&text).to_string()))
+    }
+}
+
+fn attribute(path: &Path) -> Result<String, String> {
+    let raw = read(path, ATTRIBUTE_LIMIT).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(String::from_utf8_lossy(&raw).trim_end().to_owned())
+}
+
+fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_are_read_line_by_line() {
+        let text = b" 0 [r4             ]: USB-Audio - UltraMic384K_EVO 16bit r4\n                      Dodotronic at usb-1, full speed\n10 [Intel          ]: HDA-Intel - HDA Intel\n";
+        let cards = parse_cards(text).unwrap();
+        assert_eq!(cards.keys().copied().collect::<Vec<_>>(), [0, 10]);
+        assert_eq!(cards[&0][0], CardLine { id: "r4".into(), driver: "USB-Audio".into(), name: "UltraMic384K_EVO 16bit r4".into() });
+    }
+
+    #[test]
+    fn no_soundcards_is_an_answer_and_nothing_is_none() {
+        assert_eq!(parse_cards(b"--- no soundcards ---\n").unwrap(), BTreeMap::new());
+        for garbage in [&b""[..], b"\n", b" 0 [r4   ", b"\xff\xfe", b"<html>"] {
+            assert!(parse_cards(garbage).is_err(), "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_root_is_unknown() {
+        let error = scan(Path::new("/nonexistent")).unwrap_err().to_string();
+        assert!(error.starts_with("/nonexistent/proc/asound/cards: "), "{error}");
+    }
+}

@@ -1,0 +1,47 @@
+//! Text from outside, made fit for one log line. [p]
+
+use std::fmt;
+
+/// Longest stretch of foreign text that a log line shows, in characters.
+const SHOWN: usize = 200;
+
+/// Shows `text` without control characters or line breaks, shortened.
+///
+/// A USB string, a database row or an API answer can hold anything; a log line stays one line.
+#[must_use]
+pub fn shown(text: &str) -> Shown<'_> {
+    Shown(text)
+}
+
+/// See [`shown`].
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, c) in self.0.trim_end().chars().enumerate() {
+            if count == SHOWN {
+                return write!(f, "… ({} bytes)", self.0.len());
+            }
+            // Bidirectional controls can make a line read as something else.
+            if c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                write!(f, "{c}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn control_characters_are_escaped_and_long_text_is_cut() {
+        assert_eq!(shown("a\nb\x1b[31m\u{202e}").to_string(), r"a\nb\u{1b}[31m\u{202e}");
+        assert_eq!(shown(&"x".repeat(300)).to_string(), format!("{}… (300 bytes)", "x".repeat(200)));
+        assert_eq!(shown("Käuzchen 🦉").to_string(), "Käuzchen 🦉");
+    }
+}
