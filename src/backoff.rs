@@ -20,27 +20,21 @@ pub struct Backoffs {
 struct Backoff {
     failures: u32,
     until: Instant,
-    /// Container whose end was counted last, so that one end counts once.
-    counted: Option<String>,
     running_since: Option<Instant>,
     spec: String,
 }
 
 impl Backoffs {
-    /// The start with a spec of this hash failed, or the container `ended` did. Returns how long to wait.
-    pub fn failed(&mut self, device: &str, spec: &str, ended: Option<&str>, now: Instant) -> Duration {
+    /// The start with a spec of this hash failed, or the container made from it ended. Returns how long to wait.
+    pub fn failed(&mut self, device: &str, spec: &str, now: Instant) -> Duration {
         let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(spec, now));
         if backoff.spec != spec {
             *backoff = Backoff::new(spec, now);
-        }
-        if ended.is_some() && ended == backoff.counted.as_deref() {
-            return backoff.until.saturating_duration_since(now);
         }
         if backoff.running_since.take().is_some_and(|since| now.saturating_duration_since(since) >= PROVEN) {
             backoff.failures = 0;
         }
         backoff.failures = backoff.failures.saturating_add(1);
-        backoff.counted = ended.map(str::to_owned);
         let wait = delay(backoff.failures);
         backoff.until = now + wait;
         wait
@@ -72,7 +66,7 @@ impl Backoffs {
 
 impl Backoff {
     fn new(spec: &str, now: Instant) -> Self {
-        Self { failures: 0, until: now, counted: None, running_since: None, spec: spec.to_owned() }
+        Self { failures: 0, until: now, running_since: None, spec: spec.to_owned() }
     }
 }
 
@@ -95,7 +89,7 @@ mod tests {
     fn the_first_retry_is_immediate_and_later_ones_double_up_to_a_minute() {
         let start = Instant::now();
         let mut backoffs = Backoffs::default();
-        let waits: Vec<u64> = (0..10).map(|n| backoffs.failed("a", "s", Some(&format!("c{n}")), start).as_secs()).collect();
+        let waits: Vec<u64> = (0..10).map(|_| backoffs.failed("a", "s", start).as_secs()).collect();
         assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(backoffs.wait("a", "s", at(59, start)), Some((Duration::from_secs(1), 10)));
         assert_eq!(backoffs.wait("a", "s", at(60, start)), None);
@@ -103,19 +97,10 @@ mod tests {
     }
 
     #[test]
-    fn one_ended_container_counts_once() {
-        let start = Instant::now();
-        let mut backoffs = Backoffs::default();
-        backoffs.failed("a", "s", Some("c1"), start);
-        backoffs.failed("a", "s", Some("c1"), start);
-        assert_eq!(backoffs.failed("a", "s", Some("c2"), start), Duration::from_secs(1));
-    }
-
-    #[test]
     fn failures_are_forgotten_after_a_minute_of_running_or_a_change() {
         let start = Instant::now();
         let mut backoffs = Backoffs::default();
-        let fail = |backoffs: &mut Backoffs, spec: &str, now| backoffs.failed("a", spec, None, now);
+        let fail = |backoffs: &mut Backoffs, spec: &str, now| backoffs.failed("a", spec, now);
         fail(&mut backoffs, "s", start);
         fail(&mut backoffs, "s", start);
         backoffs.running("a", start);

@@ -1,8 +1,45 @@
-//! x
+//! The Controller of a Silvasonic station: finds USB microphones and keeps a Recorder container running for each.
+//!
+//! # Map
+//!
+//! ```text
+//!  sysfs ──scan──▶ presence ──┐                        ┌──▶ registry ──▶ store/db (rows to write)
+//!                             ├─▶ controller (the loop)─┤
+//!  store/db ─rows─▶ registry ─┤   wait observe decide   └──▶ plan ──▶ execute ──▶ podman
+//!  inventory ─containers──────┘   act record
+//! ```
+//!
+//! Pure (values in, values out): [`backoff`], [`clock`], [`device`], [`notice`], [`plan`], [`presence`], [`profile`],
+//! [`registry`], [`spec`], [`text`], [`want`], [`yaml`]. Reading the world: [`config`], [`sysfs`], [`db`], [`inventory`].
+//! Changing it: [`execute`] (containers, the only place), [`store`] and [`seed`] (database).
+//!
+//! # Invariants
+//!
+//! - Unknown is not empty: what could not be read is an error or `None`, and never leads to a stop, a rename or an
+//!   "offline".
+//! - Only containers with our owner label and `service=recorder` are touched.
+//! - Decisions are made from the whole state, never from what changed; an empty plan means that nothing is left to do.
+//! - The main loop waits for nothing but its own tick and events; what can block has a thread and a deadline.
+
 pub mod backoff;
+pub mod builtin;
+pub mod clock;
 pub mod config;
+pub mod controller;
+pub mod db;
 pub mod device;
+pub mod execute;
+pub mod inventory;
+pub mod notice;
+pub mod plan;
 pub mod podman;
 pub mod presence;
+pub mod profile;
+pub mod registry;
+pub mod seed;
+pub mod spec;
+pub mod store;
 pub mod sysfs;
 pub mod text;
+pub mod want;
+pub mod yaml;

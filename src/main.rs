@@ -1,2 +1,114 @@
-//! x
-fn main() {}
+//! The Controller of a Silvasonic station: flags, settings, logger, signals, exit code. No decisions.
+
+use std::backtrace::Backtrace;
+use std::io::{LineWriter, Write};
+use std::process::ExitCode;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+
+use log::{error, info};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use silvasonic_controller::config::{Config, VARIABLES};
+use silvasonic_controller::controller::{Controller, Event};
+use simplelog::{ConfigBuilder, WriteLogger};
+
+const STOPPED: u8 = 0;
+const CANNOT_GO_ON: u8 = 1;
+const WRONG_USAGE: u8 = 2;
+
+/// Events that wait while the main loop is busy; senders wait beyond.
+const INBOX: usize = 64;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    match (arguments.next().as_deref().and_then(|flag| flag.to_str()), arguments.next()) {
+        (None, None) if std::env::args_os().len() == 1 => run(),
+        (Some("--help" | "-h"), None) => print(&help()),
+        (Some("--version" | "-V"), None) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
+        _ => {
+            let words: Vec<_> = std::env::args_os().skip(1).collect();
+            complain(&format!("expected no arguments, --help or --version, got {words:?}"));
+            ExitCode::from(WRONG_USAGE)
+        }
+    }
+}
+
+fn run() -> ExitCode {
+    let config = match Config::read(|name| std::env::var_os(name)) {
+        Ok(config) => config,
+        Err(faults) => {
+            faults.iter().for_each(|fault| complain(&fault.to_string()));
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    start_logger(&config);
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        error!("bug in thread {}: {panic}\n{}", thread.name().unwrap_or("?"), Backtrace::force_capture());
+        std::process::abort();
+    }));
+    info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
+    let (events, inbox) = sync_channel(INBOX);
+    let started = forward_signals(events.clone()).and_then(|()| Controller::new(config, events, inbox));
+    match started {
+        Ok(controller) => controller.run(),
+        Err(why) => {
+            error!("cannot start: {why}");
+            return ExitCode::from(CANNOT_GO_ON);
+        }
+    }
+    info!("stopped");
+    ExitCode::from(STOPPED)
+}
+
+/// The first termination signal is an event; the second one ends the program where it stands.
+fn forward_signals(events: SyncSender<Event>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let forward = move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() && events.send(Event::Terminate).is_ok() {
+            signals.next();
+        }
+        std::process::exit(STOPPED.into());
+    };
+    thread::Builder::new().name("signals".to_owned()).stack_size(128 << 10).spawn(forward)?;
+    Ok(())
+}
+
+/// Lines on standard error, each written at once and whole.
+fn start_logger(config: &Config) {
+    let format = ConfigBuilder::new()
+        .set_time_format_rfc3339()
+        .set_thread_level(log::LevelFilter::Off)
+        .set_target_level(log::LevelFilter::Off)
+        .set_location_level(log::LevelFilter::Off)
+        .add_filter_allow_str("silvasonic")
+        .build();
+    // Fails only if there is a logger already.
+    let _ = WriteLogger::init(config.log_level, format, LineWriter::new(std::io::stderr()));
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "Finds USB microphones and keeps a Recorder container running for each.\n\n\
+         Usage: silvasonic-controller [--help | --version]\n\n\
+         Settings are environment variables:\n",
+    );
+    for (name, default, meaning) in VARIABLES {
+        text.push_str(&format!("  {name}\n      {meaning} [{default}]\n"));
+    }
+    text
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::from(STOPPED),
+        Err(_) => ExitCode::from(CANNOT_GO_ON),
+    }
+}
+
+fn complain(text: &str) {
+    // Without standard error there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "silvasonic-controller: {text}");
+}

@@ -1,0 +1,520 @@
+//! The main loop: wait, observe, decide, act.
+//!
+//! It owns all state and never blocks on anything but its own tick: PostgreSQL and Podman answer through events from
+//! their threads, and each action runs on a thread of its own. Decisions are made by the pure files (`presence`,
+//! `registry`, `want`, `plan`); what cannot be known is handed to them as unknown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{debug, error, info, warn};
+
+use crate::backoff::Backoffs;
+use crate::clock;
+use crate::config::{Config, Shutdown};
+use crate::device::identify;
+use crate::execute::execute;
+use crate::inventory::Inventory;
+use crate::notice::Notices;
+use crate::plan::{Action, Plan, STOP, View, count_ends, plan};
+use crate::podman::{Container, Engine, Podman, State};
+use crate::presence::{self, Presence, Presences};
+use crate::registry::{Registry, Row};
+use crate::spec::DEVICE_ID;
+use crate::store::{Request, Store};
+use crate::sysfs::{self, Scan};
+use crate::text::shown;
+use crate::want::{Want, wants};
+
+/// Starts under way at a time: Podman gains nothing from more, and a Pi has four cores.
+const STARTS_AT_ONCE: usize = 8;
+/// How often `last_seen` of present microphones is refreshed.
+const TOUCH: Duration = Duration::from_secs(300);
+/// An in-between state of a container that lasts so long has no end of its own.
+const STUCK: Duration = Duration::from_secs(20);
+/// A database thread that owes an answer for so long is abandoned …
+const OVERDUE: Duration = Duration::from_secs(15);
+/// … unless so many are abandoned already.
+const ABANDONED: usize = 3;
+/// All of the shutdown.
+const SHUTDOWN: Duration = Duration::from_millis(11_500);
+
+/// Whatever can wake the main loop.
+#[derive(Debug)]
+pub enum Event {
+    /// A termination signal.
+    Terminate,
+    /// The database's answer, or why there is none.
+    Rows {
+        /// Which thread's it is.
+        generation: u64,
+        /// The desired state.
+        rows: Result<Vec<Row>, String>,
+    },
+    /// Podman's answer, or why there is none.
+    Containers {
+        /// Which request's it is.
+        sequence: u64,
+        /// All containers of ours.
+        containers: Result<Vec<Container>, String>,
+        /// What engine it is.
+        engine: Option<Engine>,
+    },
+    /// An action ended.
+    Done {
+        /// The action.
+        action: Box<Action>,
+        /// Id of the container it started, or why it failed.
+        result: Result<Option<String>, String>,
+        /// How long it took.
+        took: Duration,
+    },
+}
+
+/// All state of the program.
+pub struct Controller {
+    config: Config,
+    podman: Podman,
+    inbox: Receiver<Event>,
+    events: SyncSender<Event>,
+    notices: Notices,
+    next_tick: Instant,
+
+    presences: Presences,
+    /// The last look at the hardware, until the first word of the database says which microphone is which.
+    first_scan: Option<Scan>,
+    hardware_known: bool,
+
+    store: Store,
+    abandoned: Vec<JoinHandle<()>>,
+    asked_store: Option<Instant>,
+    rows: Vec<Row>,
+    registry: Option<Registry>,
+    database_known: bool,
+    touched: Instant,
+    /// Whether this tick's differences were written.
+    recorded: bool,
+
+    inventory: Inventory,
+    sequence: u64,
+    asked_podman: bool,
+    engine: Option<Engine>,
+    containers: Option<(u64, Vec<Container>)>,
+    in_between: BTreeMap<String, Instant>,
+    ended: BTreeSet<String>,
+    known_running: BTreeMap<String, String>,
+    holds: BTreeMap<String, String>,
+
+    backoffs: Backoffs,
+    /// Actions under way by device, and whether they start something.
+    jobs: BTreeMap<String, bool>,
+    /// By device the last list that was asked for before its last action ended.
+    settled: BTreeMap<String, u64>,
+    leaving: Option<Instant>,
+}
+
+impl Controller {
+    /// Starts the threads for PostgreSQL and Podman; the first tick is due at once.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn new(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> io::Result<Self> {
+        let now = Instant::now();
+        let podman = Podman::new(config.socket.clone());
+        Ok(Self {
+            store: Store::start(&config, 0, events.clone())?,
+            inventory: Inventory::start(podman.clone(), config.recorder.clone(), events.clone())?,
+            presences: Presences::new(config.grace),
+            config,
+            podman,
+            inbox,
+            events,
+            notices: Notices::default(),
+            next_tick: now,
+            first_scan: None,
+            hardware_known: false,
+            abandoned: Vec::new(),
+            asked_store: None,
+            rows: Vec::new(),
+            registry: None,
+            database_known: false,
+            touched: now,
+            recorded: false,
+            sequence: 0,
+            asked_podman: false,
+            engine: None,
+            containers: None,
+            in_between: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            known_running: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            backoffs: Backoffs::default(),
+            jobs: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            leaving: None,
+        })
+    }
+
+    /// Runs until a termination signal is done with.
+    pub fn run(mut self) {
+        loop {
+            if Instant::now() >= self.next_tick {
+                self.observe();
+            }
+            self.wait();
+            self.record();
+            self.act();
+            if self.is_done() {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps until the next tick or event, and takes in every event that is there.
+    fn wait(&mut self) {
+        let until = self.leaving.map_or(self.next_tick, |deadline| deadline.min(self.next_tick));
+        let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()));
+        while let Ok(next) = event {
+            self.take_in(next);
+            event = self.inbox.try_recv().map_err(|_| RecvTimeoutError::Timeout);
+        }
+    }
+
+    /// Looks at the hardware and asks PostgreSQL and Podman how things are.
+    fn observe(&mut self) {
+        let now = Instant::now();
+        self.next_tick = now + self.config.interval;
+        self.recorded = false;
+        if self.leaving.is_some() {
+            self.ask_podman();
+            return;
+        }
+        match sysfs::scan(&self.config.host_root) {
+            Ok(scan) => {
+                self.cleared("hardware", "sound cards are readable again");
+                self.hardware_known = true;
+                self.note_scan(scan);
+            }
+            Err(why) => {
+                self.hardware_known = false;
+                self.fault("hardware", &format!("sound cards cannot be read, everything stays as it is: {why}"));
+                self.presences.observe_nothing(now);
+            }
+        }
+        self.ask_store();
+        self.ask_podman();
+    }
+
+    fn note_scan(&mut self, scan: Scan) {
+        let Some(registry) = &self.registry else {
+            self.first_scan = Some(scan);
+            return;
+        };
+        let now = Instant::now();
+        for (card, why) in &scan.unclear {
+            debug!("card {card} is looked at again: {why}");
+        }
+        let seen = identify(scan.microphones, &registry.known_ports());
+        for (id, device) in &registry.devices {
+            self.presences.expect(id, device.as_ref().is_ok_and(|device| device.online), now);
+        }
+        for (id, change) in self.presences.observe(&seen, &scan.unclear, now) {
+            self.backoffs.forget(&id);
+            match (change, self.presences.get(&id)) {
+                (presence::Change::Came, Some(Presence::Online(microphone))) => {
+                    let port = microphone.usb.as_ref().map_or("no USB port", |usb| usb.bus_path.as_str());
+                    info!(
+                        "microphone {} is plugged in: {:?}, card {}, port {port}",
+                        id,
+                        shown(&microphone.name).to_string(),
+                        microphone.card
+                    );
+                }
+                (presence::Change::Went, _) => info!("microphone {id} is gone"),
+                (change, _) => debug!("microphone {id}: {change:?}"),
+            }
+        }
+        self.presences.retain(|id| registry.devices.contains_key(id));
+    }
+
+    fn ask_store(&mut self) {
+        let now = Instant::now();
+        match self.asked_store {
+            None => {
+                let request = if now.duration_since(self.touched) >= TOUCH && self.database_known {
+                    self.touched = now;
+                    let online = self.presences.iter().filter(|(_, presence)| matches!(presence, Presence::Online(_)));
+                    Request::Touch(online.map(|(id, _)| id.clone()).collect())
+                } else {
+                    Request::Read
+                };
+                self.store.ask(request);
+                self.asked_store = Some(now);
+            }
+            Some(since) if now.duration_since(since) >= OVERDUE => self.replace_store(),
+            Some(since) if now.duration_since(since) >= Duration::from_secs(5) => {
+                self.database_known = false;
+                self.fault("database", "PostgreSQL does not answer, its last word stands");
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The thread may be blocked for good by a frozen server; another one tries anew.
+    fn replace_store(&mut self) {
+        self.abandoned.retain(|thread| !thread.is_finished());
+        if self.abandoned.len() >= ABANDONED {
+            return;
+        }
+        match Store::start(&self.config, self.store.generation + 1, self.events.clone()) {
+            Ok(store) => {
+                self.abandoned.push(std::mem::replace(&mut self.store, store).abandon());
+                self.store.ask(Request::Read);
+                self.asked_store = Some(Instant::now());
+            }
+            Err(why) => self.fault("thread", &format!("no thread for PostgreSQL: {why}")),
+        }
+    }
+
+    fn ask_podman(&mut self) {
+        if !self.asked_podman {
+            self.asked_podman = true;
+            self.sequence += 1;
+            self.inventory.ask(self.sequence);
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Terminate => self.leave(),
+            Event::Rows { generation, rows } if generation == self.store.generation => {
+                self.asked_store = None;
+                self.note_rows(rows);
+            }
+            Event::Rows { .. } => {}
+            Event::Containers { sequence, containers, engine } => {
+                self.asked_podman = false;
+                self.engine = engine;
+                self.note_containers(sequence, containers);
+            }
+            Event::Done { action, result, took } => self.note_done(&action, result, took),
+        }
+    }
+
+    fn note_rows(&mut self, rows: Result<Vec<Row>, String>) {
+        match rows {
+            Err(why) => {
+                self.database_known = false;
+                self.fault("database", &format!("PostgreSQL cannot be read, its last word stands: {why}"));
+            }
+            Ok(rows) => {
+                self.database_known = true;
+                self.cleared("database", "PostgreSQL answers again");
+                if self.registry.is_some() && rows == self.rows {
+                    return;
+                }
+                let registry = Registry::read(&rows);
+                for fault in &registry.faults {
+                    if let Some(line) = self.notices.fault(&format!("row {fault}"), fault, Instant::now()) {
+                        warn!("unusable in the database: {line}");
+                    }
+                }
+                self.notices.retain("row ", |fault| registry.faults.contains(fault));
+                self.rows = rows;
+                self.registry = Some(registry);
+                if let Some(scan) = self.first_scan.take() {
+                    self.note_scan(scan);
+                }
+            }
+        }
+    }
+
+    fn note_containers(&mut self, sequence: u64, containers: Result<Vec<Container>, String>) {
+        match containers {
+            Err(why) => {
+                self.containers = None;
+                self.fault("podman", &format!("containers are unknown, running Recorders are left alone: {why}"));
+            }
+            Ok(containers) => {
+                self.cleared("podman", "Podman answers again");
+                let now = Instant::now();
+                let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped);
+                let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
+                self.in_between = containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))).collect();
+                self.containers = Some((sequence, containers));
+            }
+        }
+    }
+
+    fn note_done(&mut self, action: &Action, result: Result<Option<String>, String>, took: Duration) {
+        let device = &action.device;
+        self.jobs.remove(device);
+        self.settled.insert(device.clone(), self.sequence);
+        let topic = format!("action {device}");
+        match result {
+            Ok(started) => {
+                self.cleared(&topic, "works again");
+                if let (Some(spec), Some(id)) = (&action.start, started) {
+                    info!("{} started in {:.2} s: {}", spec.name, took.as_secs_f64(), action.reason);
+                    self.known_running.insert(device.clone(), id);
+                } else {
+                    let names: Vec<&str> = action.old.iter().map(|old| old.name.as_str()).collect();
+                    info!("{} stopped and removed in {:.2} s: {}", names.join(", "), took.as_secs_f64(), action.reason);
+                    self.known_running.remove(device);
+                }
+            }
+            Err(why) => {
+                let attempt = action.start.as_ref().map_or(STOP, |spec| spec.hash());
+                let wait = self.backoffs.failed(device, attempt, Instant::now());
+                debug!("microphone {device}: next try in {} s", wait.as_secs());
+                self.fault(&topic, &why);
+            }
+        }
+        // The list that shows the outcome; the one that is on its way may be older.
+        self.ask_podman();
+    }
+
+    /// Writes to the database what the hardware says differently: once a tick, after the database was read.
+    fn record(&mut self) {
+        let Some(registry) = self.registry.as_ref().filter(|_| self.database_known && self.hardware_known) else { return };
+        if self.asked_store.is_some() || self.recorded || self.leaving.is_some() {
+            return;
+        }
+        self.recorded = true;
+        let changes = registry.changes(&self.presences, &clock::iso(SystemTime::now()));
+        if !changes.is_empty() {
+            self.store.ask(Request::Write(changes));
+            self.asked_store = Some(Instant::now());
+        }
+    }
+
+    /// Plans from all that is known and starts the actions.
+    fn act(&mut self) {
+        let now = Instant::now();
+        let Some((sequence, containers)) = self.containers.take() else { return };
+        self.settled.retain(|_, settled| *settled >= sequence);
+        if let Some((wants, wants_complete)) = self.wants(&containers) {
+            self.count_ends(&containers, &wants, now);
+            let busy = self.jobs.keys().chain(self.settled.keys()).cloned().collect();
+            let stuck =
+                self.in_between.iter().filter(|(_, since)| now.duration_since(**since) >= STUCK).map(|(id, _)| id.clone()).collect();
+            let plan = plan(&View {
+                containers: &containers,
+                wants: &wants,
+                wants_complete,
+                max_recorders: self.registry.as_ref().and_then(|registry| registry.system.max_recorders),
+                backoffs: &self.backoffs,
+                busy: &busy,
+                stuck: &stuck,
+                now,
+            });
+            self.tell(&plan, &containers);
+            for action in plan.actions {
+                self.start(action);
+            }
+        }
+        self.containers = Some((sequence, containers));
+    }
+
+    /// What should be, and whether that is all; `None` while the database never answered.
+    fn wants(&self, containers: &[Container]) -> Option<(BTreeMap<String, Want>, bool)> {
+        if self.leaving.is_some() {
+            let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
+            let stop = |container| (device(container), Want::Stop("the Controller stops".to_owned()));
+            return Some((containers.iter().map(stop).collect(), true));
+        }
+        let registry = self.registry.as_ref()?;
+        let wants = wants(registry, self.database_known, &self.presences, &self.config.recorder);
+        Some((wants, self.database_known && self.hardware_known))
+    }
+
+    fn count_ends(&mut self, containers: &[Container], wants: &BTreeMap<String, Want>, now: Instant) {
+        for end in count_ends(containers, wants, &mut self.ended, &mut self.backoffs, now) {
+            warn!("the Recorder of {} ended with code {}; next start in {} s", end.device, end.exit_code, end.wait.as_secs());
+        }
+    }
+
+    /// Logs what is new in a plan: adopted containers and Recorders that have no place.
+    fn tell(&mut self, plan: &Plan, containers: &[Container]) {
+        for (device, id) in &plan.kept {
+            if self.known_running.get(device) != Some(id) {
+                let name = containers.iter().find(|container| &container.id == id).map_or("", |container| &container.name);
+                info!("{name} runs as wanted and is adopted");
+                self.known_running.insert(device.clone(), id.clone());
+            }
+        }
+        for (device, why) in plan.holds.iter().filter(|(device, why)| self.holds.get(*device) != Some(*why)) {
+            debug!("microphone {device} is not started: {why}");
+        }
+        for device in plan.crowded() {
+            self.fault(&format!("place {device}"), &format!("microphone {device} is not recorded: max_recorders is reached"));
+        }
+        self.notices.retain("place ", |device| plan.crowded().any(|crowded| crowded == device));
+        self.holds.clone_from(&plan.holds);
+    }
+
+    /// Hands an action to a thread of its own.
+    fn start(&mut self, action: Action) {
+        let starts = action.start.is_some();
+        let Some(engine) = self.engine.clone() else { return };
+        if starts && self.jobs.values().filter(|starts| **starts).count() >= STARTS_AT_ONCE {
+            return;
+        }
+        let (podman, events, workspace) = (self.podman.clone(), self.events.clone(), self.config.workspace_local.clone());
+        let device = action.device.clone();
+        let run = move || {
+            let begun = Instant::now();
+            let result = execute(&podman, &engine, &workspace, &action);
+            // Only a program that is ending has no inbox.
+            let _ = events.send(Event::Done { action: Box::new(action), result, took: begun.elapsed() });
+        };
+        match thread::Builder::new().name("action".to_owned()).stack_size(256 << 10).spawn(run) {
+            Ok(_) => drop(self.jobs.insert(device, starts)),
+            Err(why) => self.fault("thread", &format!("no thread for an action: {why}")),
+        }
+    }
+
+    fn leave(&mut self) {
+        if self.config.shutdown == Shutdown::Keep {
+            info!("stopping; Recorders run on");
+            self.leaving = Some(Instant::now());
+        } else {
+            info!("stopping all Recorders");
+            self.leaving = Some(Instant::now() + SHUTDOWN);
+            self.ask_podman();
+        }
+    }
+
+    fn is_done(&mut self) -> bool {
+        let Some(deadline) = self.leaving else { return false };
+        if self.config.shutdown == Shutdown::Keep {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            error!("not all Recorders could be stopped in time; Podman goes on with it");
+            return true;
+        }
+        if !self.jobs.is_empty() || self.asked_podman {
+            return false;
+        }
+        // Not even asked any more: the last answer was that Podman cannot be reached.
+        self.containers
+            .as_ref()
+            .is_none_or(|(sequence, containers)| containers.is_empty() && self.settled.values().all(|settled| settled < sequence))
+    }
+
+    fn fault(&mut self, topic: &str, text: &str) {
+        if let Some(line) = self.notices.fault(topic, text, Instant::now()) {
+            warn!("{line}");
+        }
+    }
+
+    fn cleared(&mut self, topic: &str, text: &str) {
+        if let Some(lasted) = self.notices.cleared(topic, Instant::now()) {
+            info!("{text} after {} s", lasted.as_secs());
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Carries out one action: the only code that changes containers.
+//!
+//! Runs on a short-lived thread an action, so that no slow call of one Recorder delays another. Whatever happens half
+//! way is seen in the next list of containers and planned for; nothing here retries.
+
+use std::path::Path;
+use std::time::Duration;
+
+use log::{info, warn};
+
+use crate::plan::{Action, Old};
+use crate::podman::{Change, Engine, Error, Podman, cause};
+use crate::spec::{OWNER, Spec};
+use crate::text::shown;
+
+/// What a Recorder gets to close its files before it is killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Removes and starts what the action says; returns the id of the started container.
+///
+/// # Errors
+/// One line that names the container, what went wrong and, where it is known, the cure.
+pub fn execute(podman: &Podman, engine: &Engine, workspace: &Path, action: &Action) -> Result<Option<String>, String> {
+    if let (Some(spec), Some(old)) = (&action.start, action.old.first()) {
+        tell_differences(podman, spec, old);
+    }
+    for old in &action.old {
+        remove(podman, old)?;
+    }
+    action.start.as_deref().map(|spec| start(podman, engine, workspace, spec)).transpose()
+}
+
+/// Says which fields make a container differ from what is wanted now.
+fn tell_differences(podman: &Podman, spec: &Spec, old: &Old) {
+    if let Ok(Some(inspect)) = podman.inspect(&old.id) {
+        let differences = spec.differences(&inspect);
+        if !differences.is_empty() {
+            info!("{}: changed since it was created: {}", old.name, differences.join(", "));
+        }
+    }
+}
+
+fn remove(podman: &Podman, old: &Old) -> Result<(), String> {
+    if old.running {
+        match podman.stop(&old.id, PATIENCE) {
+            Ok(Change::Gone) => return Ok(()),
+            Ok(_) => {}
+            // A container whose conmon died cannot be stopped in order; removal with force still ends it.
+            Err(error @ Error::Refused { .. }) => warn!("{} could not be stopped in order and is removed by force: {error}", old.name),
+            Err(error) => return Err(format!("{} could not be stopped: {error}", old.name)),
+        }
+    }
+    podman.remove(&old.id).map(|_| ()).map_err(|error| format!("{} could not be removed: {error}", old.name))
+}
+
+fn start(podman: &Podman, engine: &Engine, workspace: &Path, spec: &Spec) -> Result<String, String> {
+    let name = &spec.name;
+    // Podman refuses a bind whose source is missing, and would make it as the wrong user if it did not.
+    let folder = workspace.join(&spec.folder);
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| format!("{name} cannot be created: workspace folder {}: {error}", folder.display()))?;
+    let request = spec.create_request(engine);
+    let created = podman.create(&request).map_err(|error| format!("{name} cannot be created: {}", create_fault(podman, spec, &error)))?;
+    for warning in created.warnings.iter().flatten() {
+        warn!("{name}: Podman warns: {}", shown(warning));
+    }
+    match podman.start(&created.id) {
+        Ok(Change::Done | Change::Already) => Ok(created.id),
+        Ok(Change::Gone) => Err(format!("{name} was removed by somebody before it could start")),
+        Err(error) => {
+            // Left in place it would hold the name; were the removal to fail, the next list shows it.
+            let _ = podman.remove(&created.id);
+            Err(format!("{name} cannot be started: {error}"))
+        }
+    }
+}
+
+/// The cure where there is one.
+fn create_fault(podman: &Podman, spec: &Spec, error: &Error) -> String {
+    if error.is_cause(cause::NO_IMAGE) {
+        return format!("image {} is not on this machine; build or load it (podman image ls)", spec.image());
+    }
+    if error.is_cause(cause::NO_NETWORK) {
+        return format!("network {} does not exist; make it with `podman network create {0}`", spec.network());
+    }
+    if error.is_cause(cause::NAME_TAKEN) {
+        let owner = podman.inspect(&spec.name).ok().flatten();
+        let owner = owner.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(OWNER)?.as_str());
+        return match owner {
+            Some(owner) if owner == spec.owner() => "a container of that name was made meanwhile".to_owned(),
+            owner => format!(
+                "a foreign container has that name (owner label: {}); rename or remove it",
+                owner.map_or_else(|| "none".to_owned(), |owner| shown(owner).to_string())
+            ),
+        };
+    }
+    if error.is_cause(cause::NO_FILE) {
+        return format!("{error}; it must exist on the Podman host (SILVASONIC_WORKSPACE_PATH, /dev/snd)");
+    }
+    error.to_string()
+}

@@ -1,0 +1,82 @@
+//! Should a device have a running Recorder now? [p]
+//!
+//! | answer | when                                                                                     |
+//! | ------ | ---------------------------------------------------------------------------------------- |
+//! | run    | online, enabled, enrolled, with a valid profile                                           |
+//! | stop   | offline beyond the grace period, disabled, not enrolled, without a profile, row deleted   |
+//! | keep   | it cannot be told, or not now: whatever runs runs on, and nothing is started              |
+//!
+//! While the database does not answer, its last word still says what to run, but nothing is stopped on its account.
+
+use std::collections::BTreeMap;
+
+use crate::config::Recorder;
+use crate::presence::{Presence, Presences};
+use crate::registry::{Device, Enrollment, Registry};
+use crate::spec::Spec;
+
+/// What should be with one device, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// A container like this runs.
+    Run(Box<Spec>),
+    /// Whatever is stays.
+    Keep(String),
+    /// No container exists.
+    Stop(String),
+}
+
+/// The wishes of all devices that the database or the hardware knows.
+#[must_use]
+pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, recorder: &Recorder) -> BTreeMap<String, Want> {
+    let mut wants = BTreeMap::new();
+    for (id, row) in &registry.devices {
+        let want = match row {
+            Ok(device) => want(id, device, registry, presences.get(id), recorder),
+            Err(why) => Want::Keep(format!("its row is unusable: {why}")),
+        };
+        let want = match want {
+            Want::Stop(why) if !database_known && !matches!(presences.get(id), Some(Presence::Offline)) => {
+                Want::Keep(format!("{why}, but the database does not answer"))
+            }
+            want => want,
+        };
+        wants.insert(id.clone(), want);
+    }
+    for (id, _) in presences.iter().filter(|(_, presence)| !matches!(presence, Presence::Offline)) {
+        if !wants.contains_key(id) {
+            wants.insert(id.clone(), Want::Keep("it is not in the database yet".to_owned()));
+        }
+    }
+    wants
+}
+
+fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presence>, recorder: &Recorder) -> Want {
+    let stop = |why: &str| Want::Stop(why.to_owned());
+    let keep = |why: &str| Want::Keep(why.to_owned());
+    if presence == Some(&Presence::Offline) {
+        return stop("offline");
+    }
+    if !device.enabled {
+        return stop("disabled");
+    }
+    match device.enrollment {
+        Enrollment::Pending => return stop("pending"),
+        Enrollment::Ignored => return stop("ignored"),
+        Enrollment::Enrolled => {}
+    }
+    let Some(slug) = &device.profile else { return stop("without a profile") };
+    let config = match registry.profiles.get(slug) {
+        None => return Want::Stop(format!("profile {slug} is missing")),
+        Some(Err(why)) => return Want::Keep(format!("profile {slug} is invalid: {why}")),
+        Some(Ok(config)) => config,
+    };
+    match (presence, &device.workspace) {
+        (None, _) => keep("the hardware could not be read yet"),
+        (Some(Presence::Missing { .. } | Presence::Offline), _) => keep("not seen for a moment"),
+        (Some(Presence::Online(_)), None) => keep("its workspace name is not in the database yet"),
+        (Some(Presence::Online(microphone)), Some(folder)) => {
+            Want::Run(Box::new(Spec::new(recorder, id, microphone, folder, slug, config.recorder_json())))
+        }
+    }
+}
