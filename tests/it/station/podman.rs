@@ -1,0 +1,177 @@
+//! A Podman of its own (tests/podman-sandbox), or one that the environment names; asked over its Unix socket.
+
+use super::{eventually, http, image};
+use serde_json::{Value, json};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// The sandbox's program.
+pub(crate) const SANDBOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/podman-sandbox");
+/// The network that Recorders join.
+pub(crate) const NETWORK: &str = "silvasonic-net";
+/// The Recorder's image.
+pub(crate) const RECORDER: &str = "localhost/silvasonic_recorder:latest";
+
+const API: &str = "/v4.0.0/libpod";
+
+/// One Podman. Its socket's path is known before it is started.
+pub(crate) struct Podman {
+    dir: PathBuf,
+    socket: PathBuf,
+    options: Vec<String>,
+}
+
+impl Podman {
+    /// A sandbox below `station`; `options` go to `podman-sandbox up`.
+    pub(super) fn new(station: &Path, options: &[String]) -> Podman {
+        let dir = station.join("podman");
+        // rootless, the sandbox puts the socket where only its user may look
+        let socket = dir.join(if options.iter().any(|o| o == "--user") { "xdg/podman.sock" } else { "podman.sock" });
+        Podman { dir, socket, options: options.to_vec() }
+    }
+
+    /// A Podman that somebody else started and that stays.
+    pub(crate) fn external(socket: PathBuf) -> Podman {
+        Podman { dir: PathBuf::new(), socket, options: Vec::new() }
+    }
+
+    /// For `SILVASONIC_CONTAINER_SOCKET`.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Brings the sandbox up with the network, and with no image yet.
+    pub(crate) fn start(&self) {
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        self.sandbox("up", &[&["--no-install", "--network", NETWORK][..], &options].concat());
+    }
+
+    /// Ends the API service; containers run on.
+    pub(crate) fn stop_api(&self) {
+        self.sandbox("stop-api", &[]);
+    }
+
+    /// Undoes [`Podman::stop_api`].
+    pub(crate) fn start_api(&self) {
+        self.sandbox("start-api", &[]);
+    }
+
+    /// Restarts the API service; containers run on.
+    pub(crate) fn restart(&self) {
+        self.sandbox("restart", &[]);
+    }
+
+    /// What a power failure leaves: no container runs, all of them still exist.
+    pub(crate) fn reboot(&self) {
+        self.sandbox("reboot", &[]);
+    }
+
+    /// Runs the podman program with these arguments; its standard output.
+    pub(crate) fn exec(&self, args: &[&str]) -> String {
+        let output = self.sandbox("exec", &[&["podman"], args].concat());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn sandbox(&self, verb: &str, args: &[&str]) -> Output {
+        assert!(!self.dir.as_os_str().is_empty(), "{verb}: this Podman is not ours");
+        let mut command = Command::new(SANDBOX);
+        // the working directory tells the guard whose process this is
+        command.arg(verb).arg(&self.dir).args(args).current_dir(self.dir.parent().expect("a sandbox lies in a station"));
+        let output = command.stdin(Stdio::null()).output().expect("podman-sandbox");
+        assert!(output.status.success(), "podman-sandbox {verb} {args:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// One API request below `/v4.0.0/libpod`, e.g. `get("/_ping")`. Panics when the socket does not answer.
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
+        self.request("GET", path, "application/json", b"")
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        self.request("POST", path, "application/json", &body)
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> (u16, Value) {
+        self.request("DELETE", path, "application/json", b"")
+    }
+
+    fn request(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> (u16, Value) {
+        let ask = || {
+            let mut stream = UnixStream::connect(&self.socket)?;
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+            http::request(&mut stream, method, &format!("{API}{path}"), content_type, body)
+        };
+        let (status, body) = ask().unwrap_or_else(|e| panic!("{method} {path} at {}: {e}", self.socket.display()));
+        (status, http::json(&body))
+    }
+
+    /// All containers, also those that do not run, as the list call describes them.
+    pub(crate) fn containers(&self) -> Vec<Value> {
+        match self.get("/containers/json?all=true") {
+            (200, Value::Array(list)) => list,
+            other => panic!("list of containers: {other:?}"),
+        }
+    }
+
+    /// The container of that name, if there is one.
+    pub(crate) fn inspect(&self, name: &str) -> Option<Value> {
+        match self.get(&format!("/containers/{}/json", http::encode(name))) {
+            (200, container) => Some(container),
+            (404, _) => None,
+            other => panic!("inspect {name}: {other:?}"),
+        }
+    }
+
+    /// Makes and starts a container of an image, as somebody other than the Controller would.
+    pub(crate) fn run(&self, name: &str, image: &str, labels: &Value) -> String {
+        let body = json!({"name": name, "image": image, "labels": labels, "Networks": {NETWORK: {}}, "netns": {"nsmode": "bridge"}});
+        let (status, made) = self.post("/containers/create", &body);
+        assert_eq!(status, 201, "create {name}: {made}");
+        let (status, started) = self.post(&format!("/containers/{name}/start"), &Value::Null);
+        assert_eq!(status, 204, "start {name}: {started}");
+        made["Id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Makes the Recorder's image from the program of this source tree.
+    pub(crate) fn recorder_image(&self) {
+        self.import(RECORDER, image::recorder(), &["ENTRYPOINT [\"/silvasonic-recorder\"]"]);
+    }
+
+    /// Makes an image `localhost/NAME:latest` whose containers run this shell command; the image's full name.
+    pub(crate) fn image(&self, name: &str, command: &str) -> String {
+        let full = format!("localhost/{name}:latest");
+        let command = format!("CMD {}", json!(["/bin/sh", "-c", command]));
+        self.import(&full, image::busybox(), &[&command, "ENV PATH=/bin"]);
+        full
+    }
+
+    fn import(&self, name: &str, archive: &[u8], changes: &[&str]) {
+        let mut path = format!("/images/import?reference={}", http::encode(name));
+        for change in changes {
+            path.push_str("&changes=");
+            path.push_str(&http::encode(change));
+        }
+        let (status, answer) = self.request("POST", &path, "application/x-tar", archive);
+        assert_eq!(status, 200, "import of {name}: {answer}");
+    }
+
+    /// Waits until exactly these containers run, and no other one.
+    pub(crate) fn wait_running(&self, deadline: Duration, names: &[&str]) {
+        eventually(deadline, &format!("exactly {names:?} run"), || {
+            let mut running: Vec<String> = self
+                .containers()
+                .iter()
+                .filter(|c| c["State"] == "running")
+                .filter_map(|c| c["Names"][0].as_str().map(str::to_owned))
+                .collect();
+            running.sort();
+            let mut wanted = names.to_vec();
+            wanted.sort_unstable();
+            (running == wanted).then_some(())
+        });
+    }
+}

@@ -1,0 +1,117 @@
+//! A Redis server of its own: TCP port and Unix socket, nothing saved; can be absent, stopped or paused.
+
+use super::process::Ended;
+use super::{eventually, free_port};
+use ::redis::{Client, Connection};
+use rustix::process::Signal;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+/// One server. Starting it again keeps its port, not its data.
+pub(crate) struct Redis {
+    dir: PathBuf,
+    port: u16,
+    server: Option<Ended>,
+}
+
+impl Redis {
+    pub(super) fn new(station: &Path) -> Redis {
+        Redis { dir: station.join("redis"), port: free_port(), server: None }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// For `SILVASONIC_REDIS_URL`.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    pub(crate) fn start(&mut self) {
+        assert!(self.server.is_none(), "Redis runs already");
+        fs::create_dir_all(&self.dir).unwrap();
+        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]).arg(self.port.to_string());
+        command.arg("--dir").arg(&self.dir).arg("--unixsocket").arg(self.dir.join("redis.sock"));
+        command.current_dir(&self.dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.server = Some(Ended::spawn(command));
+        eventually(Duration::from_secs(10), "Redis takes connections", || {
+            if let Some(code) = self.server.as_mut().and_then(Ended::exit_code) {
+                panic!("Redis ended with {code}:\n{}", fs::read_to_string(self.dir.join("log")).unwrap_or_default());
+            }
+            self.try_connection()
+        });
+    }
+
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.signal(Signal::CONT);
+            server.signal(Signal::TERM);
+            server.wait(Duration::from_secs(10));
+        }
+    }
+
+    /// Freezes it: connections stay open, nothing is answered.
+    pub(crate) fn pause(&mut self) {
+        self.server.as_mut().expect("Redis runs").signal(Signal::STOP);
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.server.as_mut().expect("Redis runs").signal(Signal::CONT);
+    }
+
+    fn try_connection(&self) -> Option<Connection> {
+        Client::open(self.url()).unwrap().get_connection_with_timeout(Duration::from_secs(2)).ok()
+    }
+
+    pub(crate) fn connection(&self) -> Connection {
+        self.try_connection().expect("Redis of the station takes connections")
+    }
+
+    /// The text value of a key.
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
+        ::redis::cmd("GET").arg(key).query(&mut self.connection()).unwrap()
+    }
+
+    /// Seconds that a key has left; -1 = for ever, -2 = no such key.
+    pub(crate) fn ttl(&self, key: &str) -> i64 {
+        ::redis::cmd("TTL").arg(key).query(&mut self.connection()).unwrap()
+    }
+
+    /// Publishes and returns how many clients received it.
+    pub(crate) fn publish(&self, channel: &str, message: &str) -> u32 {
+        ::redis::cmd("PUBLISH").arg(channel).arg(message).query(&mut self.connection()).unwrap()
+    }
+
+    /// How many clients listen to a channel.
+    pub(crate) fn subscribers(&self, channel: &str) -> u32 {
+        let (_, count): (String, u32) = ::redis::cmd("PUBSUB").arg("NUMSUB").arg(channel).query(&mut self.connection()).unwrap();
+        count
+    }
+
+    /// Subscribes to a channel; the messages from now on, until the server ends.
+    pub(crate) fn listen(&self, name: &str) -> Receiver<String> {
+        let mut connection = self.connection();
+        let (sender, receiver) = channel();
+        let (ready, subscribed) = channel();
+        let name = name.to_owned();
+        std::thread::spawn(move || {
+            let mut messages = connection.as_pubsub();
+            messages.subscribe(&name).unwrap();
+            ready.send(()).unwrap();
+            while let Ok(message) = messages.get_message() {
+                let Ok(text) = message.get_payload() else { return };
+                if sender.send(text).is_err() {
+                    return;
+                }
+            }
+        });
+        subscribed.recv().expect("Redis confirms the subscription");
+        receiver
+    }
+}
