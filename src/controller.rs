@@ -222,6 +222,7 @@ impl Controller {
             self.presences.expect(id, device.as_ref().is_ok_and(|device| device.online), now);
         }
         for (id, change) in self.presences.observe(&seen, &scan.unclear, now) {
+            // Whatever failed before, it is plugged in anew.
             self.backoffs.forget(&id);
             match (change, self.presences.get(&id)) {
                 (presence::Change::Came, Some(Presence::Online(microphone))) => {

@@ -247,3 +247,189 @@ pub fn count_ends(
     seen.retain(|id| containers.iter().any(|container| &container.id == id));
     ends
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::spec;
+
+    /// A station in words: `wants` are `a:run a:keep a:stop`, containers `a:running`, with `!` behind the state for
+    /// another hash.
+    struct Scene {
+        wants: BTreeMap<String, Want>,
+        containers: Vec<Container>,
+        complete: bool,
+        max: Option<usize>,
+        busy: BTreeSet<String>,
+        stuck: BTreeSet<String>,
+        backoffs: Backoffs,
+        now: Instant,
+    }
+
+    fn scene(wants: &str, containers: &str) -> Scene {
+        let pair = |text: &str| text.split_once(':').map(|(device, word)| (device.to_owned(), word.to_owned())).unwrap();
+        let want = |text: &str| {
+            let (device, word) = pair(text);
+            let want = match word.as_str() {
+                "run" => Want::Run(Box::new(spec(&device, 0))),
+                "keep" => Want::Keep("unknown".to_owned()),
+                _ => Want::Stop("not wanted".to_owned()),
+            };
+            (device, want)
+        };
+        let container = |(number, text): (usize, &str)| {
+            let (device, word) = pair(text);
+            let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!'))).unwrap();
+            let own = spec(&device, u32::from(word.ends_with('!')));
+            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1, pid: 0 }
+        };
+        Scene {
+            wants: wants.split_whitespace().map(want).collect(),
+            containers: containers.split_whitespace().enumerate().map(container).collect(),
+            complete: true,
+            max: Some(5),
+            busy: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            backoffs: Backoffs::default(),
+            now: Instant::now(),
+        }
+    }
+
+    impl Scene {
+        fn plan(&self) -> Plan {
+            plan(&View {
+                containers: &self.containers,
+                wants: &self.wants,
+                wants_complete: self.complete,
+                max_recorders: self.max,
+                backoffs: &self.backoffs,
+                busy: &self.busy,
+                stuck: &self.stuck,
+                now: self.now,
+            })
+        }
+
+        /// `start a`, `replace a c0`, `stop b c1 c2`
+        fn told(&self) -> String {
+            let tell = |action: &Action| {
+                let old: String = action.old.iter().map(|old| format!(" {}", old.id)).collect();
+                let verb = match (&action.start, old.is_empty()) {
+                    (Some(_), true) => "start",
+                    (Some(_), false) => "replace",
+                    (None, _) => "stop",
+                };
+                format!("{verb} {}{old}", action.device)
+            };
+            self.plan().actions.iter().map(tell).collect::<Vec<_>>().join(", ")
+        }
+    }
+
+    fn told(wants: &str, containers: &str) -> String {
+        scene(wants, containers).told()
+    }
+
+    #[test]
+    fn the_table_in_the_header_holds() {
+        let rows = [
+            ("", "start a", "start a", "", ""),
+            ("running", "", "replace a c0", "", "stop a c0"),
+            ("paused", "", "replace a c0", "", "stop a c0"),
+            ("stopping", "", "replace a c0", "", "stop a c0"),
+            ("stopped", "", "replace a c0", "", "stop a c0"),
+            ("created", "replace a c0", "replace a c0", "", "stop a c0"),
+            ("exited", "replace a c0", "replace a c0", "", "stop a c0"),
+            ("removing", "", "", "", ""),
+        ];
+        for (state, same, other, keep, stop) in rows {
+            let container = |mark: &str| if state.is_empty() { String::new() } else { format!("a:{state}{mark}") };
+            assert_eq!(told("a:run", &container("")), same, "{state}");
+            assert_eq!(told("a:run", &container("!")), other, "{state}!");
+            assert_eq!(told("a:keep", &container("")), keep, "{state}, keep");
+            assert_eq!(told("a:stop", &container("")), stop, "{state}, stop");
+        }
+    }
+
+    #[test]
+    fn starts_come_before_stops() {
+        assert_eq!(told("a:stop b:run", "a:running"), "start b, stop a c0");
+    }
+
+    #[test]
+    fn a_container_without_a_wish_goes_only_when_the_wishes_are_complete() {
+        let mut scene = scene("", "a:running");
+        assert_eq!(scene.told(), "stop a c0");
+        scene.complete = false;
+        assert_eq!(scene.told(), "");
+    }
+
+    #[test]
+    fn one_container_a_device_is_kept_and_further_ones_go() {
+        assert_eq!(told("a:run", "a:exited a:running a:running!"), "stop a c0 c2");
+        assert_eq!(told("a:run", "a:running! a:exited"), "replace a c0 c1");
+    }
+
+    #[test]
+    fn busy_devices_are_left_alone() {
+        let mut scene = scene("a:run b:stop", "b:running c:running");
+        scene.busy = ["a", "b", "c"].map(str::to_owned).into();
+        assert_eq!(scene.told(), "");
+    }
+
+    #[test]
+    fn a_container_stuck_between_two_states_is_replaced() {
+        let mut scene = scene("a:run b:run", "a:stopping b:stopped");
+        scene.stuck = ["c0", "c1"].map(str::to_owned).into();
+        assert_eq!(scene.told(), "replace a c0, replace b c1");
+    }
+
+    #[test]
+    fn failed_starts_and_stops_wait_for_their_next_try() {
+        let mut scene = scene("a:run b:stop", "a:exited b:running");
+        for _ in 0..3 {
+            scene.backoffs.failed("a", spec("a", 0).hash(), scene.now);
+            scene.backoffs.failed("b", STOP, scene.now);
+        }
+        assert_eq!(scene.told(), "");
+        assert_eq!(scene.plan().holds["a"], "next try in 3 s after 3 failures");
+        scene.now += Duration::from_secs(2);
+        assert_eq!(scene.told(), "replace a c0, stop b c1");
+    }
+
+    #[test]
+    fn at_most_max_recorders_run_and_those_that_run_keep_their_place() {
+        let mut scene = scene("a:run b:run c:run", "c:running");
+        scene.max = Some(2);
+        assert_eq!(scene.told(), "start a");
+        assert_eq!(scene.plan().crowded().collect::<Vec<_>>(), ["b"]);
+        scene.max = Some(0);
+        assert_eq!(scene.told(), "stop c c0");
+        scene.max = None;
+        assert_eq!(scene.told(), "start a, start b");
+    }
+
+    #[test]
+    fn who_is_kept_without_knowing_takes_a_place_too() {
+        let mut scene = scene("a:keep b:run", "a:running");
+        scene.max = Some(1);
+        assert_eq!(scene.told(), "");
+    }
+
+    #[test]
+    fn an_unknown_limit_stops_nobody() {
+        let mut scene = scene("a:run b:run c:run d:run e:run f:run", "a:running b:running c:running d:running e:running f:running");
+        scene.max = None;
+        assert_eq!(scene.told(), "");
+    }
+
+    #[test]
+    fn an_end_is_counted_once() {
+        let mut scene = scene("a:run", "a:exited");
+        let mut seen = BTreeSet::new();
+        let mut ends = |scene: &mut Scene| count_ends(&scene.containers, &scene.wants, &mut seen, &mut scene.backoffs, scene.now).len();
+        assert_eq!(ends(&mut scene), 1);
+        assert_eq!(ends(&mut scene), 0);
+        scene.containers[0].id = "another".to_owned();
+        assert_eq!(ends(&mut scene), 1);
+        assert_eq!(scene.told(), "");
+    }
+}

@@ -69,6 +69,12 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
+    /// Whether the thing asked for does not exist. A container that is removed at this moment answers 500.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. }) || self.is_cause(cause::NO_CONTAINER)
+    }
+
     /// Whether Podman's innermost error reads `cause`.
     #[must_use]
     pub fn is_cause(&self, text: &str) -> bool {
@@ -256,7 +262,12 @@ impl Podman {
     /// [`Error`]; one unusable row makes the whole list unusable, as a missing container could be recreated.
     pub fn list(&self, label: &str, value: &str) -> Result<Vec<Container>, Error> {
         let filters = serde_json::json!({ "label": [format!("{label}={value}")] }).to_string();
-        let rows: Vec<ListRow> = self.get(&format!("/containers/json?all=true&filters={}", query(&filters)), QUICK)?;
+        let path = format!("/containers/json?all=true&filters={}", query(&filters));
+        let rows: Vec<ListRow> = match self.get(&path, QUICK) {
+            // A container was removed while Podman put the list together.
+            Err(error) if error.is_gone() => self.get(&path, QUICK)?,
+            rows => rows?,
+        };
         rows.into_iter()
             .map(|row| {
                 let name =
@@ -280,7 +291,7 @@ impl Podman {
     pub fn inspect(&self, container: &str) -> Result<Option<Value>, Error> {
         match self.get(&format!("/containers/{}/json", query(container)), QUICK) {
             Ok(value) => Ok(Some(value)),
-            Err(Error::Refused { status: 404, .. }) => Ok(None),
+            Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -346,7 +357,7 @@ impl Podman {
                 // Reading to the end lets the connection be used again.
                 self.text(answer, limit).map(|_| change)
             }
-            Err(Error::Refused { status: 404, .. }) => Ok(Change::Gone),
+            Err(error) if error.is_gone() => Ok(Change::Gone),
             Err(error) => Err(error),
         }
     }
@@ -394,6 +405,8 @@ impl Podman {
 
 /// Texts of Podman's `cause` that callers branch on.
 pub mod cause {
+    /// No container of that name or id.
+    pub const NO_CONTAINER: &str = "no such container";
     /// Another container has that name.
     pub const NAME_TAKEN: &str = "that name is already in use";
     /// The image is not on this machine; `create` never pulls.

@@ -35,6 +35,8 @@ pub enum Change {
     Came,
     /// Was missing, or is plugged in differently; counts as having been online all the time.
     Returned,
+    /// Was not seen; the grace period begins.
+    Vanished,
     /// The grace period is over.
     Went,
 }
@@ -89,7 +91,10 @@ impl Presences {
         for (id, state) in self.states.iter_mut().filter(|(id, _)| !seen.contains_key(*id)) {
             let unknown = self.last_cards.get(id).is_some_and(|card| unclear.iter().any(|(index, _)| index == card));
             match state {
-                Presence::Online(_) if !unknown => *state = Presence::Missing { since: now },
+                Presence::Online(_) if !unknown => {
+                    *state = Presence::Missing { since: now };
+                    changes.push((id.clone(), Change::Vanished));
+                }
                 Presence::Missing { since } if unknown => *since = now,
                 Presence::Missing { since } if now.saturating_duration_since(*since) >= self.grace => {
                     *state = Presence::Offline;
@@ -156,7 +161,7 @@ mod tests {
         let mut fake = Fake::new();
         assert_eq!(fake.see(0, &["a@0"]), "a Came");
         assert_eq!(fake.see(1, &["a@0"]), "");
-        assert_eq!(fake.see(2, &[]), "");
+        assert_eq!(fake.see(2, &[]), "a Vanished");
         assert_eq!(fake.see(4, &[]), "");
         assert_eq!(fake.see(5, &[]), "a Went");
         assert_eq!(fake.see(6, &[]), "");
@@ -169,7 +174,7 @@ mod tests {
         fake.see(0, &["a@0"]);
         fake.see(1, &[]);
         assert_eq!(fake.see(3, &["a@0"]), "a Returned");
-        assert_eq!(fake.see(4, &[]), "");
+        assert_eq!(fake.see(4, &[]), "a Vanished");
         assert_eq!(fake.see(6, &[]), "");
         assert_eq!(fake.see(7, &[]), "a Went");
     }
@@ -188,7 +193,7 @@ mod tests {
     fn a_microphone_on_an_unclear_card_is_not_missing() {
         let mut fake = Fake::new();
         fake.see(0, &["a@0", "b@1"]);
-        fake.see(1, &["?0"]);
+        assert_eq!(fake.see(1, &["?0"]), "b Vanished");
         assert_eq!(fake.see(10, &["?0"]), "b Went");
         assert_eq!(fake.presences.get("a"), Some(&Presence::Online(microphone(0))));
     }

@@ -8,3 +8,13 @@ mod tree;
 
 // the harness itself: it comes up, shows what is there, and leaves nothing behind
 mod harness;
+// services that come late, seeding, databases of the Python Controller
+mod arrival;
+// what users write takes effect and stays; nonsense harms only its own row
+mod database;
+// microphones that come, go, flap, move and resemble each other
+mod plug;
+// recorded hardware trees are read as what was plugged in
+mod scan;
+// start, stop, crash and adoption
+mod start;

@@ -113,6 +113,8 @@ impl Podman {
     pub(crate) fn containers(&self) -> Vec<Value> {
         match self.get("/containers/json?all=true") {
             (200, Value::Array(list)) => list,
+            // one was removed while the list was made
+            (500, error) if error["cause"] == "no such container" => self.containers(),
             other => panic!("list of containers: {other:?}"),
         }
     }
@@ -122,6 +124,8 @@ impl Podman {
         match self.get(&format!("/containers/{}/json", http::encode(name))) {
             (200, container) => Some(container),
             (404, _) => None,
+            // it is being removed at this moment
+            (500, error) if error["cause"] == "no such container" => None,
             other => panic!("inspect {name}: {other:?}"),
         }
     }

@@ -1,0 +1,142 @@
+//! Services that come after the Controller, seeding, and databases of the Python Controller.
+
+use std::fs;
+use std::time::Duration;
+
+use super::station::{Station, eventually};
+use super::tree::Card;
+
+const SOON: Duration = Duration::from_secs(15);
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+
+#[test]
+fn postgresql_may_come_after_the_controller() {
+    let mut station = Station::plan().without_postgres().up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller();
+    controller.wait_log("PostgreSQL cannot be read", SOON);
+    station.postgres.start();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("PostgreSQL answers again", SOON);
+}
+
+#[test]
+fn podman_may_come_after_the_controller_and_its_socket_may_be_stale() {
+    let station = Station::plan().without_podman().up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller();
+    let line = controller.wait_log("containers are unknown", SOON);
+    assert!(line.contains("no Podman service: No such file"), "{line}");
+    // A socket file that nobody serves.
+    fs::create_dir_all(station.podman.socket().parent().unwrap()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(station.podman.socket()).unwrap());
+    controller.wait_log("no Podman service: Connection refused", SOON);
+    fs::remove_file(station.podman.socket()).unwrap();
+    station.podman.start();
+    station.podman.recorder_image();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("Podman answers again", SOON);
+}
+
+#[test]
+fn a_missing_image_or_network_is_named_with_its_cure() {
+    let station = Station::plan().without_recorder_image().up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller();
+    controller.wait_log("image localhost/silvasonic_recorder:latest is not on this machine: no Recorder can start", SOON);
+    let line = controller.wait_log("build or load it", SOON);
+    assert!(line.contains(ULTRAMIC), "{line}");
+    station.podman.recorder_image();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+}
+
+#[test]
+fn seeding_twice_changes_nothing_that_a_user_wrote() {
+    let station = Station::up();
+    let first = station.controller();
+    first.wait_log("seeded user admin", SOON);
+    assert_eq!(first.count_log("seeded profile"), 8);
+    drop(first);
+    station.postgres.exec(
+        "UPDATE system_config SET value = '{\"max_recorders\": 2, \"station_name\": \"Oak\"}' WHERE key = 'system';
+         UPDATE microphone_profiles SET name = 'mine' WHERE slug = 'generic_usb';
+         DELETE FROM microphone_profiles WHERE slug = 'audiomoth_usb';
+         UPDATE users SET is_active = FALSE",
+    );
+    let second = station.controller();
+    // The default password still holds.
+    second.wait_log("user admin still has the default password", SOON);
+    assert_eq!(second.count_log("seeded"), 1, "{}", second.log());
+    second.wait_log("seeded profile audiomoth_usb", SOON);
+    let text = |sql: &str| station.postgres.value::<String>(sql).unwrap();
+    assert_eq!(text("SELECT value::text FROM system_config"), "{\"station_name\": \"Oak\", \"max_recorders\": 2}");
+    assert_eq!(text("SELECT name FROM microphone_profiles WHERE slug = 'generic_usb'"), "mine");
+    assert_eq!(text("SELECT username || is_active || left(password_hash, 7) FROM users"), "adminfalse$2b$12$");
+    assert_eq!(
+        text("SELECT (config - 'processing' - 'stream')::text FROM microphone_profiles WHERE slug = 'rode_nt_usb' AND is_system"),
+        "{\"audio\": {\"match\": {\"usb_vendor_id\": \"19f7\", \"usb_product_id\": \"0003\", \"alsa_name_contains\": \"RODE NT-USB\"}, \"format\": \"S16LE\", \"channels\": 2, \"sample_rate\": 48000}}"
+    );
+}
+
+#[test]
+fn broken_files_are_reported_and_spoil_nothing_else() {
+    let station = Station::up();
+    let folder = station.dir().join("config");
+    fs::create_dir_all(folder.join("profiles")).unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
+    write(
+        "defaults.yml",
+        "system:\n  max_recorders: many\n  station_name: Oak\nother: {a: 1, b: {c: 2}}\nauth: {default_username: eve, default_password: '1'}\n",
+    );
+    write("defaults.override.yml", "other: {b: {c: 3}}\nauth: {default_username: ann}\n");
+    write("profiles/good.yml", "schema_version: '1.0'\nslug: good\nname: Good\naudio: {sample_rate: 48000}\n");
+    write("profiles/bad.yml", "schema_version: '1.0'\nslug: bad\nname: Bad\naudio:\n  sample_rate: fast\n");
+    write("profiles/broken.yml", "a: [");
+    write("profiles/notes.txt", "not a profile");
+    let controller = station.controller_with(&[("SILVASONIC_CONFIG_DIR", folder.to_str().unwrap())]);
+    controller.wait_log(
+        "seeding profiles: profiles/bad.yml:5: audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\"",
+        SOON,
+    );
+    controller.wait_log("seeding profiles: profiles/broken.yml:", SOON);
+    controller.wait_log("seeding settings: defaults.yml: system.max_recorders: expected a whole number from 0 to 1000, got \"many\"", SOON);
+    controller.wait_log("seeded user ann", SOON);
+    let text = |sql: &str| station.postgres.value::<String>(sql).unwrap();
+    assert_eq!(text("SELECT string_agg(key || value::text, ' ') FROM system_config"), "other{\"a\": 1, \"b\": {\"c\": 3}}");
+    assert_eq!(text("SELECT string_agg(slug, ' ') FROM microphone_profiles"), "good");
+}
+
+#[test]
+fn a_long_password_is_refused() {
+    let station = Station::up();
+    let folder = station.dir().join("config");
+    fs::create_dir_all(folder.join("profiles")).unwrap();
+    let text = format!("auth: {{default_username: ann, default_password: '{}'}}\n", "x".repeat(73));
+    fs::write(folder.join("defaults.yml"), text).unwrap();
+    let controller = station.controller_with(&[("SILVASONIC_CONFIG_DIR", folder.to_str().unwrap())]);
+    controller.wait_log("seeding auth: defaults.yml: auth.default_password: expected at most 72 bytes, got 73", SOON);
+    assert_eq!(station.postgres.value::<i64>("SELECT count(*) FROM users"), Some(0));
+}
+
+#[test]
+fn databases_of_the_python_controller_serve_old_and_new() {
+    for workspace in ["", ", workspace_name TEXT, UNIQUE (workspace_name)"] {
+        let station = Station::up();
+        station.postgres.exec(&format!(
+            "CREATE TABLE microphone_profiles (slug TEXT NOT NULL, name TEXT NOT NULL, description TEXT, match_pattern TEXT,
+               config JSONB NOT NULL DEFAULT '{{}}', is_system BOOLEAN NOT NULL DEFAULT FALSE, PRIMARY KEY (slug));
+             CREATE TABLE devices (name TEXT NOT NULL, serial_number TEXT NOT NULL, model TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'offline',
+               enrollment_status TEXT NOT NULL DEFAULT 'pending', last_seen TIMESTAMPTZ, enabled BOOLEAN NOT NULL DEFAULT TRUE, profile_slug TEXT,
+               config JSONB NOT NULL {workspace}, PRIMARY KEY (name), UNIQUE (serial_number),
+               FOREIGN KEY (profile_slug) REFERENCES microphone_profiles (slug));
+             INSERT INTO microphone_profiles (slug, name, config) VALUES ('own', 'Own', '{{\"audio\": {{\"sample_rate\": 250000}}}}');
+             INSERT INTO devices (name, serial_number, model, enrollment_status, profile_slug, config)
+               VALUES ('0869-0389-034F6A21', '034F6A21', 'UltraMic', 'enrolled', 'own', '{{\"usb_serial\": \"034F6A21\"}}');"
+        ));
+        station.tree.set(&[Card::ultramic()]);
+        let controller = station.controller();
+        station.podman.wait_running(SOON, &["silvasonic-recorder-own-6a21"]);
+        assert_eq!(controller.count_log("made column devices.workspace_name"), usize::from(workspace.is_empty()));
+        eventually(SOON, "the admin", || station.postgres.value::<i64>("SELECT id FROM users"));
+    }
+}

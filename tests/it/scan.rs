@@ -1,0 +1,54 @@
+//! Recorded trees of a real kernel are read as what was plugged in, hostile ones included.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use silvasonic_controller::device::identify;
+use silvasonic_controller::sysfs::scan;
+
+#[test]
+fn every_recorded_tree_is_read_as_its_truth_says() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    let folder = std::env::temp_dir().join(format!("silvasonic-scan-{}", std::process::id()));
+    let mut read = 0;
+    for entry in fs::read_dir(fixtures).unwrap() {
+        let archive = entry.unwrap().path();
+        if archive.extension().is_none_or(|ending| ending != "gz") {
+            continue;
+        }
+        fs::create_dir_all(&folder).unwrap();
+        assert!(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&folder).status().unwrap().success());
+        let truth: Value = serde_json::from_slice(&fs::read(folder.join("truth.json")).unwrap()).unwrap();
+        let case = truth["case"].as_str().unwrap();
+        let scan = scan(&folder).unwrap_or_else(|why| panic!("{case}: {why}"));
+        assert_eq!(scan.unclear, [], "{case}");
+        let cards: Vec<&Value> =
+            truth["cards"].as_array().unwrap().iter().filter(|card| card["usb"] == true && card["has_capture"] == true).collect();
+        assert_eq!(scan.microphones.len(), cards.len(), "{case}");
+        for (microphone, card) in scan.microphones.iter().zip(&cards) {
+            let usb = microphone.usb.as_ref().unwrap();
+            assert_eq!(microphone.card, card["index"].as_u64().unwrap() as u32, "{case}");
+            assert_eq!(
+                (&usb.vendor, &usb.product),
+                (&card["vid"].as_str().unwrap().into(), &card["pid"].as_str().unwrap().into()),
+                "{case}"
+            );
+            assert_eq!(usb.bus_path, card["bus_path"].as_str().unwrap(), "{case}");
+            assert_eq!(usb.serial.is_some(), card["serial"].is_string(), "{case}");
+            match card["serial"].as_str() {
+                Some(plain) if plain.chars().all(|c| c.is_ascii_alphanumeric()) => assert_eq!(usb.serial.as_deref(), Some(plain), "{case}"),
+                _ => {}
+            }
+        }
+        let ids = identify(scan.microphones, &BTreeMap::new());
+        assert_eq!(ids.len(), cards.len(), "{case}");
+        for id in ids.keys() {
+            assert!(id.chars().all(|c| c.is_ascii_alphanumeric() || "-._~:= ".contains(c)), "{case}: {id}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+        read += 1;
+    }
+    assert_eq!(read, 18);
+}

@@ -1,0 +1,198 @@
+//! Start and end: what a fresh start makes, what a stop takes away, what a crash leaves to be adopted.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::station::{NETWORK, RECORDER, Station, eventually};
+use super::tree::Card;
+
+const SOON: Duration = Duration::from_secs(15);
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
+
+/// Name -> id of all Recorder containers.
+pub(crate) fn ids(station: &Station) -> BTreeMap<String, String> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    station.containers().iter().map(|container| (text(&container["Names"][0]), text(&container["Id"]))).collect()
+}
+
+#[test]
+fn a_fresh_start_records_the_microphone_that_is_there() {
+    let station = Station::up();
+    station.tree.fixture("02-ultramic-serial");
+    let _controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+
+    let inspect = station.inspect(ULTRAMIC).unwrap();
+    let environment: BTreeMap<&str, &str> =
+        inspect["Config"]["Env"].as_array().unwrap().iter().filter_map(|pair| pair.as_str().unwrap().split_once('=')).collect();
+    assert_eq!(environment["SILVASONIC_RECORDER_DEVICE"], "hw:0,0");
+    assert_eq!(environment["SILVASONIC_RECORDER_PROFILE_SLUG"], "ultramic_384_evo");
+    assert_eq!(environment["SILVASONIC_REDIS_URL"], station.redis.url());
+    assert_eq!(environment["SILVASONIC_INSTANCE_ID"], "0869-0389-034F6A21");
+    assert_eq!((environment["PULSE_SERVER"], environment["PIPEWIRE_RUNTIME_DIR"]), ("", ""));
+    assert_eq!(
+        serde_json::from_str::<Value>(environment["SILVASONIC_RECORDER_CONFIG_JSON"]).unwrap(),
+        json!({
+            "audio": { "sample_rate": 384_000, "channels": 1, "format": "S16LE" },
+            "processing": { "gain_db": 12.0, "chunk_size": 8192, "highpass_filter_hz": 1000 },
+            "stream": { "raw_enabled": true, "processed_enabled": true, "live_stream_enabled": true, "segment_duration_s": 15 },
+        })
+    );
+    let labels = &inspect["Config"]["Labels"];
+    assert_eq!(labels["io.silvasonic.tier"], "2");
+    assert_eq!(labels["io.silvasonic.owner"], "controller");
+    assert_eq!(labels["io.silvasonic.service"], "recorder");
+    assert_eq!(labels["io.silvasonic.device_id"], "0869-0389-034F6A21");
+    assert_eq!(labels["io.silvasonic.profile"], "ultramic_384_evo");
+    assert_eq!(labels["io.silvasonic.config_hash"].as_str().unwrap().len(), 16);
+    assert_eq!(inspect["ImageName"], RECORDER);
+    let host = &inspect["HostConfig"];
+    assert_eq!(host["Privileged"], true);
+    assert_eq!(host["GroupAdd"], json!(["audio"]));
+    assert_eq!(host["OomScoreAdj"], -999);
+    assert_eq!(host["Memory"], 512 << 20);
+    assert_eq!((&host["CpuQuota"], &host["CpuPeriod"]), (&json!(100_000), &json!(100_000)));
+    assert_eq!(host["RestartPolicy"], json!({ "Name": "on-failure", "MaximumRetryCount": 5 }));
+    assert_eq!(host["LogConfig"]["Type"], "k8s-file");
+    assert_eq!(host["LogConfig"]["Size"], "10.49MB");
+    assert_eq!(inspect["NetworkSettings"]["Networks"].as_object().unwrap().keys().collect::<Vec<_>>(), [NETWORK]);
+    assert_eq!(inspect["Config"]["StopSignal"], 15);
+    assert_eq!(inspect["Config"]["StopTimeout"], 10);
+    let folder = station.workspace().join("recorder/ultramic-384-evo-6a21");
+    let mounts: BTreeMap<&str, (&str, bool)> = inspect["Mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mount| (mount["Destination"].as_str().unwrap(), (mount["Source"].as_str().unwrap(), mount["RW"].as_bool().unwrap())))
+        .collect();
+    assert_eq!(mounts, BTreeMap::from([("/app/workspace", (folder.to_str().unwrap(), true)), ("/dev/snd", ("/dev/snd", true))]));
+    assert!(folder.is_dir());
+
+    let row = "SELECT to_jsonb(d) - 'last_seen' - 'config' FROM devices d WHERE last_seen > now() - interval '1 minute'";
+    assert_eq!(
+        station.postgres.value::<Value>(row),
+        Some(json!({
+            "name": "0869-0389-034F6A21", "serial_number": "034F6A21", "model": "UltraMic384K_EVO 16bit r4", "status": "online",
+            "enrollment_status": "enrolled", "enabled": true, "profile_slug": "ultramic_384_evo", "workspace_name": "ultramic-384-evo-6a21",
+        }))
+    );
+    assert_eq!(
+        station.postgres.value::<Value>("SELECT config - 'auto_enrolled_at' FROM devices WHERE config ? 'auto_enrolled_at'"),
+        Some(json!({
+            "alsa_card_index": 0, "alsa_device": "hw:0,0", "alsa_name": "UltraMic384K_EVO 16bit r4", "usb_vendor_id": "0869",
+            "usb_product_id": "0389", "usb_serial": "034F6A21", "usb_bus_path": "1-1",
+        }))
+    );
+}
+
+#[test]
+fn a_killed_controller_leaves_recorders_running_and_the_next_one_adopts_them() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    let mut first = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    let before = ids(&station);
+    first.kill();
+    drop(first);
+    let second = station.controller();
+    second.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    second.wait_log(&format!("{RODE} runs as wanted and is adopted"), SOON);
+    assert_eq!(ids(&station), before);
+    assert_eq!(second.count_log("started in"), 0);
+}
+
+#[test]
+fn a_termination_signal_stops_all_recorders_side_by_side() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let station = Station::up();
+        // Each needs its whole ten seconds.
+        let stubborn = station.image("stubborn", "trap '' TERM; while :; do sleep 1000; done");
+        station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+        let mut controller = station.controller_with(&[("SILVASONIC_RECORDER_IMAGE", stubborn.as_str())]);
+        station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+        controller.signal(signal);
+        assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+        assert_eq!(station.containers(), Vec::<Value>::new());
+    }
+}
+
+#[test]
+fn with_keep_a_termination_signal_touches_nothing() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller_with(&[("SILVASONIC_SHUTDOWN", "keep")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let before = ids(&station);
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(1)), 0);
+    assert_eq!(ids(&station), before);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+}
+
+#[test]
+fn a_second_signal_ends_the_program_at_once() {
+    let station = Station::up();
+    let stubborn = station.image("stubborn", "trap '' TERM; while :; do sleep 1000; done");
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller_with(&[("SILVASONIC_RECORDER_IMAGE", stubborn.as_str())]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.signal(Signal::TERM);
+    controller.wait_log("stopping all Recorders", SOON);
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(2)), 0);
+}
+
+#[test]
+fn containers_of_others_are_left_alone() {
+    let station = Station::up();
+    let idle = station.image("idle", "while :; do sleep 1000; done");
+    let labels = |owner: &str, service: &str| json!({ "io.silvasonic.owner": owner, "io.silvasonic.service": service, "io.silvasonic.device_id": "x" });
+    station.podman.run("another-owner", &idle, &labels("else", "recorder"));
+    station.podman.run("another-service", &idle, &labels("controller", "birdnet"));
+    // Somebody else's container holds the name that the Recorder needs.
+    station.podman.run(ULTRAMIC, &idle, &json!({}));
+    let before = ids(&station);
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    let mut controller = station.controller();
+    let line = controller.wait_log("a foreign container has that name", SOON);
+    assert!(line.contains(ULTRAMIC) && line.contains("rename or remove it"), "{line}");
+    station.podman.wait_running(SOON, &["another-owner", "another-service", ULTRAMIC, RODE]);
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+    assert_eq!(ids(&station), before);
+}
+
+#[test]
+fn a_container_that_lost_its_device_is_removed() {
+    let station = Station::up();
+    let idle = station.image("idle", "while :; do sleep 1000; done");
+    let labels = json!({ "io.silvasonic.owner": "controller", "io.silvasonic.service": "recorder", "io.silvasonic.device_id": "gone" });
+    station.podman.run("silvasonic-recorder-gone", &idle, &labels);
+    let controller = station.controller();
+    let line = controller.wait_log("silvasonic-recorder-gone stopped and removed", SOON);
+    assert!(line.contains("no such device in the database"), "{line}");
+    eventually(SOON, "the container is gone", || station.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn wrong_settings_are_reported_together_and_end_with_code_2() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_silvasonic-controller"))
+        .env("SILVASONIC_DB_PORT", "x")
+        .env("SILVASONIC_SHUTDOWN", "maybe")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "silvasonic-controller: SILVASONIC_DB_PORT: expected a port number from 1 to 65535, got \"x\"\n\
+         silvasonic-controller: SILVASONIC_SHUTDOWN: expected stop or keep, got \"maybe\"\n"
+    );
+    let run = |flag: &str| std::process::Command::new(env!("CARGO_BIN_EXE_silvasonic-controller")).arg(flag).output().unwrap();
+    assert!(String::from_utf8(run("--version").stdout).unwrap().starts_with("silvasonic-controller 0."));
+    assert!(String::from_utf8(run("--help").stdout).unwrap().contains("SILVASONIC_RECORDER_MEMORY_LIMIT"));
+    assert_eq!(run("--frobnicate").status.code(), Some(2));
+}
