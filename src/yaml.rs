@@ -1,112 +1,343 @@
-//! YAML text -> JSON value, with limits. [p]
+//! YAML text to JSON values, for profiles and defaults; the only file that knows `serde_yaml`. [p]
 //!
-//! The only file that uses serde_yaml. Its parser takes seconds for 100 kB of nested brackets, so size and nesting are
-//! bounded before it sees the text; aliases it bounds itself.
+//! Not here: what a profile or a section means. A value comes back as `serde_json::Value`, and whoever checks it names
+//! a field by its dotted path; [`line_of`] finds the line that the path stands on.
+//!
+//! Invariant: no text, however made, costs more than some milliseconds and a megabyte. `serde_yaml` does not promise
+//! that: its scanner is quadratic in open flow brackets (100 KB of `[` take 12-18 s), and its alias limit counts jumps
+//! but not what each one copies. So size and brackets are bounded before it runs, and the tree is built here, by a
+//! visitor that pays for every node, every byte and every level from a budget.
 
-use serde_json::Value;
+use std::cell::Cell;
+use std::fmt;
 
-/// Largest file that is parsed, in bytes.
-pub const SIZE_LIMIT: usize = 64 << 10;
-/// Deepest nesting of brackets, and of indentation in columns.
-const FLOW_LIMIT: usize = 32;
-const INDENT_LIMIT: usize = 64;
+use serde::Deserialize as _;
+use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::text::shown;
+
+/// Largest accepted text, in bytes.
+pub const SIZE_LIMIT: usize = 64 * 1024;
+/// Deepest accepted nesting of lists and mappings.
+pub const MAX_DEPTH: usize = 32;
+/// Opening brackets a text may hold, wherever they stand: a count that no quoting can mislead.
+const MAX_BRACKETS: usize = 1_000;
+/// Levels that one line may open by `- - -` or `? ? ?`.
+const MAX_INDICATORS: usize = MAX_DEPTH;
+/// Values in the tree, aliases counted each time they are used.
+const MAX_NODES: usize = 10_000;
+/// Bytes of strings in the tree, counted likewise.
+const MAX_STRING_BYTES: usize = 4 * SIZE_LIMIT;
 
 /// A text that is no usable YAML.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// Line, counted from 1, where it is known.
     pub line: Option<usize>,
-    /// What is wrong.
+    /// What is wrong, fit for one log line.
     pub what: String,
 }
 
-/// Parses one document.
+/// Reads one YAML document. An empty text is `null`.
 ///
 /// # Errors
-/// [`Fault`], when the text is too large, nested too deeply or no YAML.
+/// One fault, with the line where the parser stopped: broken YAML, a limit exceeded, or something that JSON has no
+/// word for (tags, `.nan`, merge keys, the same key twice).
 pub fn parse(text: &str) -> Result<Value, Fault> {
-    if text.len() > SIZE_LIMIT {
-        return Err(Fault { line: None, what: format!("expected at most {SIZE_LIMIT} bytes, got {}", text.len()) });
-    }
-    let mut depth = 0_usize;
-    for (index, line) in text.lines().enumerate() {
-        let indent = line.bytes().take_while(|byte| b" -?".contains(byte)).count();
-        for byte in line.bytes() {
-            match byte {
-                b'[' | b'{' => depth += 1,
-                b']' | b'}' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if depth > FLOW_LIMIT || indent > INDENT_LIMIT {
-                return Err(Fault { line: Some(index + 1), what: "nested too deeply".to_owned() });
-            }
-        }
-    }
-    serde_yaml::from_str(text).map_err(|error| Fault { line: error.location().map(|at| at.line()), what: error.to_string() })
+    within_limits(text)?;
+    let budget = Budget { nodes: Cell::new(MAX_NODES), bytes: Cell::new(MAX_STRING_BYTES) };
+    let tree = Tree { budget: &budget, depth: 0 };
+    tree.deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|error| {
+        let line = error.location().map(|place| place.line());
+        let what = without_places(&error.to_string());
+        Fault { line, what: shown(&what).to_string() }
+    })
 }
 
-/// The line of a field such as `audio.sample_rate`, counted from 1; that of its nearest parent if it is absent.
+/// Finds the line, from 1, of the field at a dotted path; failing that the line of its nearest ancestor.
+///
+/// A scan of keys and indentation, not a parser: right for block mappings, and for a flow mapping the line on which it
+/// starts. `None` if not even the first key is there.
 #[must_use]
 pub fn line_of(text: &str, path: &str) -> Option<usize> {
-    let mut found = None;
-    let mut lines = text.lines().enumerate().peekable();
-    let mut outer = None;
-    for key in path.split('.') {
-        loop {
-            let (index, line) = lines.next()?;
-            let content = line.trim_start();
-            let indent = line.len() - content.len();
-            if content.is_empty() || content.starts_with('#') {
-                continue;
-            }
-            if outer.is_some_and(|outer| indent <= outer) {
-                return found;
-            }
-            let is_key = content.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(':'));
-            if is_key {
-                found = Some(index + 1);
-                outer = Some(indent);
-                break;
-            }
-            if lines.peek().is_none() {
-                return found;
-            }
+    let wanted: Vec<&str> = path.split('.').collect();
+    let mut open: Vec<(usize, &str)> = Vec::new();
+    let mut block_text: Option<usize> = None;
+    let mut best: Option<(usize, usize)> = None;
+    for (number, line) in (1..).zip(text.lines()) {
+        let body = line.trim_start();
+        let indent = line.len() - body.len();
+        if body.is_empty() || body.starts_with('#') {
+            continue;
+        }
+        if block_text.is_some_and(|parent| indent > parent) {
+            continue;
+        }
+        block_text = None;
+        while open.last().is_some_and(|(at, _)| *at >= indent) {
+            open.pop();
+        }
+        let Some((key, value)) = body.split_once(':') else { continue };
+        if value.trim_start().starts_with(['|', '>']) {
+            block_text = Some(indent);
+        }
+        open.push((indent, key.trim().trim_matches(['"', '\''])));
+        let depth = open.len();
+        let on_the_way = depth <= wanted.len() && open.iter().zip(&wanted).all(|((_, key), want)| key == want);
+        if on_the_way && best.is_none_or(|(most, _)| depth > most) {
+            best = Some((depth, number));
         }
     }
-    found
+    best.map(|(_, line)| line)
+}
+
+/// The parser's sentence without its `at line 3 column 1`, which stands in front of ours already.
+fn without_places(sentence: &str) -> String {
+    let mut parts = sentence.split(" at line ");
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        kept.push_str(
+            part.trim_start_matches(|c: char| c.is_ascii_digit())
+                .trim_start_matches(" column ")
+                .trim_start_matches(|c: char| c.is_ascii_digit()),
+        );
+    }
+    kept
+}
+
+/// Refuses what would be slow before it is parsed: counts only, so that it cannot be outwitted by quoting.
+fn within_limits(text: &str) -> Result<(), Fault> {
+    let refuse = |line, what: String| Err(Fault { line, what });
+    if text.len() > SIZE_LIMIT {
+        return refuse(None, format!("expected at most {SIZE_LIMIT} bytes, got {}", text.len()));
+    }
+    let mut brackets = 0;
+    for (number, line) in (1..).zip(text.lines()) {
+        brackets += line.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+        if brackets > MAX_BRACKETS {
+            return refuse(Some(number), format!("expected at most {MAX_BRACKETS} opening brackets"));
+        }
+        let indicators = line.split_whitespace().take_while(|word| matches!(*word, "-" | "?" | ":")).count();
+        if indicators > MAX_INDICATORS {
+            return refuse(Some(number), format!("nested deeper than {MAX_DEPTH} levels"));
+        }
+    }
+    Ok(())
+}
+
+/// What may still be spent on the tree; shared by all levels, hence the cells.
+struct Budget {
+    nodes: Cell<usize>,
+    bytes: Cell<usize>,
+}
+
+impl Budget {
+    fn pay<E: de::Error>(&self, bytes: usize) -> Result<(), E> {
+        let left = (self.nodes.get().checked_sub(1), self.bytes.get().checked_sub(bytes));
+        let (Some(nodes), Some(bytes)) = left else {
+            return Err(E::custom(format!(
+                "too much content: at most {MAX_NODES} values and {MAX_STRING_BYTES} bytes of text, aliases included"
+            )));
+        };
+        self.nodes.set(nodes);
+        self.bytes.set(bytes);
+        Ok(())
+    }
+}
+
+/// Builds one value at one depth.
+#[derive(Clone, Copy)]
+struct Tree<'b> {
+    budget: &'b Budget,
+    depth: usize,
+}
+
+impl Tree<'_> {
+    fn deeper<E: de::Error>(self) -> Result<Self, E> {
+        if self.depth == MAX_DEPTH {
+            return Err(E::custom(format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        Ok(Self { depth: self.depth + 1, ..self })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Value;
+    fn deserialize<D: de::Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a mapping, a list, a text, a 64-bit number, true, false or null")
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        self.budget.pay(0)?;
+        Ok(Value::Null)
+    }
+    fn visit_none<E: de::Error>(self) -> Result<Value, E> {
+        self.visit_unit()
+    }
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
+        self.budget.pay(0)?;
+        Ok(Value::Bool(value))
+    }
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+        self.budget.pay(0)?;
+        Ok(value.into())
+    }
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        self.budget.pay(0)?;
+        Ok(value.into())
+    }
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        self.budget.pay(0)?;
+        let number = Number::from_f64(value).ok_or_else(|| E::custom(format!("{value} is no finite number")))?;
+        Ok(Value::Number(number))
+    }
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
+        self.budget.pay(value.len())?;
+        Ok(value.into())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.budget.pay(0)?;
+        let inner = self.deeper()?;
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(inner)? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        self.budget.pay(0)?;
+        let inner = self.deeper()?;
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key_seed(Key)? {
+            self.budget.pay(key.len())?;
+            if key == "<<" {
+                return Err(de::Error::custom("merge keys (<<) are not supported"));
+            }
+            if map.contains_key(&key) {
+                return Err(de::Error::custom(format!("the key {key:?} stands there twice")));
+            }
+            map.insert(key, entries.next_value_seed(inner)?);
+        }
+        Ok(Value::Object(map))
+    }
+    fn visit_enum<A: de::EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
+        Err(de::Error::custom("tags (!name) are not supported"))
+    }
+}
+
+/// A mapping's key: any scalar, taken as text.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = String;
+    fn deserialize<D: de::Deserializer<'de>>(self, from: D) -> Result<String, D::Error> {
+        String::deserialize(from)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+    use std::time::{Duration, Instant};
 
     #[test]
-    fn faults_tell_the_line() {
-        assert_eq!(parse("a: 1\nb: [").unwrap_err().line, Some(3));
-        assert_eq!(parse("a: 1\n").unwrap(), serde_json::json!({ "a": 1 }));
+    fn scalars_lists_and_mappings_become_json() {
+        let text =
+            "a: 1\nb: -2.5\nc: [x, 'y', \"z\"]\nd: {e: null, f: true}\n7: seven\nid: '0869'\nloose: 0869\nanchor: &n {k: v}\nagain: *n\n";
+        let expected = json!({"a": 1, "b": -2.5, "c": ["x", "y", "z"], "d": {"e": null, "f": true}, "7": "seven",
+            "id": "0869", "loose": "0869", "anchor": {"k": "v"}, "again": {"k": "v"}});
+        assert_eq!(parse(text).unwrap(), expected);
+        assert_eq!(parse("").unwrap(), Value::Null);
+        assert_eq!(parse("# nothing\n").unwrap(), Value::Null);
     }
 
     #[test]
-    fn bombs_are_refused_at_once() {
-        let bombs = [
-            "[".repeat(60_000),
-            "{a: ".repeat(15_000),
-            "- ".repeat(30_000),
-            (0..250).map(|n| format!("{}a:\n", " ".repeat(n))).collect(),
-            "a".repeat(SIZE_LIMIT + 1),
-            "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nh: [*g,*g,*g,*g,*g,*g,*g,*g,*g]\n".to_owned(),
+    fn faults_tell_line_and_reason() {
+        let table = [
+            ("a: 1\nb: [1, 2\n", Some(3), "did not find expected ',' or ']'"),
+            ("a: 1\na: 2\n", None, "the key \"a\" stands there twice"),
+            ("a:\n  b: .nan\n", Some(2), "no finite number"),
+            ("a: !secret b\n", Some(1), "tags"),
+            ("b: &b {x: 1}\na:\n  <<: *b\n", None, "merge keys"),
+            ("a: *nowhere\n", Some(1), "unknown anchor"),
+            ("a: 1\n---\nb: 2\n", None, "more than one document"),
+            ("a: 99999999999999999999999\n", Some(1), "64-bit number"),
+            ("a:\n\tb: 1\n", Some(2), "cannot start any token"),
         ];
-        for bomb in bombs {
-            assert!(parse(&bomb).is_err(), "{}", &bomb[..40]);
+        for (text, line, part) in table {
+            let fault = parse(text).unwrap_err();
+            assert!((line.is_none() || fault.line == line) && fault.what.contains(part), "{text:?} gave {fault:?}");
+            assert!(!fault.what.contains(" at line "), "{fault:?}");
         }
     }
 
     #[test]
-    fn a_field_is_found_below_its_parents() {
-        let text = "# x\nname: a\naudio:\n  match:\n    name: b\n  # c\n  sample_rate: 1\nstream:\n  rate: 2\n";
-        for (path, line) in
-            [("name", Some(2)), ("audio.sample_rate", Some(7)), ("audio.match.name", Some(5)), ("stream.missing", Some(8)), ("none", None)]
-        {
+    fn a_hostile_text_is_refused_quickly_and_cheaply() {
+        let bomb = format!(
+            "a: &a [x,x,x,x,x,x,x,x,x]\n{}",
+            ('b'..='z').map(|c| format!("{c}: &{c} [{}]\n", vec![format!("*{}", (c as u8 - 1) as char); 9].join(","))).collect::<String>()
+        );
+        let copies = format!("a: &a {}\nb:\n{}", "x".repeat(30_000), "- *a\n".repeat(6_000));
+        let nested_blocks: String = (0..300).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+        let table = [
+            "[".repeat(60_000),
+            "[".repeat(999),
+            "{a: ".repeat(15_000),
+            "- ".repeat(30_000),
+            "? ".repeat(30_000),
+            "a: 'x".repeat(10_000),
+            "\"]]]]\": [".repeat(5_000),
+            "- &a *a\n".repeat(5_000),
+            "x\n".repeat(40_000),
+            "-\n".repeat(30_000),
+            "&".repeat(60_000),
+            "%".repeat(60_000),
+            format!("{}[{}]", "'".repeat(3), "[".repeat(900)),
+            bomb,
+            copies,
+            nested_blocks,
+            "\u{0}\u{1}".repeat(100),
+        ];
+        for text in table {
+            let started = Instant::now();
+            let answer = parse(&text);
+            let head: String = text.chars().take(30).collect();
+            assert!(started.elapsed() < Duration::from_millis(500), "{head:?} took {:?}", started.elapsed());
+            let fault = answer.expect_err(&head).what;
+            assert!(fault.len() < 500 && !fault.contains('\n'), "{head:?} gave {fault:?}");
+        }
+    }
+
+    #[test]
+    fn thirty_two_levels_are_read_and_one_more_is_not() {
+        let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(parse(&nested(MAX_DEPTH)).is_ok());
+        assert!(parse(&nested(MAX_DEPTH + 1)).unwrap_err().what.contains("32 levels"));
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_path() {
+        let text = "# slug: no\nslug: a\ndescription: |\n  audio:\n    format: no\naudio:\n  match: {usb_vendor_id: '1'}\n  'sample_rate': fast\n\n  # format: no\n  format: X\nstream:\n  format: no\n";
+        let table = [
+            ("slug", Some(2)),
+            ("audio", Some(6)),
+            ("audio.sample_rate", Some(8)),
+            ("audio.format", Some(11)),
+            ("audio.match.usb_vendor_id", Some(7)),
+            ("audio.channels", Some(6)),
+            ("stream.format", Some(13)),
+            ("processing.gain_db", None),
+        ];
+        for (path, line) in table {
             assert_eq!(line_of(text, path), line, "{path}");
         }
     }
