@@ -3,6 +3,9 @@
 //! One table describes every field. A profile's `config` (`audio`, `processing`, `stream`) is checked the same way
 //! wherever it comes from: a file, a database row, a Recorder's environment. Keys that the schema does not know pass
 //! through, for Recorders that know more.
+//!
+//! Criteria that are wrong make a profile unfit for matching, not for recording: whoever edits them must not stop the
+//! microphones that the profile is assigned to. A file with wrong criteria is refused all the same.
 
 use std::fmt;
 
@@ -85,6 +88,7 @@ pub struct Criteria {
 pub struct Config {
     fields: Map<String, Value>,
     criteria: Criteria,
+    unmatched: Vec<Fault>,
 }
 
 impl Config {
@@ -105,8 +109,19 @@ impl Config {
                 None => faults.push(fault(name, "an object", section)),
             }
         }
-        let criteria = read_criteria(&fields["audio"]["match"], &mut faults);
-        if faults.is_empty() { Ok(Self { fields, criteria }) } else { Err(faults) }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let mut unmatched = Vec::new();
+        let criteria = read_criteria(&fields["audio"]["match"], &mut unmatched);
+        let criteria = if unmatched.is_empty() { criteria } else { Criteria::default() };
+        Ok(Self { fields, criteria, unmatched })
+    }
+
+    /// What is wrong with the criteria; while anything is, they match nothing.
+    #[must_use]
+    pub fn criteria_faults(&self) -> &[Fault] {
+        &self.unmatched
     }
 
     /// By what a microphone for this profile is recognised.
@@ -148,7 +163,10 @@ fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, 
         Kind::Switch => (value.is_boolean(), "true or false".to_owned()),
         Kind::Word(words) => (value.as_str().is_some_and(|word| words.contains(&word)), words.join(" or ")),
     };
-    if !fits {
+    if let (true, Kind::Number(..), Some(number)) = (fits, kind, value.as_f64()) {
+        // 12 and 12.0 are one setting and must not look like two to whoever compares texts.
+        fields.insert((*name).to_owned(), number.into());
+    } else if !fits {
         faults.push(fault(&format!("{section}.{name}"), &expected, value));
     }
 }
@@ -216,7 +234,9 @@ impl Profile {
             }
         }
         let sections = ["audio", "processing", "stream"].into_iter().filter_map(|name| Some((name.to_owned(), value.get(name)?.clone())));
-        match Config::from_json(&Value::Object(sections.collect())) {
+        let checked = Config::from_json(&Value::Object(sections.collect()));
+        faults.extend(checked.iter().flat_map(|config| config.unmatched.iter().cloned()));
+        match checked {
             Ok(config) if faults.is_empty() => {
                 Ok(Self { slug, name, description: value["description"].as_str().map(str::to_owned), config })
             }
@@ -320,10 +340,6 @@ mod tests {
             (json!({ "audio": { "sample_rate": "fast" } }), "audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\""),
             (json!({ "audio": { "sample_rate": 0 } }), "audio.sample_rate: expected a whole number from 1 to 10000000, got 0"),
             (json!({ "audio": { "sample_rate": 1, "format": "MP3" } }), "audio.format: expected S16LE or S24LE or S32LE, got \"MP3\""),
-            (
-                json!({ "audio": { "sample_rate": 1, "match": { "usb_vendor_id": 869 } } }),
-                "audio.match.usb_vendor_id: expected four hexadecimal digits in quotes, got 869",
-            ),
             (json!({ "audio": { "sample_rate": 1 }, "stream": { "raw_enabled": 1 } }), "stream.raw_enabled: expected true or false, got 1"),
             (
                 json!({ "audio": { "sample_rate": 1 }, "processing": { "gain_db": "loud" } }),
@@ -333,6 +349,32 @@ mod tests {
         for (config, expected) in cases {
             assert_eq!(joined(&Config::from_json(&config).unwrap_err()), expected);
         }
+    }
+
+    #[test]
+    fn wrong_criteria_match_nothing_but_do_not_stop_a_recording() {
+        let cases = [
+            (json!("x"), "audio.match: expected an object, got \"x\""),
+            (json!({ "usb_vendor_id": 869 }), "audio.match.usb_vendor_id: expected four hexadecimal digits in quotes, got 869"),
+            (json!({ "alsa_name_contains": "" }), "audio.match.alsa_name_contains: expected a text that is not empty, got \"\""),
+        ];
+        for (matching, expected) in cases {
+            let config = Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap();
+            assert_eq!(joined(config.criteria_faults()), expected);
+            assert_eq!(config.criteria(), &Criteria::default());
+        }
+        let text = "schema_version: '1.0'\nslug: a\nname: x\naudio:\n  sample_rate: 1\n  match:\n    usb_vendor_id: 869\n";
+        assert!(Profile::from_yaml(text).unwrap_err()[0].starts_with("7: audio.match.usb_vendor_id: "));
+    }
+
+    #[test]
+    fn two_spellings_of_a_number_are_one_recorder_setting() {
+        let text = |gain: &str| {
+            let value = format!(r#"{{"processing": {{"gain_db": {gain}}}, "audio": {{"sample_rate": 48000}}}}"#);
+            Config::from_json(&serde_json::from_str(&value).unwrap()).unwrap().recorder_json()
+        };
+        assert_eq!(text("12"), text("12.0"));
+        assert!(text("12").starts_with(r#"{"audio":{"channels":1,"format":"S16LE","sample_rate":48000},"processing":"#));
     }
 
     #[test]
