@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use postgres::types::Json;
-use postgres::{Client, Config, NoTls, Transaction};
+use postgres::{Client, Config, NoTls, Statement, Transaction};
 use serde_json::Value;
 
 use crate::config::Database;
@@ -65,9 +65,18 @@ const TABLES: &[Table] = &[
     ),
 ];
 
+/// The whole desired state, as rows of text.
+const SNAPSHOT: &str = "SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END FROM (
+      SELECT 'device' AS kind, name AS key, (to_jsonb(d) - 'last_seen')::text AS body FROM devices d
+      UNION ALL SELECT 'profile', slug, jsonb_build_object('config', config)::text FROM microphone_profiles
+      UNION ALL SELECT 'system', key, value::text FROM system_config WHERE key = 'system') rows
+    ORDER BY kind, key";
+
 /// One connection.
 pub struct Db {
     client: Client,
+    /// [`SNAPSHOT`], prepared: it runs every second.
+    snapshot: Option<Statement>,
 }
 
 impl Db {
@@ -88,7 +97,7 @@ impl Db {
             .tcp_user_timeout(Duration::from_secs(5))
             .keepalives_idle(Duration::from_secs(30))
             .options(LIMITS);
-        Ok(Self { client: config.connect(NoTls)? })
+        Ok(Self { client: config.connect(NoTls)?, snapshot: None })
     }
 
     /// Makes what is missing of the schema; returns what was made. Existing tables and columns are left as they are.
@@ -130,12 +139,13 @@ impl Db {
     /// # Errors
     /// Why it is unknown.
     pub fn snapshot(&mut self) -> Result<Vec<Row>, postgres::Error> {
-        let statement = "SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END FROM (
-              SELECT 'device' AS kind, name AS key, (to_jsonb(d) - 'last_seen')::text AS body FROM devices d
-              UNION ALL SELECT 'profile', slug, jsonb_build_object('config', config)::text FROM microphone_profiles
-              UNION ALL SELECT 'system', key, value::text FROM system_config WHERE key = 'system') rows
-            ORDER BY kind, key";
-        let rows = self.client.query(statement, &[&ROW_LIMIT])?;
+        let statement = match self.snapshot.take() {
+            Some(statement) => statement,
+            None => self.client.prepare(SNAPSHOT)?,
+        };
+        // Put back only after a success: an altered table makes PostgreSQL refuse the old plan, the next one is new.
+        let rows = self.client.query(&statement, &[&ROW_LIMIT])?;
+        self.snapshot = Some(statement);
         Ok(rows.into_iter().map(|row| Row { kind: row.get(0), key: row.get(1), body: row.get(2) }).collect())
     }
 

@@ -155,7 +155,11 @@ impl Registry {
                 }
                 "profile" => {
                     let profile = value.and_then(|value| Config::from_json(&value["config"]).map_err(|faults| profile::joined(&faults)));
-                    let fault = profile.as_ref().err().cloned();
+                    let fault = match &profile {
+                        Ok(config) if config.criteria_faults().is_empty() => None,
+                        Ok(config) => Some(format!("it matches nothing: {}", profile::joined(config.criteria_faults()))),
+                        Err(why) => Some(why.clone()),
+                    };
                     registry.profiles.insert(row.key.clone(), profile);
                     fault
                 }

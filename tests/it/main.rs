@@ -12,6 +12,8 @@ mod harness;
 mod arrival;
 // what users write takes effect and stays; nonsense harms only its own row
 mod database;
+// what a quiet second costs
+mod idle;
 // microphones that come, go, flap, move and resemble each other
 mod plug;
 // recorded hardware trees are read as what was plugged in

@@ -38,7 +38,7 @@ fn a_fresh_start_records_the_microphone_that_is_there() {
         serde_json::from_str::<Value>(environment["SILVASONIC_RECORDER_CONFIG_JSON"]).unwrap(),
         json!({
             "audio": { "sample_rate": 384_000, "channels": 1, "format": "S16LE" },
-            "processing": { "gain_db": 12.0, "chunk_size": 8192, "highpass_filter_hz": 1000 },
+            "processing": { "gain_db": 12.0, "chunk_size": 8192, "highpass_filter_hz": 1000.0 },
             "stream": { "raw_enabled": true, "processed_enabled": true, "live_stream_enabled": true, "segment_duration_s": 15 },
         })
     );
