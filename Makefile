@@ -1,6 +1,45 @@
+# What developers type. Tests and `make run` need root for Podman's sandbox: sudo is used when we are not root.
+
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-recorder: $(TARGET)/static/silvasonic-recorder
-$(TARGET)/static/silvasonic-recorder: $(shell find src profiles -type f) Cargo.toml Cargo.lock
+SOURCES := $(shell find src profiles defaults.yml Cargo.toml Cargo.lock -type f 2>/dev/null)
+# with a Podman of your own (SILVASONIC_CONTAINER_SOCKET), `make run` does without root
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
+# tests mostly wait for processes, so more of them than cores run side by side
+RUST_TEST_THREADS ?= 4
+export RUST_TEST_THREADS
+
+.PHONY: help setup recorder run plug unplug test lint clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## install what tests and `make run` need (apt); prints nothing when all is there
+	@tests/setup
+
+recorder: $(TARGET)/static/silvasonic-recorder ## build the Recorder that goes into the test image
+
+# linked statically, for an image that holds nothing else; the plain build uses the same place below debug/
+$(TARGET)/static/silvasonic-recorder: $(SOURCES)
 	cargo rustc --quiet --bin silvasonic-recorder -- -C target-feature=+crt-static -C strip=debuginfo
-	mkdir -p $(@D)
-	cp $(TARGET)/debug/silvasonic-recorder $@
+	@mkdir -p $(@D)
+	@cp $(TARGET)/debug/silvasonic-recorder $@.new && mv $@.new $@
+
+run: setup recorder ## start a throw-away station with the Controller in the foreground; Ctrl-C removes it
+	@cargo build --quiet --bins --example station
+	@$(RUN_SUDO) $(TARGET)/debug/examples/station
+
+plug unplug: ## plug or unplug the simulated microphone of `make run`
+	@[ -e .station/hardware/$@ ] || { echo "no station with a simulated microphone runs here (make run)" >&2; exit 1; }
+	@$(RUN_SUDO) ln -sfn hardware/$@ .station/host.new && $(RUN_SUDO) mv -T .station/host.new .station/host
+
+test: setup recorder ## run all tests
+	cargo test $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
+
+lint: ## check format and lints
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+clean: ## remove what was built
+	cargo clean
+	rm -f .station

@@ -52,6 +52,7 @@ pub(crate) struct Plan {
     postgres: bool,
     redis: bool,
     podman: bool,
+    redis_for_recorders: bool,
     recorder_image: bool,
     podman_options: Vec<String>,
 }
@@ -77,6 +78,12 @@ impl Plan {
         self
     }
 
+    /// Lets containers reach Redis, by an address of the station's own on the loopback interface.
+    pub(crate) fn redis_for_recorders(mut self) -> Plan {
+        self.redis_for_recorders = true;
+        self
+    }
+
     /// Options for `podman-sandbox up` instead of `--fake-snd`, e.g. `["--user", "silva", "--fake-snd"]`.
     pub(crate) fn podman_options(mut self, options: &[&str]) -> Plan {
         self.podman_options = options.iter().map(|&option| option.to_owned()).collect();
@@ -92,7 +99,7 @@ impl Plan {
         }
         let mut station = Station {
             postgres: Postgres::new(&dir),
-            redis: Redis::new(&dir),
+            redis: Redis::new(&dir, self.redis_for_recorders),
             podman: Podman::new(&dir, &self.podman_options),
             tree: Tree::new(&dir),
             guard,
@@ -136,6 +143,7 @@ impl Station {
             postgres: true,
             redis: true,
             podman: true,
+            redis_for_recorders: false,
             recorder_image: true,
             podman_options: options.split_whitespace().map(str::to_owned).collect(),
         }

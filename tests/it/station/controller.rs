@@ -53,6 +53,12 @@ impl Controller {
         Controller { process, lines }
     }
 
+    /// At the terminal: its log goes where our output goes, and is not collected.
+    pub(crate) fn foreground(mut command: Command) -> Controller {
+        command.stdin(Stdio::null());
+        Controller { process: Ended::spawn(command), lines: Lines::default() }
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }

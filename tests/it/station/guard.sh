@@ -39,4 +39,5 @@ signal CONT postgres
 gone 200 podman-sandbox || signal KILL podman-sandbox
 if [ -f "$DIR/podman/sandbox.env" ]; then "$SANDBOX" down "$DIR/podman" >/dev/null 2>"$DIR/down.log" || cat "$DIR/down.log" >&2; fi
 gone 50 postgres initdb || signal KILL postgres initdb
+if [ -f "$DIR/redis/address" ]; then ip address del "$(cat "$DIR/redis/address")" dev lo 2>/dev/null; fi
 rm -rf --one-file-system "$DIR"

@@ -140,6 +140,20 @@ impl Podman {
         made["Id"].as_str().expect("an id").to_owned()
     }
 
+    pub(crate) fn has_image(&self, name: &str) -> bool {
+        self.get(&format!("/images/{name}/exists")).0 == 204
+    }
+
+    /// Makes the network in a Podman that is not ours; true if it was not there before.
+    pub(crate) fn create_network(&self) -> bool {
+        if self.get(&format!("/networks/{NETWORK}/exists")).0 == 204 {
+            return false;
+        }
+        let (status, answer) = self.post("/networks/create", &json!({"name": NETWORK, "driver": "bridge", "dns_enabled": true}));
+        assert!(status < 300, "network {NETWORK}: {answer}");
+        true
+    }
+
     /// Makes the Recorder's image from the program of this source tree.
     pub(crate) fn recorder_image(&self) {
         self.import(RECORDER, image::recorder(), &["ENTRYPOINT [\"/silvasonic-recorder\"]"]);

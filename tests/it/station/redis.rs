@@ -1,7 +1,7 @@
 //! A Redis server of its own: TCP port and Unix socket, nothing saved; can be absent, stopped or paused.
 
 use super::process::Ended;
-use super::{eventually, free_port};
+use super::{eventually, free_port, random};
 use ::redis::{Client, Connection};
 use rustix::process::Signal;
 use std::fs::{self, File};
@@ -13,13 +13,28 @@ use std::time::Duration;
 /// One server. Starting it again keeps its port, not its data.
 pub(crate) struct Redis {
     dir: PathBuf,
+    /// Where clients find it.
+    address: String,
     port: u16,
     server: Option<Ended>,
 }
 
 impl Redis {
-    pub(super) fn new(station: &Path) -> Redis {
-        Redis { dir: station.join("redis"), port: free_port(), server: None }
+    /// `shared` gives it an address that containers reach, too: theirs is another loopback interface than ours. It comes
+    /// from the range that RFC 2544 keeps for tests, is not announced to any network, and goes with the station.
+    pub(super) fn new(station: &Path, shared: bool) -> Redis {
+        let dir = station.join("redis");
+        fs::create_dir(&dir).unwrap();
+        let mut address = "127.0.0.1".to_owned();
+        if shared {
+            let number = random();
+            address = format!("198.18.{}.{}", number >> 8 & 255, number % 254 + 1);
+            // for the guard, before it exists
+            fs::write(dir.join("address"), format!("{address}/32\n")).unwrap();
+            let added = Command::new("ip").args(["address", "add", &format!("{address}/32"), "dev", "lo"]).status().expect("ip");
+            assert!(added.success(), "{address} could not be added to the loopback interface");
+        }
+        Redis { dir, address, port: free_port(), server: None }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -28,15 +43,15 @@ impl Redis {
 
     /// For `SILVASONIC_REDIS_URL`.
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
+        format!("redis://{}:{}/0", self.address, self.port)
     }
 
     pub(crate) fn start(&mut self) {
         assert!(self.server.is_none(), "Redis runs already");
-        fs::create_dir_all(&self.dir).unwrap();
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]).arg(self.port.to_string());
+        command.args(["--bind", &self.address, "--protected-mode", "no", "--save", "", "--appendonly", "no"]);
+        command.arg("--port").arg(self.port.to_string());
         command.arg("--dir").arg(&self.dir).arg("--unixsocket").arg(self.dir.join("redis.sock"));
         command.current_dir(&self.dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.server = Some(Ended::spawn(command));
