@@ -228,7 +228,8 @@ fn nothing_is_left_of_a_station_whose_owner_was_killed() {
     assert!(traces(&marks).len() >= 6, "{:?}", traces(&marks));
     owner.kill().unwrap();
     owner.wait().unwrap();
-    eventually(Duration::from_secs(30), "the guard removes all", || traces(&marks).is_empty().then_some(()));
+    eventually(Duration::from_secs(30), "the guard removes all", || (!Path::new(&marks[0]).exists()).then_some(()));
+    eventually(SOON, "nothing is left", || traces(&marks).is_empty().then_some(()));
 }
 
 #[test]

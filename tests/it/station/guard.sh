@@ -13,7 +13,7 @@ while read -r _; do :; done
 
 ours() { # ours NAME...: ids of the station's processes of these (kernel, 15 byte) names
     local p name
-    for p in $(find /proc -mindepth 2 -maxdepth 2 -name cwd \( -lname "$DIR" -o -lname "$DIR/*" \) -printf '%h\n' 2>/dev/null); do
+    for p in $(find /proc/[0-9]*/cwd -maxdepth 0 \( -lname "$DIR" -o -lname "$DIR/*" \) -printf '%h\n' 2>/dev/null); do
         read -r name 2>/dev/null < "$p/comm" || continue
         case " $* " in *" $name "*) echo "${p#/proc/}";; esac
     done
@@ -22,11 +22,11 @@ signal() { # signal SIG NAME...
     local p
     for p in $(ours "${@:2}"); do kill -"$1" "$p" 2>/dev/null; done
 }
-gone() { # gone TENTHS NAME...: waits for the end of these processes
+gone() { # gone TIMES NAME...: waits for the end of these processes, that often 50 ms
     local i
     for ((i = 0; i < $1; i++)); do
         [ -n "$(ours "${@:2}")" ] || return 0
-        sleep 0.1
+        sleep 0.05
     done
     return 1
 }
@@ -36,8 +36,8 @@ signal KILL silvasonic-cont redis-server
 signal QUIT postgres
 signal CONT postgres
 # a sandbox on its way up comes up first, else what it is about to make could not be found
-gone 200 podman-sandbox || signal KILL podman-sandbox
+gone 400 podman-sandbox || signal KILL podman-sandbox
 if [ -f "$DIR/podman/sandbox.env" ]; then "$SANDBOX" down "$DIR/podman" >/dev/null 2>"$DIR/down.log" || cat "$DIR/down.log" >&2; fi
-gone 50 postgres initdb || signal KILL postgres initdb
+gone 100 postgres initdb || signal KILL postgres initdb
 if [ -f "$DIR/redis/address" ]; then ip address del "$(cat "$DIR/redis/address")" dev lo 2>/dev/null; fi
 rm -rf --one-file-system "$DIR"
