@@ -38,6 +38,7 @@ pub mod profile;
 pub mod registry;
 pub mod seed;
 pub mod spec;
+pub mod status;
 pub mod store;
 pub mod sysfs;
 pub mod text;

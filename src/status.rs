@@ -1,0 +1,168 @@
+//! What `/healthy` and the heartbeat show: one board that threads write their state on.
+//!
+//! It keeps and renders, nothing else: who is well is decided by those who call [`Board::set`], the sending is the
+//! business of `healthz` and `bus`, the metrics come from `host`.
+//!
+//! Invariant: a board never says "ok" for a main loop that stands still. The loop's own component is not set by
+//! anybody but follows from [`Board::beat`], so that a stuck loop cannot leave a stale "healthy" behind.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+/// A main loop that completes no round for so long counts as stuck.
+pub const STALLED: Duration = Duration::from_secs(60);
+
+/// The state of one process; clones share it.
+#[derive(Clone, Debug)]
+pub struct Board {
+    shared: Arc<Mutex<State>>,
+    service: &'static str,
+    instance: Arc<str>,
+}
+
+#[derive(Debug)]
+struct State {
+    components: BTreeMap<&'static str, Component>,
+    activity: &'static str,
+    beat: Instant,
+}
+
+#[derive(Debug)]
+struct Component {
+    healthy: bool,
+    details: String,
+    required: bool,
+}
+
+impl Board {
+    /// A board whose only component is the main loop, named as the service is. `instance` is the `instance_id` of
+    /// heartbeats.
+    #[must_use]
+    pub fn new(service: &'static str, instance: &str) -> Self {
+        let state = State { components: BTreeMap::new(), activity: "idle", beat: Instant::now() };
+        Self { shared: Arc::new(Mutex::new(state)), service, instance: instance.into() }
+    }
+
+    /// Adds a component, unhealthy until it is [`set`](Self::set). While a required one is unhealthy, so is the service.
+    pub fn require(&self, component: &'static str, required: bool) {
+        let waiting = Component { healthy: false, details: "not known yet".to_owned(), required };
+        self.state().components.insert(component, waiting);
+    }
+
+    /// Writes a component's state; one that was never added counts as not required.
+    pub fn set(&self, component: &'static str, healthy: bool, details: &str) {
+        let mut state = self.state();
+        let entry = state.components.entry(component).or_insert(Component { healthy, details: String::new(), required: false });
+        entry.healthy = healthy;
+        if entry.details != details {
+            details.clone_into(&mut entry.details);
+        }
+    }
+
+    /// What the service is doing: `idle`, `recording`, …
+    pub fn set_activity(&self, activity: &'static str) {
+        self.state().activity = activity;
+    }
+
+    /// Notes that the main loop has completed a round.
+    pub fn beat(&self) {
+        self.state().beat = Instant::now();
+    }
+
+    /// Whether the service is well, and the `health` object that says why. `live` tells only that the main loop moves.
+    #[must_use]
+    pub fn health_json(&self, now: Instant) -> (bool, Value) {
+        let state = self.state();
+        let still = now.saturating_duration_since(state.beat);
+        let live = still < STALLED;
+        let loop_details = if live { "running".to_owned() } else { format!("no round completed for {} s", still.as_secs()) };
+        let mut components = Map::new();
+        let mut ok = live;
+        for (name, component) in &state.components {
+            ok &= component.healthy || !component.required;
+            let shown = json!({"healthy": component.healthy, "details": component.details, "required": component.required});
+            components.insert((*name).to_owned(), shown);
+        }
+        components.insert(self.service.to_owned(), json!({"healthy": live, "details": loop_details, "required": true}));
+        (ok, json!({"status": if ok { "ok" } else { "error" }, "live": live, "components": components}))
+    }
+
+    /// The payload of a heartbeat. `meta` is taken as it is: `resources`, `host_resources` and whatever else the caller
+    /// has to say.
+    #[must_use]
+    pub fn heartbeat(&self, now: Instant, time: SystemTime, meta: Map<String, Value>) -> Value {
+        let (_, health) = self.health_json(now);
+        json!({
+            "service": self.service,
+            "instance_id": &*self.instance,
+            "timestamp": time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            "health": health,
+            "activity": self.state().activity,
+            "meta": meta,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each write leaves the state whole, so a panic elsewhere spoils nothing.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_required_components_and_a_stuck_loop_make_a_service_ill() {
+        type Components = &'static [(&'static str, bool, bool)];
+        let table: [(Components, u64, bool); 7] = [
+            (&[], 0, true),
+            (&[("redis", false, false)], 0, true),
+            (&[("database", true, true), ("redis", false, false)], 59, true),
+            (&[("database", false, true)], 0, false),
+            (&[("database", true, true), ("podman", false, true)], 0, false),
+            (&[("database", true, true)], 61, false),
+            (&[], 61, false),
+        ];
+        for (components, seconds, expected) in table {
+            let board = Board::new("controller", "controller");
+            for (name, healthy, required) in components {
+                board.require(name, *required);
+                board.set(name, *healthy, "x");
+            }
+            let (ok, health) = board.health_json(Instant::now() + Duration::from_secs(seconds));
+            assert_eq!(ok, expected, "{components:?} after {seconds} s: {health}");
+            assert_eq!(health["status"], if expected { "ok" } else { "error" });
+            assert_eq!(health["live"], seconds < 60);
+            assert_eq!(health["components"]["controller"]["healthy"], seconds < 60);
+        }
+    }
+
+    #[test]
+    fn a_required_component_is_ill_until_it_is_known() {
+        let board = Board::new("controller", "controller");
+        board.require("database", true);
+        let (ok, health) = board.health_json(Instant::now());
+        assert!(!ok);
+        assert_eq!(health["components"]["database"], json!({"healthy": false, "details": "not known yet", "required": true}));
+    }
+
+    #[test]
+    fn a_heartbeat_has_the_agreed_shape() {
+        let board = Board::new("recorder", "0869-0389-1");
+        board.set("redis", true, "connected");
+        board.set_activity("recording");
+        let mut meta = Map::new();
+        meta.insert("resources".to_owned(), json!({"cpu_percent": 0.5}));
+        let payload = board.heartbeat(Instant::now(), UNIX_EPOCH + Duration::from_millis(1_500), meta);
+        let expected = json!({"service": "recorder", "instance_id": "0869-0389-1", "timestamp": 1.5, "activity": "recording",
+            "health": {"status": "ok", "live": true, "components": {
+                "recorder": {"healthy": true, "details": "running", "required": true},
+                "redis": {"healthy": true, "details": "connected", "required": false}}},
+            "meta": {"resources": {"cpu_percent": 0.5}}});
+        assert_eq!(payload, expected);
+    }
+}
