@@ -29,6 +29,7 @@ pub mod controller;
 pub mod db;
 pub mod device;
 pub mod execute;
+pub mod host;
 pub mod inventory;
 pub mod notice;
 pub mod plan;
