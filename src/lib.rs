@@ -23,6 +23,7 @@
 
 pub mod backoff;
 pub mod builtin;
+pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod controller;

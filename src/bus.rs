@@ -1,0 +1,414 @@
+//! Redis: heartbeats and log lines out, by one thread with one connection.
+//!
+//! Nothing is read here but the replies; nudges have a connection of their own. What is handed over is JSON made by
+//! others.
+//!
+//! Invariants: handing over never blocks and never fails; what cannot be sent is dropped and counted. A log line is
+//! sent at most once: after a broken connection nobody knows whether it arrived, so it is not repeated. A heartbeat may
+//! be, as it replaces its predecessor. Memory is bounded by [`QUEUE_LINES`] and [`QUEUE_BYTES`]. With nothing to send
+//! the thread sleeps without a timer.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use redis::{Client, Connection, Pipeline, RedisError, Value};
+
+use crate::text::shown;
+
+/// Log lines that wait at most …
+pub const QUEUE_LINES: usize = 1024;
+/// … and their bytes.
+pub const QUEUE_BYTES: usize = 1 << 20;
+/// Log lines that travel together.
+const BATCH: usize = 128;
+const CONNECT: Duration = Duration::from_secs(2);
+/// For each read and write, and for all replies to a batch.
+const REPLY: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+const STATUS: &str = "silvasonic:status";
+const LOGS: &str = "silvasonic:logs";
+
+/// The way to Redis; clones share the thread.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// There is something to send.
+    filled: Condvar,
+    /// The last word is said.
+    finished: Condvar,
+}
+
+#[derive(Debug)]
+struct Queue {
+    heartbeat: Option<Heartbeat>,
+    lines: VecDeque<String>,
+    bytes: usize,
+    dropped: u64,
+    /// Why Redis is not to be had.
+    away: Option<String>,
+    /// Whether lines are refused until it is back.
+    refusing: bool,
+    finishing: bool,
+    finished: bool,
+}
+
+#[derive(Debug)]
+struct Heartbeat {
+    json: String,
+    ttl: Duration,
+    made: Instant,
+}
+
+/// What goes out at a time.
+struct Batch {
+    heartbeat: Option<Heartbeat>,
+    lines: Vec<String>,
+}
+
+/// Why a batch did not get through.
+enum Failure {
+    /// The connection is of no more use.
+    Lost(String),
+    /// Redis answered, but did not want it.
+    Refused(String),
+}
+
+impl Bus {
+    /// Starts the thread `bus`; it connects at once and, if that fails, for ever again.
+    ///
+    /// `instance` names the heartbeat's key: `silvasonic:status:<instance>`.
+    ///
+    /// # Errors
+    /// A URL that Redis clients do not understand (without its password in the text), or a thread that could not be
+    /// started.
+    pub fn start(url: &str, instance: &str) -> io::Result<Self> {
+        let invalid = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no Redis URL", redacted(url)));
+        let client = Client::open(url).map_err(invalid)?;
+        let queue = Queue {
+            heartbeat: None,
+            lines: VecDeque::new(),
+            bytes: 0,
+            dropped: 0,
+            away: Some("not connected yet".to_owned()),
+            refusing: false,
+            finishing: false,
+            finished: false,
+        };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), finished: Condvar::new() });
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            client,
+            place: redacted(url),
+            key: format!("{STATUS}:{instance}"),
+            told: None,
+            told_drops: None,
+        };
+        thread::Builder::new().name("bus".to_owned()).stack_size(256 << 10).spawn(move || worker.run())?;
+        Ok(Self { shared })
+    }
+
+    /// Hands over a heartbeat, which Redis forgets after `ttl`. It takes the place of one that still waits.
+    pub fn heartbeat(&self, json: String, ttl: Duration) {
+        self.shared.queue().heartbeat = Some(Heartbeat { json, ttl, made: Instant::now() });
+        self.shared.filled.notify_one();
+    }
+
+    /// Hands over a line for `silvasonic:logs`; dropped and counted if the queue is full or Redis away.
+    pub fn log_line(&self, json: String) {
+        let mut queue = self.shared.queue();
+        if queue.refusing || queue.lines.len() == QUEUE_LINES || queue.bytes + json.len() > QUEUE_BYTES {
+            queue.dropped += 1;
+            return;
+        }
+        queue.bytes += json.len();
+        queue.lines.push_back(json);
+        drop(queue);
+        self.shared.filled.notify_one();
+    }
+
+    /// Whether Redis is there, or why not.
+    ///
+    /// # Errors
+    /// One sentence about the last failure.
+    pub fn state(&self) -> Result<(), String> {
+        self.shared.queue().away.clone().map_or(Ok(()), Err)
+    }
+
+    /// Lets the thread send what waits and a last heartbeat, then end. Returns whether it managed by `deadline`; if
+    /// not, it is left to the end of the process.
+    #[must_use]
+    pub fn finish(&self, json: String, ttl: Duration, deadline: Instant) -> bool {
+        let mut queue = self.shared.queue();
+        queue.heartbeat = Some(Heartbeat { json, ttl, made: Instant::now() });
+        queue.finishing = true;
+        self.shared.filled.notify_one();
+        while !queue.finished {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            queue = self.shared.finished.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        queue.away.is_none()
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something to send; `None` when all is sent and no more will come.
+    fn next(&self) -> Option<Batch> {
+        let mut queue = self.queue();
+        loop {
+            let batch = queue.take();
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            if queue.finishing {
+                return None;
+            }
+            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Sleeps while Redis is away; `false` if the end came instead.
+    fn pause(&self, delay: Duration) -> bool {
+        let until = Instant::now() + delay;
+        let mut queue = self.queue();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if queue.finishing || left.is_zero() {
+                return !queue.finishing;
+            }
+            queue = self.filled.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn end(&self) {
+        self.queue().finished = true;
+        self.finished.notify_all();
+    }
+}
+
+impl Queue {
+    fn take(&mut self) -> Batch {
+        let count = self.lines.len().min(BATCH);
+        let lines: Vec<String> = self.lines.drain(..count).collect();
+        self.bytes -= lines.iter().map(String::len).sum::<usize>();
+        Batch { heartbeat: self.heartbeat.take().filter(|heartbeat| heartbeat.made.elapsed() < heartbeat.ttl), lines }
+    }
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.heartbeat.is_none() && self.lines.is_empty()
+    }
+}
+
+/// The thread's own part.
+struct Worker {
+    shared: Arc<Shared>,
+    client: Client,
+    /// The URL as it may be shown.
+    place: String,
+    key: String,
+    /// Since when a fault lasts that the log tells of.
+    told: Option<Instant>,
+    /// When the log last told of lines dropped for want of room.
+    told_drops: Option<Instant>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut delay = RETRY;
+        loop {
+            let why = match connect(&self.client) {
+                Ok(mut connection) => match self.serve(&mut connection, &mut delay) {
+                    Some(why) => why,
+                    None => break,
+                },
+                Err(error) => describe(&error),
+            };
+            self.away(&why, true);
+            if !self.shared.pause(delay) {
+                break;
+            }
+            delay = (delay * 2).min(RETRY_MAX);
+        }
+        self.shared.end();
+    }
+
+    /// Sends until the connection is lost (and says why) or all is done.
+    fn serve(&mut self, connection: &mut Connection, delay: &mut Duration) -> Option<String> {
+        // The first batch may be empty: it is then a ping, so that "connected" is always something that Redis said.
+        let mut batch = self.shared.queue().take();
+        loop {
+            match send(connection, &self.key, &batch) {
+                Ok(()) => {
+                    *delay = RETRY;
+                    self.back();
+                }
+                Err(Failure::Refused(why)) => {
+                    self.shared.queue().dropped += batch.lines.len() as u64;
+                    self.away(&why, false);
+                }
+                Err(Failure::Lost(why)) => {
+                    let mut queue = self.shared.queue();
+                    queue.dropped += batch.lines.len() as u64;
+                    if queue.heartbeat.is_none() {
+                        queue.heartbeat = batch.heartbeat;
+                    }
+                    return Some(why);
+                }
+            }
+            batch = self.shared.next()?;
+        }
+    }
+
+    fn away(&mut self, why: &str, lost: bool) {
+        let mut queue = self.shared.queue();
+        queue.away = Some(why.to_owned());
+        if lost {
+            queue.refusing = true;
+            queue.dropped += queue.lines.len() as u64;
+            queue.lines.clear();
+            queue.bytes = 0;
+        }
+        drop(queue);
+        if self.told.is_none() {
+            self.told = Some(Instant::now());
+            let what = if lost { "away" } else { "refusing" };
+            warn!("redis {what} at {}: {why}; heartbeats and log lines are dropped, retrying every 1 to 30 s", self.place);
+        }
+    }
+
+    fn back(&mut self) {
+        let mut queue = self.shared.queue();
+        queue.away = None;
+        queue.refusing = false;
+        let now = Instant::now();
+        let since = self.told.take();
+        let due = self.told_drops.is_none_or(|last| now.saturating_duration_since(last) > Duration::from_secs(60));
+        let dropped = if since.is_some() || due { std::mem::take(&mut queue.dropped) } else { 0 };
+        drop(queue);
+        if let Some(since) = since {
+            info!(
+                "redis back at {} after {} s; {dropped} log lines were dropped",
+                self.place,
+                now.saturating_duration_since(since).as_secs()
+            );
+        } else if dropped > 0 {
+            self.told_drops = Some(now);
+            warn!("redis too slow at {}: {dropped} log lines were dropped", self.place);
+        }
+    }
+}
+
+fn connect(client: &Client) -> Result<Connection, RedisError> {
+    let connection = client.get_connection_with_timeout(CONNECT)?;
+    connection.set_read_timeout(Some(REPLY))?;
+    connection.set_write_timeout(Some(REPLY))?;
+    Ok(connection)
+}
+
+fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<(), Failure> {
+    let mut pipe = Pipeline::new();
+    if batch.is_empty() {
+        pipe.cmd("PING");
+    }
+    if let Some(heartbeat) = &batch.heartbeat {
+        pipe.cmd("SET").arg(key).arg(&heartbeat.json).arg("EX").arg(heartbeat.ttl.as_secs().max(1));
+        pipe.cmd("PUBLISH").arg(STATUS).arg(&heartbeat.json);
+    }
+    for line in &batch.lines {
+        pipe.cmd("PUBLISH").arg(LOGS).arg(line);
+    }
+    let lost = |error: RedisError| Failure::Lost(describe(&error));
+    let deadline = Instant::now() + REPLY;
+    connection.send_packed_command(&pipe.get_packed_pipeline()).map_err(lost)?;
+    // Not `Pipeline::exec`: redis 1.2 waits for each reply of a pipeline even after one timed out, which takes minutes
+    // with a frozen server.
+    let mut refused = None;
+    for _ in 0..pipe.len() {
+        if let Value::ServerError(error) = connection.recv_response().map_err(lost)? {
+            refused.get_or_insert_with(|| shown(&error.to_string()).to_string());
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::Lost("replies take too long".to_owned()));
+        }
+    }
+    refused.map_or(Ok(()), |why| Err(Failure::Refused(why)))
+}
+
+fn describe(error: &RedisError) -> String {
+    if error.is_timeout() { "no answer in time".to_owned() } else { shown(&error.to_string()).to_string() }
+}
+
+/// A Redis URL as it may be shown: user, password and query (`?pass=`) hidden.
+///
+/// A password may hold characters that should have been escaped; where that makes two readings, all is hidden.
+#[must_use]
+pub fn redacted(url: &str) -> String {
+    let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
+    let hidden = match (rest.rfind('@'), rest.find('?')) {
+        (None, None) => rest.to_owned(),
+        (Some(login), None) => format!("***{}", &rest[login..]),
+        (None, Some(query)) => format!("{}?***", &rest[..query]),
+        (Some(login), Some(query)) if login < query => format!("***{}?***", &rest[login..query]),
+        (Some(_), Some(_)) => "***".to_owned(),
+    };
+    shown(&format!("{scheme}{hidden}")).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_url_holds_no_secret() {
+        let table = [
+            ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+            ("redis://:secret@redis:6379/0", "redis://***@redis:6379/0"),
+            ("redis://user:se/cr@et@redis", "redis://***@redis"),
+            ("redis+unix:///run/redis.sock?db=1&pass=secret", "redis+unix:///run/redis.sock?***"),
+            ("user:secret@redis\n", "***@redis"),
+            ("redis://:se?cret@redis", "redis://***"),
+            ("redis://u:secret@redis?db=1", "redis://***@redis?***"),
+            ("redis+unix:///x?pass=sec@ret", "redis+unix://***"),
+            ("", ""),
+        ];
+        for (url, expected) in table {
+            assert_eq!(redacted(url), expected);
+        }
+        let error = Bus::start("nonsense://u:secret@x", "controller").unwrap_err().to_string();
+        assert!(error.contains("nonsense") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn handing_over_without_redis_is_bounded_and_counted() {
+        let bus = Bus::start("redis://127.0.0.1:1/0", "controller").unwrap();
+        for _ in 0..2_000 {
+            bus.log_line("x".repeat(2_000));
+            bus.heartbeat("{}".to_owned(), Duration::from_secs(30));
+        }
+        let queue = bus.shared.queue();
+        assert!(queue.bytes <= QUEUE_BYTES && queue.lines.len() <= QUEUE_LINES);
+        assert!(queue.dropped > 0);
+        drop(queue);
+        assert!(!bus.finish("{}".to_owned(), Duration::from_secs(30), Instant::now() + Duration::from_secs(5)));
+        assert!(bus.state().is_err());
+    }
+}
