@@ -30,6 +30,7 @@ pub mod controller;
 pub mod db;
 pub mod device;
 pub mod execute;
+pub mod healthz;
 pub mod host;
 pub mod inventory;
 pub mod notice;
