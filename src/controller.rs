@@ -165,11 +165,11 @@ impl Controller {
                 self.observe();
             }
             self.wait();
-            self.record();
-            self.act();
             if self.is_done() {
                 return;
             }
+            self.record();
+            self.act();
         }
     }
 
