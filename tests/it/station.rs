@@ -225,8 +225,10 @@ struct Guard(Child);
 
 impl Guard {
     fn watch(dir: &Path) -> Guard {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/station/guard.sh");
+        assert!(Path::new(script).exists(), "{script} is gone: without it nothing would tidy up");
         let mut command = Command::new("bash");
-        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/station/guard.sh")).arg(dir).arg(podman::SANDBOX);
+        command.arg(script).arg(dir).arg(podman::SANDBOX);
         // its own process group: what is sent to the tests' group, such as Ctrl-C, must not reach it
         command.process_group(0).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null());
         Guard(command.spawn().expect("bash"))
