@@ -20,3 +20,9 @@ mod plug;
 mod scan;
 // start, stop, crash and adoption
 mod start;
+// heartbeats and log lines reach a Redis that comes late, hangs or is away
+mod bus;
+// health checks get through whatever other clients do
+mod healthz;
+// the Recorder: its settings, heartbeat, log and end
+mod recorder;

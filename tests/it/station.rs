@@ -18,6 +18,7 @@ mod redis;
 pub(crate) use controller::Controller;
 pub(crate) use podman::{NETWORK, Podman, RECORDER};
 pub(crate) use postgres::Postgres;
+pub(crate) use process::Ended;
 pub(crate) use redis::Redis;
 
 use super::tree::Tree;
