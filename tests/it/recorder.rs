@@ -1,6 +1,7 @@
 //! The Recorder as a program: its settings, heartbeat, log and end.
 
-use super::station::{Ended, Station, eventually};
+use super::station::process::Ended;
+use super::station::{Station, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};

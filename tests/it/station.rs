@@ -12,13 +12,12 @@ mod http;
 mod image;
 mod podman;
 mod postgres;
-mod process;
+pub(crate) mod process;
 mod redis;
 
 pub(crate) use controller::Controller;
 pub(crate) use podman::{NETWORK, Podman, RECORDER};
 pub(crate) use postgres::Postgres;
-pub(crate) use process::Ended;
 pub(crate) use redis::Redis;
 
 use super::tree::Tree;
