@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +20,7 @@ use crate::device::identify;
 use crate::execute::execute;
 use crate::inventory::Inventory;
 use crate::notice::Notices;
+use crate::nudge::{self, Pending};
 use crate::plan::{Action, Plan, STOP, View, count_ends, plan};
 use crate::podman::{Container, Engine, Podman, State};
 use crate::presence::{self, Presence, Presences};
@@ -27,6 +29,7 @@ use crate::spec::DEVICE_ID;
 use crate::store::{Request, Store};
 use crate::sysfs::{self, Scan};
 use crate::text::shown;
+use crate::vitals::{Facts, Vitals};
 use crate::want::{Want, wants};
 
 /// Starts under way at a time: Podman gains nothing from more, and a Pi has four cores.
@@ -39,6 +42,14 @@ const STUCK: Duration = Duration::from_secs(20);
 const OVERDUE: Duration = Duration::from_secs(15);
 /// … unless so many are abandoned already.
 const ABANDONED: usize = 3;
+/// Time between cycles on account of nudges that do not end: at first, and at most.
+const NUDGE_GAP: Duration = Duration::from_millis(50);
+const NUDGE_GAP_MAX: Duration = Duration::from_millis(500);
+/// The loop shows that it moves at least this often, whatever the settings.
+const LONGEST_SLEEP: Duration = Duration::from_secs(20);
+/// For the last heartbeat.
+const FAREWELL: Duration = Duration::from_millis(300);
+const NOT_YET: &str = "not known yet";
 /// All of the shutdown.
 const SHUTDOWN: Duration = Duration::from_millis(11_500);
 
@@ -47,6 +58,8 @@ const SHUTDOWN: Duration = Duration::from_millis(11_500);
 pub enum Event {
     /// A termination signal.
     Terminate,
+    /// Somebody wants a cycle at once.
+    Nudge,
     /// The database's answer, or why there is none.
     Rows {
         /// Which thread's it is.
@@ -82,18 +95,26 @@ pub struct Controller {
     events: SyncSender<Event>,
     notices: Notices,
     next_tick: Instant,
+    vitals: Vitals,
+    nudge_pending: Pending,
+    nudged: bool,
+    next_nudge: Instant,
+    nudge_gap: Duration,
 
     presences: Presences,
     /// The last look at the hardware, until the first word of the database says which microphone is which.
     first_scan: Option<Scan>,
-    hardware_known: bool,
+    /// Whether the last look at the hardware told anything, or why not; likewise below.
+    hardware: Result<(), String>,
 
     store: Store,
     abandoned: Vec<JoinHandle<()>>,
     asked_store: Option<Instant>,
     rows: Vec<Row>,
     registry: Option<Registry>,
-    database_known: bool,
+    database: Result<(), String>,
+    /// A nudge came while an answer was on its way, which may be older than what the nudge is about.
+    ask_again: bool,
     touched: Instant,
     /// Whether this tick's differences were written.
     recorded: bool,
@@ -102,6 +123,7 @@ pub struct Controller {
     sequence: u64,
     asked_podman: bool,
     engine: Option<Engine>,
+    podman_state: Result<(), String>,
     containers: Option<(u64, Vec<Container>)>,
     in_between: BTreeMap<String, Instant>,
     ended: BTreeSet<String>,
@@ -117,12 +139,14 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts the threads for PostgreSQL and Podman; the first tick is due at once.
+    /// Starts the threads for nudges, PostgreSQL and Podman; the first tick is due at once.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn new(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> io::Result<Self> {
+    pub fn new(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>, vitals: Vitals) -> io::Result<Self> {
         let now = Instant::now();
+        // First of all, so that it listens before the first cycle ends.
+        let nudge_pending = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
         Ok(Self {
             store: Store::start(&config, 0, events.clone())?,
@@ -134,18 +158,25 @@ impl Controller {
             events,
             notices: Notices::default(),
             next_tick: now,
+            vitals,
+            nudge_pending,
+            nudged: false,
+            next_nudge: now,
+            nudge_gap: NUDGE_GAP,
             first_scan: None,
-            hardware_known: false,
+            hardware: Err(NOT_YET.to_owned()),
             abandoned: Vec::new(),
             asked_store: None,
             rows: Vec::new(),
             registry: None,
-            database_known: false,
+            database: Err(NOT_YET.to_owned()),
+            ask_again: false,
             touched: now,
             recorded: false,
             sequence: 0,
             asked_podman: false,
             engine: None,
+            podman_state: Err(NOT_YET.to_owned()),
             containers: None,
             in_between: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -161,25 +192,77 @@ impl Controller {
     /// Runs until a termination signal is done with.
     pub fn run(mut self) {
         loop {
-            if Instant::now() >= self.next_tick {
+            let now = Instant::now();
+            if now >= self.next_tick || self.nudge_is_due(now) {
                 self.observe();
             }
             self.wait();
             if self.is_done() {
-                return;
+                break;
             }
             self.record();
             self.act();
+            self.report();
         }
+        let facts = self.facts();
+        self.vitals.finish(&facts, Instant::now() + FAREWELL);
     }
 
-    /// Sleeps until the next tick or event, and takes in every event that is there.
+    /// Sleeps until there is something to do, and takes in every event that is there.
     fn wait(&mut self) {
-        let until = self.leaving.map_or(self.next_tick, |deadline| deadline.min(self.next_tick));
-        let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()));
+        let nudge = self.nudged.then_some(self.next_nudge);
+        let deadlines = [Some(self.next_tick), Some(self.vitals.due()), nudge, self.leaving];
+        let until = deadlines.into_iter().flatten().min().unwrap_or(self.next_tick);
+        let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()).min(LONGEST_SLEEP));
         while let Ok(next) = event {
             self.take_in(next);
             event = self.inbox.try_recv().map_err(|_| RecvTimeoutError::Timeout);
+        }
+    }
+
+    /// Whether a cycle should begin on account of a nudge. The first one is served at once; the more follow without a
+    /// pause, the longer each waits, so that a flood costs a handful of cycles.
+    fn nudge_is_due(&mut self, now: Instant) -> bool {
+        if !self.nudged || now < self.next_nudge {
+            return false;
+        }
+        let quiet = now.saturating_duration_since(self.next_nudge) >= Duration::from_secs(1);
+        self.nudge_gap = if quiet { NUDGE_GAP } else { (self.nudge_gap * 2).min(NUDGE_GAP_MAX) };
+        self.next_nudge = now + self.nudge_gap;
+        self.nudged = false;
+        self.nudge_pending.store(false, Ordering::Release);
+        self.ask_again = self.asked_store.is_some();
+        true
+    }
+
+    /// Shows what is known, and sends the heartbeat when its time has come.
+    fn report(&mut self) {
+        self.vitals.beat();
+        let now = Instant::now();
+        let facts = self.facts();
+        // Half a tick early is better than another wake-up.
+        if now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.vitals.due() {
+            self.vitals.report(&facts, now);
+        } else {
+            self.vitals.show(&facts);
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let fine = |state: &Result<(), String>, fine: &str| state.clone().map(|()| fine.to_owned());
+        let running = self.known_running.len();
+        let waiting: Vec<String> = self.holds.iter().map(|(device, why)| format!("{device}: {why}")).collect();
+        let containers = match &self.podman_state {
+            Err(_) => Err("unknown".to_owned()),
+            Ok(()) if waiting.is_empty() => Ok(format!("{running} running")),
+            Ok(()) => Err(format!("{running} running; {}", waiting.join("; "))),
+        };
+        Facts {
+            database: fine(&self.database, "connected"),
+            podman: fine(&self.podman_state, "connected"),
+            hardware: fine(&self.hardware, "readable"),
+            containers,
+            recording: running > 0,
         }
     }
 
@@ -195,12 +278,12 @@ impl Controller {
         match sysfs::scan(&self.config.host_root) {
             Ok(scan) => {
                 self.cleared("hardware", "sound cards are readable again");
-                self.hardware_known = true;
+                self.hardware = Ok(());
                 self.note_scan(scan);
             }
             Err(why) => {
-                self.hardware_known = false;
                 self.fault("hardware", &format!("sound cards cannot be read, everything stays as it is: {why}"));
+                self.hardware = Err(why.to_string());
                 self.presences.observe_nothing(now);
             }
         }
@@ -245,7 +328,7 @@ impl Controller {
         let now = Instant::now();
         match self.asked_store {
             None => {
-                let request = if now.duration_since(self.touched) >= TOUCH && self.database_known {
+                let request = if now.duration_since(self.touched) >= TOUCH && self.database.is_ok() {
                     self.touched = now;
                     let online = self.presences.iter().filter(|(_, presence)| matches!(presence, Presence::Online(_)));
                     Request::Touch(online.map(|(id, _)| id.clone()).collect())
@@ -257,8 +340,8 @@ impl Controller {
             }
             Some(since) if now.duration_since(since) >= OVERDUE => self.replace_store(),
             Some(since) if now.duration_since(since) >= Duration::from_secs(5) => {
-                self.database_known = false;
                 self.fault("database", "PostgreSQL does not answer, its last word stands");
+                self.database = Err("does not answer".to_owned());
             }
             Some(_) => {}
         }
@@ -291,9 +374,13 @@ impl Controller {
     fn take_in(&mut self, event: Event) {
         match event {
             Event::Terminate => self.leave(),
+            Event::Nudge => self.nudged = true,
             Event::Rows { generation, rows } if generation == self.store.generation => {
                 self.asked_store = None;
                 self.note_rows(rows);
+                if std::mem::take(&mut self.ask_again) {
+                    self.ask_store();
+                }
             }
             Event::Rows { .. } => {}
             Event::Containers { sequence, containers, engine } => {
@@ -308,11 +395,11 @@ impl Controller {
     fn note_rows(&mut self, rows: Result<Vec<Row>, String>) {
         match rows {
             Err(why) => {
-                self.database_known = false;
                 self.fault("database", &format!("PostgreSQL cannot be read, its last word stands: {why}"));
+                self.database = Err(why);
             }
             Ok(rows) => {
-                self.database_known = true;
+                self.database = Ok(());
                 self.cleared("database", "PostgreSQL answers again");
                 if self.registry.is_some() && rows == self.rows {
                     return;
@@ -338,9 +425,11 @@ impl Controller {
             Err(why) => {
                 self.containers = None;
                 self.fault("podman", &format!("containers are unknown, running Recorders are left alone: {why}"));
+                self.podman_state = Err(why);
             }
             Ok(containers) => {
                 self.cleared("podman", "Podman answers again");
+                self.podman_state = Ok(());
                 let now = Instant::now();
                 let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped);
                 let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
@@ -380,7 +469,7 @@ impl Controller {
 
     /// Writes to the database what the hardware says differently: once a tick, after the database was read.
     fn record(&mut self) {
-        let Some(registry) = self.registry.as_ref().filter(|_| self.database_known && self.hardware_known) else { return };
+        let Some(registry) = self.registry.as_ref().filter(|_| self.database.is_ok() && self.hardware.is_ok()) else { return };
         if self.asked_store.is_some() || self.recorded || self.leaving.is_some() {
             return;
         }
@@ -428,8 +517,8 @@ impl Controller {
             return Some((containers.iter().map(stop).collect(), true));
         }
         let registry = self.registry.as_ref()?;
-        let wants = wants(registry, self.database_known, &self.presences, &self.config.recorder);
-        Some((wants, self.database_known && self.hardware_known))
+        let wants = wants(registry, self.database.is_ok(), &self.presences, &self.config.recorder);
+        Some((wants, self.database.is_ok() && self.hardware.is_ok()))
     }
 
     fn count_ends(&mut self, containers: &[Container], wants: &BTreeMap<String, Want>, now: Instant) {
@@ -440,6 +529,9 @@ impl Controller {
 
     /// Logs what is new in a plan: adopted containers and Recorders that have no place.
     fn tell(&mut self, plan: &Plan, containers: &[Container]) {
+        let runs = |id: &String| containers.iter().any(|container| &container.id == id && container.state == State::Running);
+        let settled = &self.settled;
+        self.known_running.retain(|device, id| settled.contains_key(device) || runs(id));
         for (device, id) in &plan.kept {
             if self.known_running.get(device) != Some(id) {
                 let name = containers.iter().find(|container| &container.id == id).map_or("", |container| &container.name);

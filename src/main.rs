@@ -3,14 +3,18 @@
 use std::backtrace::Backtrace;
 use std::io::{LineWriter, Write};
 use std::process::ExitCode;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use log::{error, info};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use silvasonic_controller::bus::Bus;
 use silvasonic_controller::config::{Config, VARIABLES};
 use silvasonic_controller::controller::{Controller, Event};
+use silvasonic_controller::healthz;
+use silvasonic_controller::status::Board;
+use silvasonic_controller::vitals::Vitals;
 use simplelog::{ConfigBuilder, WriteLogger};
 
 const STOPPED: u8 = 0;
@@ -50,8 +54,7 @@ fn run() -> ExitCode {
     }));
     info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
     let (events, inbox) = sync_channel(INBOX);
-    let started = forward_signals(events.clone()).and_then(|()| Controller::new(config, events, inbox));
-    match started {
+    match start(config, events, inbox) {
         Ok(controller) => controller.run(),
         Err(why) => {
             error!("cannot start: {why}");
@@ -60,6 +63,17 @@ fn run() -> ExitCode {
     }
     info!("stopped");
     ExitCode::from(STOPPED)
+}
+
+fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> std::io::Result<Controller> {
+    forward_signals(events.clone())?;
+    let board = Board::new("controller", "controller");
+    let bus = Bus::start(&config.redis_url, "controller")?;
+    let vitals = Vitals::new(&config, board.clone(), bus);
+    let port =
+        healthz::start(config.port, board).map_err(|error| std::io::Error::new(error.kind(), format!("port {}: {error}", config.port)))?;
+    info!("health is served on port {port}");
+    Controller::new(config, events, inbox, vitals)
 }
 
 /// The first termination signal is an event; the second one ends the program where it stands.

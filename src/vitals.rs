@@ -1,0 +1,95 @@
+//! The Controller's own health: its components on the board, its heartbeat on the bus.
+//!
+//! Called by the main loop, which is how a heartbeat proves that the loop moves.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::bus::Bus;
+use crate::config::Config;
+use crate::host::Meter;
+use crate::status::Board;
+
+/// What the main loop knows, as `Ok(details)` or why not.
+#[derive(Debug)]
+pub struct Facts {
+    /// Whether PostgreSQL answers.
+    pub database: Result<String, String>,
+    /// Whether Podman answers.
+    pub podman: Result<String, String>,
+    /// Whether the sound cards can be read.
+    pub hardware: Result<String, String>,
+    /// Whether every wanted Recorder runs.
+    pub containers: Result<String, String>,
+    /// Whether any Recorder runs.
+    pub recording: bool,
+}
+
+/// Keeps the board and sends heartbeats.
+pub struct Vitals {
+    board: Board,
+    bus: Bus,
+    meter: Meter,
+    interval: Duration,
+    next: Instant,
+}
+
+impl Vitals {
+    /// The first heartbeat is due at once.
+    #[must_use]
+    pub fn new(config: &Config, board: Board, bus: Bus) -> Self {
+        for (component, required) in [("database", true), ("podman", true), ("hardware", true), ("containers", false), ("redis", false)] {
+            board.require(component, required);
+        }
+        Self { board, bus, meter: Meter::new(&config.recorder.workspace), interval: config.heartbeat, next: Instant::now() }
+    }
+
+    /// When [`Vitals::report`] has something to send again.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.next
+    }
+
+    /// Notes a completed cycle.
+    pub fn beat(&self) {
+        self.board.beat();
+    }
+
+    /// Writes the facts on the board and sends the heartbeat.
+    pub fn report(&mut self, facts: &Facts, now: Instant) {
+        self.next = now + self.interval;
+        let json = self.heartbeat(facts, now);
+        self.bus.heartbeat(json, self.ttl());
+    }
+
+    /// Sends a last heartbeat, waiting for it until `deadline`.
+    pub fn finish(&mut self, facts: &Facts, deadline: Instant) {
+        let json = self.heartbeat(facts, Instant::now());
+        let _ = self.bus.finish(json, self.ttl(), deadline);
+    }
+
+    /// How long Redis remembers a heartbeat.
+    fn ttl(&self) -> Duration {
+        (self.interval * 3).max(Duration::from_secs(30))
+    }
+
+    fn heartbeat(&mut self, facts: &Facts, now: Instant) -> String {
+        self.show(facts);
+        self.board.heartbeat(now, SystemTime::now(), self.meter.sample()).to_string()
+    }
+
+    /// Writes the facts on the board only.
+    pub fn show(&self, facts: &Facts) {
+        let redis = self.bus.state().map(|()| "connected".to_owned());
+        for (component, fact) in [
+            ("database", &facts.database),
+            ("podman", &facts.podman),
+            ("hardware", &facts.hardware),
+            ("containers", &facts.containers),
+            ("redis", &redis),
+        ] {
+            let (Ok(details) | Err(details)) = fact;
+            self.board.set(component, fact.is_ok(), details);
+        }
+        self.board.set_activity(if facts.recording { "recording" } else { "idle" });
+    }
+}
