@@ -408,6 +408,13 @@ mod tests {
     }
 
     #[test]
+    fn the_readmes_table_is_this_one() {
+        let readme = include_str!("../README.md");
+        let rows: String = VARIABLES.iter().map(|(name, default, meaning)| format!("| `{name}` | `{default}` | {meaning} |\n")).collect();
+        assert!(readme.contains(&format!("| --- | --- | --- |\n{rows}<!-- /settings -->")), "expected in README.md:\n{rows}");
+    }
+
+    #[test]
     fn memory_takes_podmans_units() {
         for (text, bytes) in [("512m", Some(512 << 20)), ("1G", Some(1 << 30)), ("6291456", Some(6 << 20)), ("8192k", Some(8 << 20))] {
             assert_eq!(memory_bytes(text), bytes, "{text}");

@@ -262,7 +262,11 @@ impl Controller {
             podman: fine(&self.podman_state, "connected"),
             hardware: fine(&self.hardware, "readable"),
             containers,
-            recording: running > 0,
+            activity: match (self.leaving, running) {
+                (Some(_), _) => "stopping",
+                (None, 0) => "idle",
+                (None, _) => "recording",
+            },
         }
     }
 

@@ -20,8 +20,8 @@ pub struct Facts {
     pub hardware: Result<String, String>,
     /// Whether every wanted Recorder runs.
     pub containers: Result<String, String>,
-    /// Whether any Recorder runs.
-    pub recording: bool,
+    /// What the station does: `idle`, `recording` or `stopping`.
+    pub activity: &'static str,
 }
 
 /// Keeps the board and sends heartbeats.
@@ -90,6 +90,6 @@ impl Vitals {
             let (Ok(details) | Err(details)) = fact;
             self.board.set(component, fact.is_ok(), details);
         }
-        self.board.set_activity(if facts.recording { "recording" } else { "idle" });
+        self.board.set_activity(facts.activity);
     }
 }

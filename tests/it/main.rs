@@ -14,6 +14,8 @@ mod arrival;
 mod database;
 // what a quiet second costs
 mod idle;
+// nudge, heartbeat and health
+mod live;
 // microphones that come, go, flap, move and resemble each other
 mod plug;
 // recorded hardware trees are read as what was plugged in
