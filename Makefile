@@ -9,7 +9,7 @@ RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
 RUST_TEST_THREADS ?= 4
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test lint clean
+.PHONY: help setup recorder run plug unplug test bench lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,6 +35,11 @@ plug unplug: ## plug or unplug the simulated microphone of `make run`
 
 test: setup recorder ## run all tests
 	cargo test $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
+
+bench: setup recorder ## measure speed, memory and cost on real services (release build); BENCH=--json for JSON
+	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
+	@cargo build --release --quiet --bins --example bench
+	@$(SUDO) $(TARGET)/release/examples/bench $(BENCH)
 
 lint: ## check format and lints
 	cargo fmt --check

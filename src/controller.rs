@@ -306,7 +306,8 @@ impl Controller {
         }
         let seen = identify(scan.microphones, &registry.known_ports());
         for (id, device) in &registry.devices {
-            self.presences.expect(id, device.as_ref().is_ok_and(|device| device.online), now);
+            let (online, card) = device.as_ref().map_or((false, None), |device| (device.online, device.last_card()));
+            self.presences.expect(id, online, card, now);
         }
         for (id, change) in self.presences.observe(&seen, &scan.unclear, now) {
             // Whatever failed before, it is plugged in anew.

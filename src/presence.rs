@@ -67,11 +67,13 @@ impl Presences {
         self.states.iter()
     }
 
-    /// Takes note of a microphone that the database calls online (or offline) and that was not seen in this run yet.
-    pub fn expect(&mut self, id: &str, online: bool, now: Instant) {
+    /// Takes note of a microphone that the database calls online (or offline) and that was not seen in this run yet,
+    /// with the card that it was last on.
+    pub fn expect(&mut self, id: &str, online: bool, card: Option<u32>, now: Instant) {
         if !self.states.contains_key(id) {
             let state = if online { Presence::Missing { since: now } } else { Presence::Offline };
             self.states.insert(id.to_owned(), state);
+            self.last_cards.extend(card.map(|card| (id.to_owned(), card)));
         }
     }
 
@@ -201,10 +203,19 @@ mod tests {
     #[test]
     fn who_is_expected_gets_the_grace_period_to_show_up() {
         let mut fake = Fake::new();
-        fake.presences.expect("a", true, fake.start);
-        fake.presences.expect("b", false, fake.start);
+        fake.presences.expect("a", true, None, fake.start);
+        fake.presences.expect("b", false, None, fake.start);
         assert_eq!(fake.see(1, &[]), "");
         assert_eq!(fake.see(3, &[]), "a Went");
         assert_eq!(fake.see(4, &["b@0"]), "b Came");
+    }
+
+    #[test]
+    fn who_is_expected_on_an_unclear_card_is_not_gone() {
+        let mut fake = Fake::new();
+        fake.presences.expect("a", true, Some(2), fake.start);
+        assert_eq!(fake.see(1, &["?2"]), "");
+        assert_eq!(fake.see(10, &["?2"]), "");
+        assert_eq!(fake.see(11, &["a@2"]), "a Returned");
     }
 }

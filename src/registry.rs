@@ -95,6 +95,14 @@ pub struct Device {
     pub workspace: Option<String>,
 }
 
+impl Device {
+    /// ALSA card index that it was last seen at.
+    #[must_use]
+    pub fn last_card(&self) -> Option<u32> {
+        self.config.get("alsa_card_index")?.as_u64()?.try_into().ok()
+    }
+}
+
 #[derive(Deserialize)]
 struct DeviceRow {
     model: String,

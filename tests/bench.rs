@@ -1,0 +1,294 @@
+//! `make bench`: what the Controller costs and how quick it is, in one run on real services.
+//!
+//! Prints a table with this machine's name; `--json` prints the same as JSON. Where Podman itself takes most of the
+//! time, its own time for the same work is measured in the same run and shown beside. Quiet figures are averages over
+//! `BENCH_QUIET_S` seconds (20).
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
+
+/// The parts, shared with the integration tests.
+#[allow(dead_code)]
+mod it {
+    pub(crate) mod station;
+    pub(crate) mod tree;
+}
+
+use it::station::{Controller, NETWORK, RECORDER, Station, eventually};
+use it::tree::Card;
+use serde_json::{Value, json};
+use silvasonic_controller::config::Recorder;
+use silvasonic_controller::device::Microphone;
+use silvasonic_controller::podman::Podman;
+use silvasonic_controller::spec::Spec;
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn main() {
+    let mut table = Table::new();
+    start(&mut table, 1);
+    start(&mut table, 3);
+    plug(&mut table, 20);
+    quiet(&mut table, 1);
+    quiet(&mut table, 5);
+    nudge(&mut table, 20);
+    table.print(std::env::args().any(|argument| argument == "--json"));
+}
+
+/// Rows of figure, value, unit.
+struct Table {
+    machine: String,
+    rows: Vec<(String, f64, &'static str)>,
+}
+
+impl Table {
+    fn new() -> Self {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model =
+            cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_start_matches(['\t', ' ', ':']).to_owned();
+        Self {
+            machine: format!("{}, {} cores {model}", name.trim(), thread::available_parallelism().map_or(0, Into::into)),
+            rows: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, figure: impl Into<String>, value: f64, unit: &'static str) {
+        let figure = figure.into();
+        eprintln!("{figure}: {value:.3} {unit}");
+        self.rows.push((figure, value, unit));
+    }
+
+    fn print(&self, as_json: bool) {
+        if as_json {
+            let rows: Vec<Value> =
+                self.rows.iter().map(|(figure, value, unit)| json!({"figure": figure, "value": value, "unit": unit})).collect();
+            println!("{}", json!({"machine": self.machine, "figures": rows}));
+            return;
+        }
+        println!("\n{}\n", self.machine);
+        for (figure, value, unit) in &self.rows {
+            println!("{figure:<66} {value:>10.3} {unit}");
+        }
+    }
+}
+
+/// `count` UltraMics with serials of their own.
+fn microphones(count: u32) -> Vec<Card> {
+    (0..count).map(|n| Card::ultramic().index(n).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))).collect()
+}
+
+fn names(count: u32) -> Vec<String> {
+    (0..count).map(|n| format!("silvasonic-recorder-ultramic-384-evo-{n:04}")).collect()
+}
+
+/// A station whose database is seeded and whose Podman is warm.
+fn seeded() -> Station {
+    let station = Station::up();
+    let controller = station.controller();
+    controller.wait_log("seeded user", SOON);
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 50}' WHERE key = 'system'");
+    station
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Podman's own time for creating and starting `count` containers of our making, side by side.
+fn podmans_own(station: &Station, count: u32) -> f64 {
+    let podman = Podman::new(station.podman.socket().to_owned());
+    let engine = podman.info(podman.ping().unwrap()).unwrap();
+    let recorder = Recorder {
+        image: RECORDER.to_owned(),
+        network: NETWORK.to_owned(),
+        owner: "bench".to_owned(),
+        workspace: station.workspace(),
+        redis_url: station.redis.url(),
+        memory: 512 << 20,
+        cpu_quota: 100_000,
+        restart_tries: 5,
+    };
+    let config = station.postgres.value::<Value>("SELECT config FROM microphone_profiles WHERE slug = 'ultramic_384_evo'").unwrap();
+    let requests: Vec<Value> = (0..count)
+        .map(|n| {
+            let folder = format!("own-{n}");
+            fs::create_dir_all(station.workspace().join("recorder").join(&folder)).unwrap();
+            let microphone = Microphone { card: n, name: "bench".to_owned(), usb: None };
+            Spec::new(&recorder, &folder, &microphone, &folder, "bench", config.to_string()).create_request(&engine)
+        })
+        .collect();
+    let begun = Instant::now();
+    let ids: Vec<String> = thread::scope(|scope| {
+        let run = |request: &Value| {
+            let id = podman.create(request).unwrap().id;
+            podman.start(&id).unwrap();
+            id
+        };
+        let threads: Vec<_> = requests.iter().map(|request| scope.spawn(move || run(request))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let took = milliseconds(begun);
+    for id in ids {
+        podman.remove(&id).unwrap();
+    }
+    took
+}
+
+/// From starting the program to all Recorders running, with a seeded database.
+fn start(table: &mut Table, count: u32) {
+    let station = seeded();
+    let own = podmans_own(&station, count);
+    station.tree.set(&microphones(count));
+    let names = names(count);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let begun = Instant::now();
+    let controller = station.controller();
+    station.podman.wait_running(SOON, &names);
+    let took = milliseconds(begun);
+    table.add(format!("start -> Recorder running, N={count}"), took, "ms");
+    table.add("  Podman's own create + start", own, "ms");
+    table.add("  beyond Podman's own", took - own, "ms");
+    drop(controller);
+}
+
+/// From plugging a microphone in to its Recorder running, at any moment of the tick.
+fn plug(table: &mut Table, times: u32) {
+    let station = seeded();
+    let own = podmans_own(&station, 1);
+    let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.1")]);
+    controller.wait_log("connected to Podman", SOON);
+    let mut took: Vec<f64> = (0..times)
+        .map(|n| {
+            // Spreads the moments over the tick.
+            thread::sleep(Duration::from_millis(u64::from(n) * 50));
+            let begun = Instant::now();
+            station.tree.set(&microphones(1));
+            station.podman.wait_running(SOON, &["silvasonic-recorder-ultramic-384-evo-0000"]);
+            let took = milliseconds(begun);
+            station.tree.set(&[]);
+            eventually(SOON, "no container", || station.containers().is_empty().then_some(()));
+            took
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    table.add(format!("plug -> running, median of {times}"), took[took.len() / 2], "ms");
+    table.add(format!("plug -> running, longest of {times}"), took[took.len() - 1], "ms");
+    table.add("  Podman's own create + start", own, "ms");
+}
+
+/// What a process has used so far.
+#[derive(Clone, Copy, Default)]
+struct Used {
+    cpu_ns: u64,
+    switches: u64,
+}
+
+impl Used {
+    fn of(id: u32) -> Self {
+        let mut used = Self::default();
+        for task in fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
+            let text = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            used.cpu_ns += text("schedstat").split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+            let status = text("status");
+            let counts = status.lines().filter(|line| line.contains("ctxt_switches")).filter_map(|line| line.split_whitespace().nth(1));
+            used.switches += counts.filter_map(|word| word.parse::<u64>().ok()).sum::<u64>();
+        }
+        used
+    }
+
+    fn of_all(ids: &[u32]) -> Self {
+        ids.iter()
+            .map(|id| Self::of(*id))
+            .fold(Self::default(), |a, b| Self { cpu_ns: a.cpu_ns + b.cpu_ns, switches: a.switches + b.switches })
+    }
+}
+
+/// Processes whose command line contains all of `words`.
+fn processes(words: &[&str]) -> Vec<u32> {
+    let ids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|id: &u32| {
+        let line = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        words.iter().all(|word| line.contains(word))
+    })
+    .collect()
+}
+
+fn kib(id: u32, file: &str, field: &str) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{id}/{file}")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok()).unwrap()
+}
+
+/// What a station costs on which nothing happens.
+fn quiet(table: &mut Table, count: u32) {
+    let span = std::env::var("BENCH_QUIET_S").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let station = seeded();
+    station.tree.set(&microphones(count));
+    let names = names(count);
+    let controller = station.controller();
+    station.podman.wait_running(SOON, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    controller.wait_log("default password", SOON);
+    let directory = station.dir().to_str().unwrap();
+    // A backend's title names the socket it came from; the harness's own connections are gone by now.
+    let database = processes(&["postgres: silvasonic silvasonic"]);
+    let others = [
+        ("Podman's service", processes(&["podman", "system", "service", directory])),
+        ("PostgreSQL + Redis", database.into_iter().chain(processes(&["redis-server", &station.redis.port().to_string()])).collect()),
+    ];
+    let id = controller.id();
+    let before = (Used::of(id), others.each_ref().map(|(_, ids)| Used::of_all(ids)));
+    let begun = Instant::now();
+    thread::sleep(Duration::from_secs(span));
+    let seconds = begun.elapsed().as_secs_f64();
+    let percent = |before: Used, after: Used| (after.cpu_ns - before.cpu_ns) as f64 / 1e7 / seconds;
+    let after = Used::of(id);
+    table.add(format!("quiet, N={count}: CPU of the Controller"), percent(before.0, after), "% of a core");
+    for ((name, ids), before) in others.iter().zip(before.1) {
+        table.add(format!("quiet, N={count}: CPU of {name}"), percent(before, Used::of_all(ids)), "% of a core");
+    }
+    table.add(format!("quiet, N={count}: context switches of the Controller"), (after.switches - before.0.switches) as f64 / seconds, "/s");
+    table.add(format!("quiet, N={count}: system calls of the Controller"), system_calls(&controller, 10), "/s");
+    table.add(format!("quiet, N={count}: resident memory"), kib(id, "status", "VmRSS:") / 1024.0, "MiB");
+    table.add(format!("quiet, N={count}: proportional memory"), kib(id, "smaps_rollup", "Pss:") / 1024.0, "MiB");
+}
+
+/// Counted by strace, which stops at SIGINT and prints its summary then.
+fn system_calls(controller: &Controller, seconds: u32) -> f64 {
+    let command = format!("timeout -s INT {seconds} strace -f -c -p {} 2>&1", controller.id());
+    let output = Command::new("sh").arg("-c").arg(command).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let total = text.lines().find(|line| line.ends_with("total")).unwrap_or_else(|| panic!("strace says: {text}"));
+    let calls: f64 = total.split_whitespace().filter_map(|word| word.parse().ok()).nth(3).unwrap();
+    calls / f64::from(seconds)
+}
+
+/// From PUBLISH to the query, by the clock of PostgreSQL's log.
+fn nudge(table: &mut Table, times: usize) {
+    let station = seeded();
+    for setting in ["log_statement = 'all'", "log_line_prefix = '%n '"] {
+        station.postgres.exec(&format!("ALTER SYSTEM SET {setting}"));
+    }
+    station.postgres.exec("SELECT pg_reload_conf()");
+    let controller = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "60")]);
+    eventually(SOON, "the subscription", || (station.redis.subscribers("silvasonic:nudge") == 1).then_some(()));
+    let reads = || -> Vec<f64> {
+        let log = fs::read_to_string(station.dir().join("postgres/log")).unwrap();
+        let lines = log.lines().filter(|line| line.contains("execute") && line.contains("SELECT kind, key"));
+        lines.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
+    };
+    let mut took: Vec<f64> = (0..times)
+        .map(|_| {
+            thread::sleep(Duration::from_millis(1100));
+            let before = reads().len();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+            station.redis.publish("silvasonic:nudge", "reconcile");
+            (eventually(SOON, "a read", || reads().get(before).copied()) - now) * 1000.0
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    table.add(format!("nudge -> SQL query, median of {times}"), took[took.len() / 2], "ms");
+    table.add(format!("nudge -> SQL query, longest of {times}"), took[took.len() - 1], "ms");
+    drop(controller);
+}
