@@ -8,12 +8,14 @@
 //! sleeps without a timer.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
 
 use crate::status::Board;
 
@@ -27,18 +29,35 @@ pub const LIFE: Duration = Duration::from_secs(2);
 const TAKEN_AT_ONCE: usize = SLOTS / 2;
 /// Pause when the system has no file descriptor or memory for another connection.
 const SHORTAGE: Duration = Duration::from_millis(100);
+/// Connections that wait to be taken in.
+const BACKLOG: i32 = 128;
 
-/// Starts the thread `healthz` on a port of all addresses, 0 = any free one. Returns the port.
+/// Starts the thread `healthz` on a port of all addresses, IPv6 and IPv4, 0 = any free one. Returns the port.
 ///
 /// # Errors
 /// The port is taken, or the thread could not be started.
 pub fn start(port: u16, board: Board) -> io::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let listener = match listen_dual(port) {
+        Ok(listener) => listener,
+        Err(error @ (Errno::ADDRINUSE | Errno::ACCESS)) => return Err(error.into()),
+        // A kernel without IPv6, or with it switched off.
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?,
+    };
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
     let server = Server { listener, board, connections: Vec::with_capacity(SLOTS) };
     thread::Builder::new().name("healthz".to_owned()).stack_size(256 << 10).spawn(move || server.run())?;
     Ok(port)
+}
+
+/// Listens for IPv6 and IPv4 in one socket, whatever `net.ipv6.bindv6only` says.
+fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
+    let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0))?;
+    listen_on(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 struct Server {
@@ -83,7 +102,7 @@ impl Server {
         let left = ends.map(|ends| ends.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, left.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
