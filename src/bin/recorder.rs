@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// How long Redis remembers a heartbeat.
 const TTL: Duration = Duration::from_secs(30);
 /// For the last heartbeat.
-const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL: Duration = Duration::from_millis(300);
 /// When the program ends after a signal, whatever still blocks it.
 const LAST_RESORT: Duration = Duration::from_millis(800);
 const NAME: &str = "at most 256 bytes without control characters";
@@ -73,11 +73,12 @@ fn main() -> ExitCode {
             return ExitCode::from(WRONG_USAGE);
         }
     }
-    let settings = match read(|name| std::env::var_os(name)) {
-        Ok(settings) => settings,
-        Err(faults) => {
-            faults.iter().for_each(|fault| complain(fault));
-            return ExitCode::from(WRONG_USAGE);
+    // Before all else: process 1 has no default action for signals, so one that comes earlier would be lost.
+    let stop = match forward_signals() {
+        Ok(stop) => stop,
+        Err(why) => {
+            complain(&format!("cannot start: signals: {why}"));
+            return ExitCode::from(CANNOT_GO_ON);
         }
     };
     // Fails only if there is a logger already.
@@ -86,7 +87,14 @@ fn main() -> ExitCode {
         error!("bug in thread {}: {panic}", thread::current().name().unwrap_or("?"));
         std::process::abort();
     }));
-    match run(&settings) {
+    let settings = match read(|name| std::env::var_os(name)) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            faults.iter().for_each(|fault| complain(fault));
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    match run(&settings, &stop) {
         Ok(()) => ExitCode::from(STOPPED),
         Err(why) => {
             error!("cannot go on: {why}");
@@ -95,8 +103,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: &Settings) -> io::Result<()> {
-    let stop = forward_signals()?;
+fn run(settings: &Settings, stop: &Receiver<()>) -> io::Result<()> {
     let board = Board::new("recorder", &settings.instance);
     board.require("redis", false);
     let bus = Bus::start(&settings.redis_url, &settings.instance)?;
