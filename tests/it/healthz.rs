@@ -3,7 +3,7 @@
 use super::recorder::Recorder;
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 const NOBODY: &str = "redis://127.0.0.1:1/0";
@@ -54,6 +54,38 @@ fn each_request_gets_the_answer_it_deserves() {
     ];
     for (request, status) in table {
         assert_eq!(ask(port, &request).0, status, "{request:?}");
+    }
+}
+
+#[test]
+fn every_answer_closes_and_a_refused_method_names_the_allowed_one() {
+    let recorder = Recorder::start(NOBODY);
+    let port = recorder.port();
+    for (request, allow) in
+        [("GET /healthy HTTP/1.0\r\n\r\n", false), ("DELETE /healthy HTTP/1.1\r\n\r\n", true), ("nonsense\r\n\r\n", false)]
+    {
+        let mut stream = connect(port);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+        assert_eq!(answer.contains("\r\nAllow: GET\r\n"), allow, "{answer}");
+    }
+}
+
+#[test]
+fn both_families_of_addresses_are_served() {
+    let recorder = Recorder::start(NOBODY);
+    let port = recorder.port();
+    healthy(port);
+    // A machine without IPv6 has no such loopback address.
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        let mut stream = TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(b"GET /healthy HTTP/1.1\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 }
 

@@ -5,6 +5,7 @@ use super::station::{Station, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
@@ -120,6 +121,45 @@ fn flags_are_answered_without_settings() {
         });
         assert_eq!(output.status.code(), Some(code), "{flag}");
         assert!(String::from_utf8(output.stdout).unwrap().contains(part), "{flag}");
+    }
+}
+
+#[test]
+fn a_taken_health_port_ends_it_with_a_line_that_names_the_port() {
+    let holder = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let port = holder.local_addr().unwrap().port().to_string();
+    let mut command = command("redis://127.0.0.1:1/0");
+    command.env("SILVASONIC_RECORDER_PORT", &port).stdout(Stdio::piped());
+    let mut process = Ended::spawn(command);
+    assert_eq!(process.wait(SOON), 1);
+    let log = std::io::read_to_string(process.child().stdout.take().unwrap()).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Not always the last line: the bus has its own thread and may complain about Redis meanwhile.
+    let told = |line: &&Value| line["level"] == "error" && line["event"].as_str().unwrap().contains(&format!("port {port}"));
+    assert_eq!(lines.iter().filter(told).count(), 1, "{log}");
+}
+
+#[test]
+fn a_heartbeat_has_all_agreed_keys_and_no_others() {
+    let station = redis_only();
+    let published = station.redis.listen("silvasonic:status");
+    let _recorder = Recorder::start(&station.redis.url());
+    let heartbeat: Value = serde_json::from_str(&published.recv_timeout(SOON).unwrap()).unwrap();
+    let table = [
+        ("", "activity health instance_id meta service timestamp"),
+        ("/health", "components live status"),
+        ("/health/components", "recorder redis"),
+        ("/health/components/recorder", "details healthy required"),
+        ("/meta", "host_resources resources"),
+        ("/meta/resources", "cpu_percent memory_mb num_threads"),
+        (
+            "/meta/host_resources",
+            "cpu_count cpu_percent memory_percent memory_total_mb memory_used_mb storage_percent storage_total_gb storage_used_gb",
+        ),
+    ];
+    for (place, keys) in table {
+        let object = heartbeat.pointer(place).and_then(Value::as_object).unwrap_or_else(|| panic!("{place} in {heartbeat}"));
+        assert_eq!(object.keys().map(String::as_str).collect::<Vec<_>>().join(" "), keys, "{place}");
     }
 }
 
