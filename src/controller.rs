@@ -251,7 +251,9 @@ impl Controller {
     fn facts(&self) -> Facts {
         let fine = |state: &Result<(), String>, fine: &str| state.clone().map(|()| fine.to_owned());
         let running = self.known_running.len();
-        let waiting: Vec<String> = self.holds.iter().map(|(device, why)| format!("{device}: {why}")).collect();
+        // A Recorder that was started just now is in no list yet.
+        let waiting = self.holds.iter().filter(|(device, _)| !self.known_running.contains_key(*device));
+        let waiting: Vec<String> = waiting.map(|(device, why)| format!("{device}: {why}")).collect();
         let containers = match &self.podman_state {
             Err(_) => Err("unknown".to_owned()),
             Ok(()) if waiting.is_empty() => Ok(format!("{running} running")),

@@ -230,6 +230,10 @@ fn quiet(table: &mut Table, count: u32) {
     let controller = station.controller();
     station.podman.wait_running(SOON, &names.iter().map(String::as_str).collect::<Vec<_>>());
     controller.wait_log("default password", SOON);
+    // The thread that found that out is gone, so that what threads used can be added up.
+    let threads = || fs::read_dir(format!("/proc/{}/task", controller.id())).unwrap().flatten();
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+    eventually(SOON, "no more hashing", || (!threads().any(|task| name(task).trim() == "bcrypt")).then_some(()));
     let directory = station.dir().to_str().unwrap();
     // A backend's title names the socket it came from; the harness's own connections are gone by now.
     let database = processes(&["postgres: silvasonic silvasonic"]);

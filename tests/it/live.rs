@@ -119,7 +119,9 @@ fn the_heartbeat_tells_how_station_and_host_are() {
             (heartbeat["service"] == "controller" && wanted(&heartbeat)).then_some(heartbeat)
         })
     };
-    let heartbeat = next(&|heartbeat| heartbeat["activity"] == "recording" && heartbeat["health"]["status"] == "ok");
+    let well =
+        |heartbeat: &Value| heartbeat["health"]["status"] == "ok" && heartbeat["health"]["components"]["containers"]["healthy"] == true;
+    let heartbeat = next(&|heartbeat| heartbeat["activity"] == "recording" && well(heartbeat));
     assert_eq!(heartbeat["instance_id"], "controller");
     assert!(heartbeat["timestamp"].as_f64().unwrap() > 1.7e9);
     let components = heartbeat["health"]["components"].as_object().unwrap();
