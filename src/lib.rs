@@ -9,7 +9,7 @@
 //!  inventory ─containers──────┘   act record
 //! ```
 //!
-//! Pure (values in, values out): [`backoff`], [`clock`], [`device`], [`notice`], [`plan`], [`presence`], [`profile`],
+//! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`device`], [`notice`], [`plan`], [`presence`], [`profile`],
 //! [`registry`], [`spec`], [`text`], [`want`], [`yaml`]. Reading the world: [`config`], [`sysfs`], [`db`], [`inventory`].
 //! Changing it: [`execute`] (containers, the only place), [`store`] and [`seed`] (database).
 //!
@@ -24,6 +24,7 @@
 pub mod backoff;
 pub mod builtin;
 pub mod bus;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod controller;
@@ -46,6 +47,7 @@ pub mod status;
 pub mod store;
 pub mod sysfs;
 pub mod text;
+pub mod viewer;
 pub mod vitals;
 pub mod want;
 pub mod yaml;

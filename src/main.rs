@@ -10,11 +10,12 @@ use log::{error, info};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use silvasonic_controller::bus::Bus;
+use silvasonic_controller::cli::{self, Command, USAGE};
 use silvasonic_controller::config::{Config, VARIABLES};
 use silvasonic_controller::controller::{Controller, Event};
-use silvasonic_controller::healthz;
 use silvasonic_controller::status::Board;
 use silvasonic_controller::vitals::Vitals;
+use silvasonic_controller::{healthz, viewer};
 use simplelog::{ConfigBuilder, WriteLogger};
 
 const STOPPED: u8 = 0;
@@ -25,27 +26,36 @@ const WRONG_USAGE: u8 = 2;
 const INBOX: usize = 64;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    match (arguments.next().as_deref().and_then(|flag| flag.to_str()), arguments.next()) {
-        (None, None) if std::env::args_os().len() == 1 => run(),
-        (Some("--help" | "-h"), None) => print(&help()),
-        (Some("--version" | "-V"), None) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
-        _ => {
-            let words: Vec<_> = std::env::args_os().skip(1).collect();
-            complain(&format!("expected no arguments, --help or --version, got {words:?}"));
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    match cli::parse(&words) {
+        Ok(Command::Help) => print(&help()),
+        Ok(Command::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::Run) => with_settings(run),
+        Ok(Command::Logs(view)) => with_settings(|config| match viewer::show(&config.redis_url, &view) {
+            Ok(()) => ExitCode::from(STOPPED),
+            Err(why) => {
+                complain(&why.to_string());
+                ExitCode::from(CANNOT_GO_ON)
+            }
+        }),
+        Err(misuse) => {
+            complain(&misuse.to_string());
             ExitCode::from(WRONG_USAGE)
         }
     }
 }
 
-fn run() -> ExitCode {
-    let config = match Config::read(|name| std::env::var_os(name)) {
-        Ok(config) => config,
+fn with_settings(go: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match Config::read(|name| std::env::var_os(name)) {
+        Ok(config) => go(config),
         Err(faults) => {
             faults.iter().for_each(|fault| complain(&fault.to_string()));
-            return ExitCode::from(WRONG_USAGE);
+            ExitCode::from(WRONG_USAGE)
         }
-    };
+    }
+}
+
+fn run(config: Config) -> ExitCode {
     start_logger(&config);
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -104,11 +114,7 @@ fn start_logger(config: &Config) {
 }
 
 fn help() -> String {
-    let mut text = String::from(
-        "Finds USB microphones and keeps a Recorder container running for each.\n\n\
-         Usage: silvasonic-controller [--help | --version]\n\n\
-         Settings are environment variables:\n",
-    );
+    let mut text = format!("{USAGE}\nSettings are environment variables:\n");
     for (name, default, meaning) in VARIABLES {
         text.push_str(&format!("  {name}\n      {meaning} [{default}]\n"));
     }

@@ -105,7 +105,8 @@ fn parse_card_line(line: &str) -> Option<(u32, CardLine)> {
     let (index, rest) = line.split_once('[')?;
     let (id, rest) = rest.split_once("]: ")?;
     let (driver, name) = rest.split_once(" - ").unwrap_or((rest, ""));
-    let line = CardLine { id: id.trim().to_owned(), driver: driver.to_owned(), name: name.trim().to_owned() };
+    // NUL is the one character that neither PostgreSQL nor an environment can hold.
+    let line = CardLine { id: id.trim().to_owned(), driver: driver.to_owned(), name: name.trim().replace('\0', "\u{fffd}") };
     Some((index.trim().parse().ok()?, line))
 }
 

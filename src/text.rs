@@ -10,27 +10,38 @@ const SHOWN: usize = 200;
 /// A USB string, a database row or an API answer can hold anything; a log line stays one line.
 #[must_use]
 pub fn shown(text: &str) -> Shown<'_> {
-    Shown(text)
+    Shown { text, limit: SHOWN }
 }
 
-/// See [`shown`].
+/// Shows `text` without control characters or line breaks, whole.
+#[must_use]
+pub fn escaped(text: &str) -> Shown<'_> {
+    Shown { text, limit: usize::MAX }
+}
+
+/// See [`shown`] and [`escaped`].
 #[derive(Clone, Copy, Debug)]
-pub struct Shown<'a>(&'a str);
+pub struct Shown<'a> {
+    text: &'a str,
+    limit: usize,
+}
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (count, c) in self.0.trim_end().chars().enumerate() {
-            if count == SHOWN {
-                return write!(f, "… ({} bytes)", self.0.len());
+        let mut line = String::with_capacity(self.text.len().min(self.limit));
+        for (count, c) in self.text.trim_end().chars().enumerate() {
+            if count == self.limit {
+                line.push_str(&format!("… ({} bytes)", self.text.len()));
+                break;
             }
             // Bidirectional controls can make a line read as something else.
             if c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
-                write!(f, "{}", c.escape_default())?;
+                line.extend(c.escape_default());
             } else {
-                write!(f, "{c}")?;
+                line.push(c);
             }
         }
-        Ok(())
+        f.pad(&line)
     }
 }
 

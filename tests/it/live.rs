@@ -201,3 +201,28 @@ fn a_wedged_main_loop_is_ill_after_a_minute() {
     assert_eq!(health["components"]["controller"]["healthy"], false);
     assert!(health["components"]["controller"]["details"].as_str().unwrap().starts_with("no round completed for 6"), "{health}");
 }
+
+#[test]
+fn the_logs_command_shows_lines_as_they_come() {
+    let station = Station::plan().without_podman().up();
+    let viewer = |arguments: &[&str]| {
+        let mut command = station.controller_command(&[]);
+        command.args(["logs"]).args(arguments);
+        Controller::run(command)
+    };
+    let (all, severe, json) = (viewer(&[]), viewer(&["--level", "error", "--device", "a"]), viewer(&["--json"]));
+    eventually(SOON, "three subscribers", || (station.redis.subscribers("silvasonic:logs") == 3).then_some(()));
+    let line = |device: &str, level: &str, message: &str| {
+        serde_json::json!({ "service": "recorder", "instance_id": device, "level": level, "message": message, "timestamp": "T" })
+            .to_string()
+    };
+    for text in [line("a", "info", "one\u{7}"), line("b", "error", "two"), "nonsense".to_owned(), line("a", "error", "three")] {
+        station.redis.publish("silvasonic:logs", &text);
+    }
+    severe.wait_log("three", SOON);
+    assert_eq!(severe.log(), "T error    a: three");
+    all.wait_log("three", SOON);
+    assert_eq!(all.log(), "T info     a: one\\u{7}\nT error    b: two\nT error    a: three");
+    json.wait_log("three", SOON);
+    assert_eq!(json.log().lines().next().unwrap(), line("a", "info", "one\u{7}"));
+}

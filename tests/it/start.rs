@@ -201,3 +201,19 @@ fn wrong_settings_are_reported_together_and_end_with_code_2() {
     assert!(String::from_utf8(run("--help").stdout).unwrap().contains("SILVASONIC_RECORDER_MEMORY_LIMIT"));
     assert_eq!(run("--frobnicate").status.code(), Some(2));
 }
+
+#[test]
+fn a_rootless_podman_gets_what_it_can_do() {
+    let station = Station::plan().podman_options(&["--user", "silva", "--fake-snd"]).up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("connected to Podman 4.3.1 (rootless", SOON);
+    // Below 4.7 a rootless start with a negative score fails.
+    let inspect = station.inspect(ULTRAMIC).unwrap();
+    assert_eq!(inspect["HostConfig"]["OomScoreAdj"], 0);
+    assert_eq!(inspect["Config"]["Annotations"]["run.oci.keep_original_groups"], "1");
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+    assert_eq!(station.containers(), Vec::<Value>::new());
+}

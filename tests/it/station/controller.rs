@@ -40,6 +40,11 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
+    /// Runs a command of the program other than the daemon; its output is the log.
+    pub(crate) fn run(command: Command) -> Controller {
+        Controller::spawn(command)
+    }
+
     pub(super) fn spawn(mut command: Command) -> Controller {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Ended::spawn(command);
