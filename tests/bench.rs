@@ -20,7 +20,10 @@ use silvasonic_controller::device::Microphone;
 use silvasonic_controller::podman::Podman;
 use silvasonic_controller::spec::Spec;
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +37,9 @@ fn main() {
     quiet(&mut table, 1);
     quiet(&mut table, 5);
     nudge(&mut table, 20);
+    flood(&mut table);
+    latency(&mut table, 1, "sleep 1", 20);
+    latency(&mut table, 100, "usleep 9000", 10);
     table.print(std::env::args().any(|argument| argument == "--json"));
 }
 
@@ -295,4 +301,136 @@ fn nudge(table: &mut Table, times: usize) {
     table.add(format!("nudge -> SQL query, median of {times}"), took[took.len() / 2], "ms");
     table.add(format!("nudge -> SQL query, longest of {times}"), took[took.len() - 1], "ms");
     drop(controller);
+}
+
+/// `podman logs -f` of one container; its lines, each with the host's uptime at its arrival.
+fn podman_logs(station: &Station, name: &str) -> (Child, Receiver<(f64, String)>) {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/podman-sandbox"));
+    command.arg("exec").arg(station.dir().join("podman")).args(["podman", "logs", "-f", name]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (sender, receiver) = channel();
+    thread::spawn(move || lines.map_while(Result::ok).all(|line| sender.send((uptime(), line)).is_ok()));
+    (child, receiver)
+}
+
+/// What arrives at a Redis subscriber, likewise: device and message.
+fn subscriber(station: &Station) -> Receiver<(f64, String, String)> {
+    let messages = station.redis.listen("silvasonic:logs");
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        messages.iter().all(|message| {
+            let at = uptime();
+            let line: Value = serde_json::from_str(&message).unwrap();
+            let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            sender.send((at, text("container_name"), text("message"))).is_ok()
+        })
+    });
+    receiver
+}
+
+fn uptime() -> f64 {
+    fs::read_to_string("/proc/uptime").unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn end(mut child: Child) {
+    let group = rustix::process::Pid::from_child(&child);
+    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    let _ = child.wait();
+}
+
+/// Whether numbers come one after the other: how many are missing and how many come again or out of order.
+fn gaps(numbers: impl Iterator<Item = u64>) -> (u64, u64, u64) {
+    let (mut count, mut missing, mut again, mut last) = (0, 0, 0, None);
+    for number in numbers {
+        count += 1;
+        match last {
+            Some(last) if number <= last => again += 1,
+            Some(last) => missing += number - last - 1,
+            None => {}
+        }
+        last = Some(last.unwrap_or(0).max(number));
+    }
+    (count, missing, again)
+}
+
+/// One container prints as fast as it can for ten seconds; first to `podman logs -f` alone, then to us alone, as both
+/// share two cores.
+fn flood(table: &mut Table) {
+    let name = "silvasonic-recorder-ultramic-384-evo-0000";
+    let lines = "while [ ! -e /app/workspace/go ]; do usleep 10000; done; timeout 10 seq 1 1000000000; exec sleep 1000";
+    let number = |line: &str| line.parse::<u64>().ok();
+    let run = |ours: bool| {
+        let station = seeded();
+        let image = station.image("flood", lines);
+        station.tree.set(&microphones(1));
+        let settings: &[(&str, &str)] = &[("SILVASONIC_RECORDER_IMAGE", &image), ("SILVASONIC_SHUTDOWN", "keep")];
+        let mut controller = station.controller_with(settings);
+        station.podman.wait_running(SOON, &[name]);
+        let go = station.workspace().join("recorder/ultramic-384-evo-0000/go");
+        let quiet = Duration::from_secs(3);
+        if ours {
+            let messages = subscriber(&station);
+            let before = Used::of(controller.id());
+            fs::write(go, "").unwrap();
+            let seen: Vec<_> = std::iter::from_fn(|| messages.recv_timeout(quiet).ok()).collect();
+            let used = Used::of(controller.id());
+            let span = seen.last().unwrap().0 - seen[0].0;
+            let memory = kib(controller.id(), "status", "VmRSS:") / 1024.0;
+            (gaps(seen.iter().filter_map(|(_, _, line)| number(line))), span, (used.cpu_ns - before.cpu_ns) as f64 / 1e7 / span, memory)
+        } else {
+            controller.signal(rustix::process::Signal::TERM);
+            controller.wait_exit(SOON);
+            let (child, messages) = podman_logs(&station, name);
+            fs::write(go, "").unwrap();
+            let seen: Vec<_> = std::iter::from_fn(|| messages.recv_timeout(quiet).ok()).collect();
+            end(child);
+            let span = seen.last().unwrap().0 - seen[0].0;
+            (gaps(seen.iter().filter_map(|(_, line)| number(line))), span, 0.0, 0.0)
+        }
+    };
+    for (who, ours) in [("podman logs -f", false), ("Redis subscriber", true)] {
+        let ((count, missing, again), span, cpu, memory) = run(ours);
+        table.add(format!("flood of 10 s: {who}"), count as f64 / span, "lines/s");
+        table.add("  missing, of those between the first and the last", missing as f64, "lines");
+        table.add("  repeated or out of order", again as f64, "lines");
+        if ours {
+            table.add("  CPU of the Controller meanwhile", cpu, "% of a core");
+            table.add("  resident memory after it", memory, "MiB");
+        }
+    }
+}
+
+/// Five containers print the host's uptime (10 ms steps) again and again: how old is a line when it arrives?
+fn latency(table: &mut Table, rate: u32, pause: &str, seconds: u64) {
+    let station = seeded();
+    let image = station.image("clock", &format!("while :; do read up rest < /proc/uptime; echo $up; {pause}; done"));
+    station.tree.set(&microphones(5));
+    let names = names(5);
+    let messages = subscriber(&station);
+    let controller = station.controller_with(&[("SILVASONIC_RECORDER_IMAGE", &image)]);
+    station.podman.wait_running(SOON, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let (child, own) = podman_logs(&station, &names[0]);
+    own.recv_timeout(SOON).unwrap();
+    messages.recv_timeout(SOON).unwrap();
+    let before = Used::of(controller.id());
+    let begun = Instant::now();
+    thread::sleep(Duration::from_secs(seconds));
+    let span = begun.elapsed().as_secs_f64();
+    let used = Used::of(controller.id());
+    // Only what was printed after both were at it: neither has old lines to catch up with.
+    let from = uptime() - span + 1.0;
+    let age = |at: f64, line: &str| line.parse::<f64>().ok().filter(|printed| *printed >= from).map(|printed| (at - printed) * 1000.0);
+    let ours = messages.try_iter().filter_map(|(at, _, line)| age(at, &line)).collect();
+    let podmans = own.try_iter().filter_map(|(at, line)| age(at, &line)).collect();
+    end(child);
+    for (who, ages) in [("podman logs -f", podmans), ("Redis subscriber", ours)] {
+        let mut ages: Vec<f64> = ages;
+        ages.sort_by(f64::total_cmp);
+        for (name, part) in [("p50", 50), ("p99", 99)] {
+            table.add(format!("5 x {rate} lines/s: {who}, {name} of {} lines", ages.len()), ages[(ages.len() - 1) * part / 100], "ms");
+        }
+    }
+    table.add(format!("5 x {rate} lines/s: CPU of the Controller"), (used.cpu_ns - before.cpu_ns) as f64 / 1e7 / span, "% of a core");
+    table.add(format!("5 x {rate} lines/s: resident memory"), kib(controller.id(), "status", "VmRSS:") / 1024.0, "MiB");
 }
