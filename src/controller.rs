@@ -394,6 +394,10 @@ impl Controller {
                 self.asked_podman = false;
                 self.engine = engine;
                 self.note_containers(sequence, containers);
+                // An action ended after this list was asked for: its outcome is in the next one.
+                if self.settled.values().any(|settled| *settled >= sequence) {
+                    self.ask_podman();
+                }
             }
             Event::Done { action, result, took } => self.note_done(&action, result, took),
         }
