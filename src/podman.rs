@@ -5,10 +5,12 @@
 //! between versions (a taken name is 500, an unknown image 500 in 4.3 and 404 in 5.x). Nothing in this file decides:
 //! it says what happened, or that it could not be learnt.
 
+pub mod frames;
 mod transport;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ const INFO: Duration = Duration::from_secs(20);
 const CHANGE: Duration = Duration::from_secs(60);
 /// What a stop or removal may take beyond the container's own time.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
+/// Ten megabytes of log that are not followed.
+const LOG: Duration = Duration::from_secs(20);
 
 /// Why a call has no outcome.
 #[derive(Debug)]
@@ -138,6 +142,23 @@ pub enum State {
     Unknown,
 }
 
+/// One run of a container, from a start to the end of its process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// State of the container.
+    pub state: State,
+    /// When it began, to the nanosecond, in Podman's words.
+    pub started: String,
+}
+
+impl Run {
+    /// Whether its process is there, as far as Podman knows.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(self.state, State::Running | State::Stopping | State::Paused)
+    }
+}
+
 /// One row of the list.
 #[derive(Clone, Debug)]
 pub struct Container {
@@ -193,27 +214,68 @@ pub enum Change {
 #[derive(Clone, Debug)]
 pub struct Podman {
     agent: Agent,
+    socket: PathBuf,
+}
+
+/// A part of a container's log that is to be read, on a connection of its own.
+#[derive(Debug)]
+pub struct LogRequest {
+    agent: Agent,
+    url: String,
+    limit: Option<Duration>,
+}
+
+/// Ends a [`LogRequest`] from another thread, whatever it waits for.
+#[derive(Clone, Debug)]
+pub struct Closer(Agent);
+
+impl Closer {
+    /// Closes the connection; one that is not open yet will not be opened.
+    pub fn close(&self) {
+        self.0.clone().shutdown();
+    }
+}
+
+impl LogRequest {
+    /// What closes the connection.
+    #[must_use]
+    pub fn closer(&self) -> Closer {
+        Closer(self.agent.clone())
+    }
+
+    /// Sends the request and waits for the answer, of which the body can then be read.
+    ///
+    /// While it follows, Podman 4.3 answers no sooner than there is a first line.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn open(self) -> Result<impl Read + use<>, Error> {
+        let answer = request(&self.agent, "GET", &self.url, None, self.limit)?;
+        Ok(answer.into_body().into_reader())
+    }
 }
 
 impl Podman {
     /// A client for the service on `socket`. Connects when a call needs it, so the socket may appear later.
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .proxy(None)
-            .user_agent("silvasonic-controller")
-            .max_redirects(0)
-            .timeout_connect(Some(CONNECT))
-            .max_response_header_size(16 << 10)
-            .input_buffer_size(16 << 10)
-            .output_buffer_size(8 << 10)
-            .max_idle_connections(2)
-            .max_idle_connections_per_host(2)
-            // A connection that waits unused is a socket, nothing more; Podman keeps its end open.
-            .max_idle_age(Duration::from_secs(3600))
-            .build();
-        Self { agent: Agent::with_parts(config, transport::UnixConnector { path: socket }, transport::NoResolver) }
+        Self { agent: agent(socket.clone(), 8 << 10), socket }
+    }
+
+    /// The log of a container from a second on (0: from its beginning), each frame with its time in whole seconds.
+    ///
+    /// It can follow the log until the container's current run ends; then it has no deadline, and only [`Closer`] ends
+    /// the wait. A connection of its own has a price (a socket, 17 kB), and the point that closing it harms nobody else.
+    #[must_use]
+    pub fn log(&self, id: &str, since: u64, follow: bool) -> LogRequest {
+        let mut url = format!("{BASE}/containers/{}/logs?stdout=true&stderr=true&timestamps=true", query(id));
+        if since > 0 {
+            url.push_str(&format!("&since={since}"));
+        }
+        if follow {
+            url.push_str("&follow=true");
+        }
+        LogRequest { agent: agent(self.socket.clone(), 1 << 10), url, limit: (!follow).then_some(LOG) }
     }
 
     /// Is the service there, and which version?
@@ -223,7 +285,7 @@ impl Podman {
     pub fn ping(&self) -> Result<Version, Error> {
         let answer = self.call("GET", "/_ping", None, QUICK)?;
         let version = answer.headers().get("Libpod-Api-Version").and_then(|value| value.to_str().ok()).and_then(Version::parse);
-        let text = self.text(answer, QUICK)?;
+        let text = text(answer, QUICK)?;
         version.ok_or_else(|| Error::Garbled(format!("ping without a Podman version: {}", shown(&text))))
     }
 
@@ -296,13 +358,36 @@ impl Podman {
         }
     }
 
+    /// The present or last run of a container, or `None` if there is no such container.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn last_run(&self, id: &str) -> Result<Option<Run>, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Inspect {
+            state: Inner,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Inner {
+            status: State,
+            started_at: String,
+        }
+        match self.get(&format!("/containers/{}/json", query(id)), QUICK) {
+            Ok(Inspect { state }) => Ok(Some(Run { state: state.status, started: state.started_at })),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Creates a container; the name decides, so that two attempts cannot make two.
     ///
     /// # Errors
     /// [`Error`]; causes worth knowing are in [`cause`].
     pub fn create(&self, request: &Value) -> Result<Created, Error> {
         let answer = self.call("POST", "/containers/create", Some(request), CHANGE)?;
-        self.json(answer, CHANGE)
+        json(answer, CHANGE)
     }
 
     /// Starts a container.
@@ -355,7 +440,7 @@ impl Podman {
             Ok(answer) => {
                 let change = if answer.status() == 304 { Change::Already } else { Change::Done };
                 // Reading to the end lets the connection be used again.
-                self.text(answer, limit).map(|_| change)
+                text(answer, limit).map(|_| change)
             }
             Err(error) if error.is_gone() => Ok(Change::Gone),
             Err(error) => Err(error),
@@ -364,43 +449,66 @@ impl Podman {
 
     fn get<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> Result<T, Error> {
         let answer = self.call("GET", path, None, limit)?;
-        self.json(answer, limit)
+        json(answer, limit)
     }
 
-    /// One request; an answer of 400 or more becomes [`Error::Refused`].
     fn call(&self, method: &str, path: &str, body: Option<&Value>, limit: Duration) -> Result<Response<Body>, Error> {
-        let url = format!("{BASE}{path}");
-        let answer = match (method, body) {
-            ("POST", Some(body)) => self.agent.post(&url).config().timeout_global(Some(limit)).build().send_json(body),
-            ("POST", None) => self.agent.post(&url).config().timeout_global(Some(limit)).build().send_empty(),
-            ("DELETE", _) => self.agent.delete(&url).config().timeout_global(Some(limit)).build().call(),
-            _ => self.agent.get(&url).config().timeout_global(Some(limit)).build().call(),
-        };
-        let answer = answer.map_err(|error| fault(error, limit))?;
-        let status = answer.status().as_u16();
-        if status < 400 {
-            return Ok(answer);
-        }
-        let text = self.text(answer, limit)?;
-        // Unknown routes answer in plain text and without Podman's headers.
-        #[derive(Deserialize)]
-        struct Said {
-            cause: String,
-            message: String,
-        }
-        let said = serde_json::from_str(&text).unwrap_or(Said { cause: String::new(), message: text });
-        Err(Error::Refused { status, cause: said.cause, message: shown(&said.message).to_string() })
+        request(&self.agent, method, &format!("{BASE}{path}"), body, Some(limit))
     }
+}
 
-    fn text(&self, mut answer: Response<Body>, limit: Duration) -> Result<String, Error> {
-        let bytes = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec().map_err(|error| fault(error, limit))?;
-        String::from_utf8(bytes).map_err(|_| Error::Garbled("not UTF-8".to_owned()))
-    }
+/// A client of its own; `output` is the room for a request's head.
+fn agent(path: PathBuf, output: usize) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .user_agent("silvasonic-controller")
+        .max_redirects(0)
+        .timeout_connect(Some(CONNECT))
+        .max_response_header_size(16 << 10)
+        .input_buffer_size(16 << 10)
+        .output_buffer_size(output)
+        .max_idle_connections(2)
+        .max_idle_connections_per_host(2)
+        // A connection that waits unused is a socket, nothing more; Podman keeps its end open.
+        .max_idle_age(Duration::from_secs(3600))
+        .build();
+    Agent::with_parts(config, transport::UnixConnector { path }, transport::NoResolver)
+}
 
-    fn json<T: DeserializeOwned>(&self, answer: Response<Body>, limit: Duration) -> Result<T, Error> {
-        let text = self.text(answer, limit)?;
-        serde_json::from_str(&text).map_err(|error| Error::Garbled(format!("{error} in {}", shown(&text))))
+/// One request; an answer of 400 or more becomes [`Error::Refused`].
+fn request(agent: &Agent, method: &str, url: &str, body: Option<&Value>, limit: Option<Duration>) -> Result<Response<Body>, Error> {
+    let answer = match (method, body) {
+        ("POST", Some(body)) => agent.post(url).config().timeout_global(limit).build().send_json(body),
+        ("POST", None) => agent.post(url).config().timeout_global(limit).build().send_empty(),
+        ("DELETE", _) => agent.delete(url).config().timeout_global(limit).build().call(),
+        _ => agent.get(url).config().timeout_global(limit).build().call(),
+    };
+    let limit = limit.unwrap_or(CONNECT);
+    let answer = answer.map_err(|error| fault(error, limit))?;
+    let status = answer.status().as_u16();
+    if status < 400 {
+        return Ok(answer);
     }
+    let text = text(answer, limit)?;
+    // Unknown routes answer in plain text and without Podman's headers.
+    #[derive(Deserialize)]
+    struct Said {
+        cause: String,
+        message: String,
+    }
+    let said = serde_json::from_str(&text).unwrap_or(Said { cause: String::new(), message: text });
+    Err(Error::Refused { status, cause: said.cause, message: shown(&said.message).to_string() })
+}
+
+fn text(mut answer: Response<Body>, limit: Duration) -> Result<String, Error> {
+    let bytes = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec().map_err(|error| fault(error, limit))?;
+    String::from_utf8(bytes).map_err(|_| Error::Garbled("not UTF-8".to_owned()))
+}
+
+fn json<T: DeserializeOwned>(answer: Response<Body>, limit: Duration) -> Result<T, Error> {
+    let text = text(answer, limit)?;
+    serde_json::from_str(&text).map_err(|error| Error::Garbled(format!("{error} in {}", shown(&text))))
 }
 
 /// Texts of Podman's `cause` that callers branch on.
