@@ -3,7 +3,8 @@
 //! Nothing is read here but the replies; nudges have a connection of their own. What is handed over is JSON made by
 //! others.
 //!
-//! Invariants: handing over never blocks and never fails; what cannot be sent is dropped and counted. A log line is
+//! Invariants: handing over never fails, and waits only where the caller says how long it may and Redis is there; what
+//! cannot be sent is dropped and counted. A log line is
 //! sent at most once: after a broken connection nobody knows whether it arrived, so it is not repeated. A heartbeat may
 //! be, as it replaces its predecessor. Memory is bounded by [`QUEUE_LINES`] and [`QUEUE_BYTES`]. With nothing to send
 //! the thread sleeps without a timer.
@@ -45,6 +46,8 @@ struct Shared {
     queue: Mutex<Queue>,
     /// There is something to send.
     filled: Condvar,
+    /// There is room for lines, or no point in waiting for it.
+    room: Condvar,
     /// The last word is said.
     finished: Condvar,
 }
@@ -54,6 +57,9 @@ struct Queue {
     heartbeat: Option<Heartbeat>,
     lines: VecDeque<String>,
     bytes: usize,
+    /// Who waits for room, in the order of arrival; the number of the next one.
+    waiting: VecDeque<u64>,
+    next_ticket: u64,
     dropped: u64,
     /// Why Redis is not to be had.
     away: Option<String>,
@@ -99,13 +105,15 @@ impl Bus {
             heartbeat: None,
             lines: VecDeque::new(),
             bytes: 0,
+            waiting: VecDeque::new(),
+            next_ticket: 0,
             dropped: 0,
             away: Some("not connected yet".to_owned()),
             refusing: false,
             finishing: false,
             finished: false,
         };
-        let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), finished: Condvar::new() });
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), room: Condvar::new(), finished: Condvar::new() });
         let worker = Worker {
             shared: Arc::clone(&shared),
             client,
@@ -126,15 +134,48 @@ impl Bus {
 
     /// Hands over a line for `silvasonic:logs`; dropped and counted if the queue is full or Redis away.
     pub fn log_line(&self, json: String) {
+        self.log_lines(vec![json], Duration::ZERO);
+    }
+
+    /// Hands over lines in order, waiting for room while Redis takes any; those that found none within `patience` of
+    /// the last one that did are dropped and counted, all of them at once while Redis is away.
+    ///
+    /// Who comes first is served first, so that a flood from one thread delays another's line by what is queued and no
+    /// more.
+    pub fn log_lines(&self, lines: Vec<String>, patience: Duration) {
+        let mut lines = lines.into_iter().peekable();
         let mut queue = self.shared.queue();
-        if queue.refusing || queue.lines.len() == QUEUE_LINES || queue.bytes + json.len() > QUEUE_BYTES {
-            queue.dropped += 1;
-            return;
+        let ticket = queue.next_ticket;
+        queue.next_ticket += 1;
+        queue.waiting.push_back(ticket);
+        let mut until = None;
+        while !queue.refusing && lines.peek().is_some() {
+            if queue.waiting.front() == Some(&ticket) {
+                while let Some(line) = lines.next_if(|line| queue.has_room_for(line)) {
+                    queue.bytes += line.len();
+                    queue.lines.push_back(line);
+                    until = None;
+                }
+                if lines.peek().is_none() {
+                    break;
+                }
+                self.shared.filled.notify_one();
+            }
+            let until = *until.get_or_insert_with(|| Instant::now() + patience);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            queue = self.shared.room.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        queue.bytes += json.len();
-        queue.lines.push_back(json);
+        queue.waiting.retain(|waiting| *waiting != ticket);
+        queue.dropped += lines.count() as u64;
+        let next = !queue.waiting.is_empty();
         drop(queue);
         self.shared.filled.notify_one();
+        if next {
+            self.shared.room.notify_all();
+        }
     }
 
     /// Whether Redis is there, or why not.
@@ -174,6 +215,9 @@ impl Shared {
         let mut queue = self.queue();
         loop {
             let batch = queue.take();
+            if !queue.waiting.is_empty() {
+                self.room.notify_all();
+            }
             if !batch.is_empty() {
                 return Some(batch);
             }
@@ -204,6 +248,10 @@ impl Shared {
 }
 
 impl Queue {
+    fn has_room_for(&self, line: &str) -> bool {
+        self.lines.len() < QUEUE_LINES && self.bytes + line.len() <= QUEUE_BYTES
+    }
+
     fn take(&mut self) -> Batch {
         let count = self.lines.len().min(BATCH);
         let lines: Vec<String> = self.lines.drain(..count).collect();
@@ -255,6 +303,7 @@ impl Worker {
     fn serve(&mut self, connection: &mut Connection, delay: &mut Duration) -> Option<String> {
         // The first batch may be empty: it is then a ping, so that "connected" is always something that Redis said.
         let mut batch = self.shared.queue().take();
+        self.shared.room.notify_all();
         loop {
             match send(connection, &self.key, &batch) {
                 Ok(()) => {
@@ -286,6 +335,7 @@ impl Worker {
             queue.dropped += queue.lines.len() as u64;
             queue.lines.clear();
             queue.bytes = 0;
+            self.shared.room.notify_all();
         }
         drop(queue);
         if self.told.is_none() {
