@@ -14,11 +14,13 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{debug, error, info, warn};
 
 use crate::backoff::Backoffs;
+use crate::bus::Bus;
 use crate::clock;
 use crate::config::{Config, Shutdown};
 use crate::device::identify;
 use crate::execute::execute;
 use crate::inventory::Inventory;
+use crate::logs::Logs;
 use crate::notice::Notices;
 use crate::nudge::{self, Pending};
 use crate::plan::{Action, Plan, STOP, View, count_ends, plan};
@@ -120,6 +122,7 @@ pub struct Controller {
     recorded: bool,
 
     inventory: Inventory,
+    logs: Logs,
     sequence: u64,
     asked_podman: bool,
     engine: Option<Engine>,
@@ -143,13 +146,14 @@ impl Controller {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn new(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>, vitals: Vitals) -> io::Result<Self> {
+    pub fn new(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>, vitals: Vitals, bus: Bus) -> io::Result<Self> {
         let now = Instant::now();
         // First of all, so that it listens before the first cycle ends.
         let nudge_pending = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
         Ok(Self {
             store: Store::start(&config, 0, events.clone())?,
+            logs: Logs::new(&podman, bus),
             inventory: Inventory::start(podman.clone(), config.recorder.clone(), events.clone())?,
             presences: Presences::new(config.grace),
             config,
@@ -204,6 +208,7 @@ impl Controller {
             self.act();
             self.report();
         }
+        self.logs.stop();
         let facts = self.facts();
         self.vitals.finish(&facts, Instant::now() + FAREWELL);
     }
@@ -441,6 +446,7 @@ impl Controller {
             Ok(containers) => {
                 self.cleared("podman", "Podman answers again");
                 self.podman_state = Ok(());
+                self.logs.keep(&containers);
                 let now = Instant::now();
                 let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped);
                 let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
@@ -568,10 +574,10 @@ impl Controller {
             return;
         }
         let (podman, events, workspace) = (self.podman.clone(), self.events.clone(), self.config.workspace_local.clone());
-        let device = action.device.clone();
+        let (device, drainer) = (action.device.clone(), self.logs.drainer());
         let run = move || {
             let begun = Instant::now();
-            let result = execute(&podman, &engine, &workspace, &action);
+            let result = execute(&podman, &drainer, &engine, &workspace, &action);
             // Only a program that is ending has no inbox.
             let _ = events.send(Event::Done { action: Box::new(action), result, took: begun.elapsed() });
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use log::{info, warn};
 
+use crate::logs::Drainer;
 use crate::plan::{Action, Old};
 use crate::podman::{Change, Engine, Error, Podman, cause};
 use crate::spec::{OWNER, Spec};
@@ -20,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// One line that names the container, what went wrong and, where it is known, the cure.
-pub fn execute(podman: &Podman, engine: &Engine, workspace: &Path, action: &Action) -> Result<Option<String>, String> {
+pub fn execute(podman: &Podman, drainer: &Drainer, engine: &Engine, workspace: &Path, action: &Action) -> Result<Option<String>, String> {
     if let (Some(spec), Some(old)) = (&action.start, action.old.first()) {
         tell_differences(podman, spec, old);
     }
     for old in &action.old {
-        remove(podman, old)?;
+        remove(podman, drainer, old)?;
     }
     action.start.as_deref().map(|spec| start(podman, engine, workspace, spec)).transpose()
 }
@@ -40,7 +41,7 @@ fn tell_differences(podman: &Podman, spec: &Spec, old: &Old) {
     }
 }
 
-fn remove(podman: &Podman, old: &Old) -> Result<(), String> {
+fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), String> {
     if old.running {
         match podman.stop(&old.id, PATIENCE) {
             Ok(Change::Gone) => return Ok(()),
@@ -50,6 +51,8 @@ fn remove(podman: &Podman, old: &Old) -> Result<(), String> {
             Err(error) => return Err(format!("{} could not be stopped: {error}", old.name)),
         }
     }
+    // The log goes with the container.
+    drainer.drain(&old.id);
     podman.remove(&old.id).map(|_| ()).map_err(|error| format!("{} could not be removed: {error}", old.name))
 }
 

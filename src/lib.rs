@@ -9,9 +9,10 @@
 //!  inventory ─containers──────┘   act record
 //! ```
 //!
-//! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`device`], [`notice`], [`plan`], [`presence`], [`profile`],
-//! [`registry`], [`spec`], [`text`], [`want`], [`yaml`]. Reading the world: [`config`], [`sysfs`], [`db`], [`inventory`].
-//! Changing it: [`execute`] (containers, the only place), [`store`] and [`seed`] (database).
+//! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`device`], [`line`], [`notice`], [`plan`],
+//! [`position`], [`presence`], [`profile`], [`registry`], [`spec`], [`text`], [`want`], [`yaml`]. Reading the world:
+//! [`config`], [`sysfs`], [`db`], [`inventory`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
+//! and [`seed`] (database).
 //!
 //! # Invariants
 //!
@@ -34,10 +35,13 @@ pub mod execute;
 pub mod healthz;
 pub mod host;
 pub mod inventory;
+pub mod line;
+pub mod logs;
 pub mod notice;
 pub mod nudge;
 pub mod plan;
 pub mod podman;
+pub mod position;
 pub mod presence;
 pub mod profile;
 pub mod registry;

@@ -79,11 +79,11 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     forward_signals(events.clone())?;
     let board = Board::new("controller", "controller");
     let bus = Bus::start(&config.redis_url, "controller")?;
-    let vitals = Vitals::new(&config, board.clone(), bus);
+    let vitals = Vitals::new(&config, board.clone(), bus.clone());
     let port =
         healthz::start(config.port, board).map_err(|error| std::io::Error::new(error.kind(), format!("port {}: {error}", config.port)))?;
     info!("health is served on port {port}");
-    Controller::new(config, events, inbox, vitals)
+    Controller::new(config, events, inbox, vitals, bus)
 }
 
 /// The first termination signal is an event; the second one ends the program where it stands.
