@@ -1,6 +1,6 @@
 //! Follows the logs of containers and hands their lines to the bus, each once and in order.
 //!
-//! A thread a container, as ureq carries the HTTP and blocks while there is nothing to read; it costs 40 kB (measured:
+//! A thread a container, as ureq carries the HTTP and blocks while there is nothing to read; it costs 100 KiB (measured:
 //! stack, buffers and connection), and a flood in one log cannot hold up another one before the bus. The alternative,
 //! all streams in one thread over `poll`, would need an HTTP client of its own.
 //!

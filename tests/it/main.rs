@@ -24,6 +24,8 @@ mod scan;
 mod start;
 // heartbeats and log lines reach a Redis that comes late, hangs or is away
 mod bus;
+// lines of containers reach Redis once and in order
+mod logs;
 // health checks get through whatever other clients do
 mod healthz;
 // the Recorder: its settings, heartbeat, log and end
