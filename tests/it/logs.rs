@@ -223,6 +223,18 @@ fn a_burst_arrives_whole_and_in_order() {
     numbered(&lines, COUNT);
 }
 
+/// Podman leaves lines out of a stream whose container has ended before all was sent.
+#[test]
+fn a_burst_right_before_the_end_arrives_whole_and_in_order() {
+    const COUNT: usize = 100_000;
+    let stage = Stage::with(&[Card::ultramic()], &format!("echo 1; sleep 1; seq 2 {COUNT}"));
+    let lines = stage.station.redis.listen(CHANNEL);
+    let _controller = stage.controller();
+    numbered(&lines, COUNT);
+    // the next container of the same microphone
+    numbered(&lines, COUNT);
+}
+
 #[test]
 fn a_flood_holds_no_other_container_up_and_is_reported_when_podman_drops_lines() {
     let stage = Stage::with(&[Card::ultramic(), Card::rode().index(1)], SPEAKER);
