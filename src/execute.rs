@@ -52,7 +52,7 @@ fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), String> {
         }
     }
     // The log goes with the container.
-    drainer.drain(&old.id);
+    drainer.drain(&old.id, &old.name);
     podman.remove(&old.id).map(|_| ()).map_err(|error| format!("{} could not be removed: {error}", old.name))
 }
 

@@ -224,8 +224,9 @@ impl Logs {
 }
 
 impl Drainer {
-    /// Lets the last lines of a container that has ended out, before it is removed. Waits a second at most.
-    pub fn drain(&self, id: &str) {
+    /// Lets the last lines of a container that has ended out, before it is removed. Waits a second at most, and says
+    /// so when that was not enough.
+    pub fn drain(&self, id: &str, name: &str) {
         let Some(shared) = locked(&self.followers).get(id).cloned() else { return };
         shared.urge(|wish| (wish.drain, wish.drained) = (true, false));
         let until = Instant::now() + DRAIN;
@@ -233,7 +234,7 @@ impl Drainer {
         while !wish.drained && !wish.end {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                debug!("the last log lines of {} may be missing: not read within {} s", shown(id), DRAIN.as_secs());
+                warn!("the last log lines of {name} may be missing: not read within {} s", DRAIN.as_secs());
                 return;
             }
             wish = shared.changed.wait_timeout(wish, left).unwrap_or_else(PoisonError::into_inner).0;
