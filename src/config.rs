@@ -245,7 +245,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         parse: impl Fn(&str) -> Option<T>,
     ) -> T {
         if let Some((name, text)) = self.raw(name, older, default) {
-            if let Some(value) = parse(text.trim()) {
+            if let Some(value) = parse(if secret { &text } else { text.trim() }) {
                 return value;
             }
             let value = if secret { "(hidden)".to_owned() } else { text };

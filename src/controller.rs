@@ -40,6 +40,8 @@ const STARTS_AT_ONCE: usize = 8;
 const TOUCH: Duration = Duration::from_secs(300);
 /// An in-between state of a container that lasts so long has no end of its own.
 const STUCK: Duration = Duration::from_secs(20);
+/// A card that cannot be told for so long is none that is being plugged in.
+const UNCLEAR: Duration = Duration::from_secs(10);
 /// A database thread that owes an answer for so long is abandoned …
 const OVERDUE: Duration = Duration::from_secs(15);
 /// … unless so many are abandoned already.
@@ -106,6 +108,8 @@ pub struct Controller {
     presences: Presences,
     /// The last look at the hardware, until the first word of the database says which microphone is which.
     first_scan: Option<Scan>,
+    /// Cards that cannot be told, and since when.
+    unclear: BTreeMap<u32, Instant>,
     /// Whether the last look at the hardware told anything, or why not; likewise below.
     hardware: Result<(), String>,
 
@@ -168,6 +172,7 @@ impl Controller {
             next_nudge: now,
             nudge_gap: NUDGE_GAP,
             first_scan: None,
+            unclear: BTreeMap::new(),
             hardware: Err(NOT_YET.to_owned()),
             abandoned: Vec::new(),
             asked_store: None,
@@ -293,6 +298,7 @@ impl Controller {
                 self.note_scan(scan);
             }
             Err(why) => {
+                self.first_scan = None;
                 self.fault("hardware", &format!("sound cards cannot be read, everything stays as it is: {why}"));
                 self.hardware = Err(why.to_string());
                 self.presences.observe_nothing(now);
@@ -308,10 +314,21 @@ impl Controller {
             return;
         };
         let now = Instant::now();
+        self.unclear.retain(|card, _| scan.unclear.iter().any(|(index, _)| index == card));
         for (card, why) in &scan.unclear {
             debug!("card {card} is looked at again: {why}");
+            if now.duration_since(*self.unclear.entry(*card).or_insert(now)) >= UNCLEAR {
+                let line = format!("card {card} cannot be told from another, whatever it is: {why}");
+                self.notices.fault(&format!("unclear {card}"), &line, now).into_iter().for_each(|line| warn!("{line}"));
+            }
         }
-        let seen = identify(scan.microphones, &registry.known_ports());
+        let mut known = registry.known_ports();
+        for (id, port) in &mut known {
+            if let Some(last) = self.presences.last_port(id) {
+                *port = Some(last.to_owned());
+            }
+        }
+        let seen = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));
         for (id, device) in &registry.devices {
             let (online, card) = device.as_ref().map_or((false, None), |device| (device.online, device.last_card()));
             self.presences.expect(id, online, card, now);
@@ -448,7 +465,7 @@ impl Controller {
                 self.podman_state = Ok(());
                 self.logs.keep(&containers);
                 let now = Instant::now();
-                let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped);
+                let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
                 let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
                 self.in_between = containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))).collect();
                 self.containers = Some((sequence, containers));
@@ -470,7 +487,8 @@ impl Controller {
                 } else {
                     let names: Vec<&str> = action.old.iter().map(|old| old.name.as_str()).collect();
                     info!("{} stopped and removed in {:.2} s: {}", names.join(", "), took.as_secs_f64(), action.reason);
-                    self.known_running.remove(device);
+                    let removed = |id: &String| action.old.iter().any(|old| &old.id == id);
+                    self.known_running.retain(|_, id| !removed(id));
                 }
             }
             Err(why) => {
@@ -546,7 +564,10 @@ impl Controller {
 
     /// Logs what is new in a plan: adopted containers and Recorders that have no place.
     fn tell(&mut self, plan: &Plan, containers: &[Container]) {
-        let runs = |id: &String| containers.iter().any(|container| &container.id == id && container.state == State::Running);
+        let runs = |id: &String| {
+            let over = |state| matches!(state, State::Created | State::Exited | State::Removing);
+            containers.iter().any(|container| &container.id == id && !over(container.state))
+        };
         let settled = &self.settled;
         self.known_running.retain(|device, id| settled.contains_key(device) || runs(id));
         for (device, id) in &plan.kept {
@@ -594,7 +615,10 @@ impl Controller {
         } else {
             info!("stopping all Recorders");
             self.leaving = Some(Instant::now() + SHUTDOWN);
-            self.ask_podman();
+            // Nothing that failed before may keep a Recorder from being stopped now.
+            self.backoffs = Backoffs::default();
+            self.config.interval = self.config.interval.min(Duration::from_secs(1));
+            self.next_tick = Instant::now();
         }
     }
 
@@ -604,16 +628,20 @@ impl Controller {
             return true;
         }
         if Instant::now() >= deadline {
-            error!("not all Recorders could be stopped in time; Podman goes on with it");
+            match &self.podman_state {
+                Ok(()) => error!("not all Recorders could be stopped in time; Podman goes on with it"),
+                Err(why) => error!("Recorders may run on, as containers are unknown: {why}"),
+            }
             return true;
         }
         if !self.jobs.is_empty() || self.asked_podman {
             return false;
         }
-        // Not even asked any more: the last answer was that Podman cannot be reached.
-        self.containers
-            .as_ref()
-            .is_none_or(|(sequence, containers)| containers.is_empty() && self.settled.values().all(|settled| settled < sequence))
+        // Unknown containers may be running ones: Podman is asked again at each tick until the deadline.
+        let stopped = |(sequence, containers): &(u64, Vec<Container>)| {
+            containers.is_empty() && self.settled.values().all(|settled| settled < sequence)
+        };
+        self.containers.as_ref().is_some_and(stopped)
     }
 
     fn fault(&mut self, topic: &str, text: &str) {

@@ -67,10 +67,10 @@ const TABLES: &[Table] = &[
 
 /// The whole desired state, as rows of text.
 const SNAPSHOT: &str = "SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END FROM (
-      SELECT 'device' AS kind, name AS key, (to_jsonb(d) - 'last_seen')::text AS body FROM devices d
-      UNION ALL SELECT 'profile', slug, jsonb_build_object('config', config)::text FROM microphone_profiles
-      UNION ALL SELECT 'system', key, value::text FROM system_config WHERE key = 'system') rows
-    ORDER BY kind, key";
+      SELECT 'device' AS kind, name::text AS key, (to_jsonb(d) - 'last_seen')::text AS body FROM devices d
+      UNION ALL SELECT 'profile', slug::text, jsonb_build_object('config', config)::text FROM microphone_profiles
+      UNION ALL SELECT 'system', key::text, value::text FROM system_config WHERE key = 'system') rows
+    WHERE key IS NOT NULL ORDER BY kind, key";
 
 /// One connection.
 pub struct Db {
@@ -212,13 +212,13 @@ impl Db {
         self.client.transaction()
     }
 
-    /// The password hash of a user, if there is such a user.
+    /// The password hash of a user, if there is such a user; empty if it has none.
     ///
     /// # Errors
     /// The database's refusal.
     pub fn password_hash(&mut self, username: &str) -> Result<Option<String>, postgres::Error> {
-        let row = self.client.query_opt("SELECT password_hash FROM users WHERE username = $1", &[&username])?;
-        Ok(row.map(|row| row.get(0)))
+        let row = self.client.query_opt("SELECT password_hash::text FROM users WHERE username = $1", &[&username])?;
+        Ok(row.map(|row| row.get::<_, Option<String>>(0).unwrap_or_default()))
     }
 
     /// Enters a user unless the name exists; returns whether it did.

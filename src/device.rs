@@ -89,11 +89,17 @@ pub fn serial(raw: &[u8]) -> Option<String> {
 
 /// Gives every present microphone its stable id.
 ///
-/// `known` are the ids in the database with the bus path each was last seen at. A serial that several present cards
+/// `known` are the ids in the database with the bus path each was last seen at; `hidden` tells which of them may be on a
+/// card that cannot be told now. A serial that several present cards
 /// share identifies none of them: who owns the id at its port keeps it, the others are told apart by port. A card that
-/// got such an id once keeps it at that port, also when its twin is away.
+/// got such an id once keeps it at that port, also when its twin is away. A microphone that could be taken for a hidden
+/// one is left out until that one can be told.
 #[must_use]
-pub fn identify(microphones: Vec<Microphone>, known: &BTreeMap<String, Option<String>>) -> BTreeMap<String, Microphone> {
+pub fn identify(
+    microphones: Vec<Microphone>,
+    known: &BTreeMap<String, Option<String>>,
+    hidden: impl Fn(&str) -> bool,
+) -> BTreeMap<String, Microphone> {
     let mut sharers: BTreeMap<String, usize> = BTreeMap::new();
     for microphone in &microphones {
         *sharers.entry(plain_id(microphone)).or_default() += 1;
@@ -105,8 +111,11 @@ pub fn identify(microphones: Vec<Microphone>, known: &BTreeMap<String, Option<St
         let id = match by_port {
             Some(by_port) if microphone.usb.as_ref().is_some_and(|usb| usb.serial.is_some()) => {
                 let port = microphone.usb.as_ref().map(|usb| usb.bus_path.as_str());
-                let owner = known.get(&plain).is_some_and(|at| at.as_deref() == port);
-                if owner || (sharers[&plain] == 1 && !known.contains_key(&by_port)) { plain } else { by_port }
+                let at_home = known.get(&plain).is_some_and(|at| at.as_deref() == port);
+                if !at_home && !known.contains_key(&by_port) && hidden(&plain) {
+                    continue;
+                }
+                if at_home || (sharers[&plain] == 1 && !known.contains_key(&by_port)) { plain } else { by_port }
             }
             _ => plain,
         };
@@ -228,7 +237,7 @@ mod tests {
 
     fn ids(microphones: Vec<Microphone>, known: &[(&str, &str)]) -> Vec<(String, u32)> {
         let known = known.iter().map(|(id, port)| ((*id).to_owned(), Some((*port).to_owned()))).collect();
-        identify(microphones, &known).into_iter().map(|(id, microphone)| (id, microphone.card)).collect()
+        identify(microphones, &known, |id| id == "0869-0389-hidden").into_iter().map(|(id, microphone)| (id, microphone.card)).collect()
     }
 
     fn id(text: &str, card: u32) -> (String, u32) {
@@ -281,6 +290,13 @@ mod tests {
         let known = [("0869-0389-S", "1-1"), ("0869-0389-S-port1-2", "1-2")];
         assert_eq!(ids(vec![usb(1, Some("S"), "1-2")], &known), [id("0869-0389-S-port1-2", 1)]);
         assert_eq!(ids(vec![usb(0, Some("S"), "1-1")], &known), [id("0869-0389-S", 0)]);
+    }
+
+    #[test]
+    fn nobody_takes_the_id_of_a_microphone_that_cannot_be_told_now() {
+        let known = [("0869-0389-hidden", "1-1")];
+        assert_eq!(ids(vec![usb(1, Some("hidden"), "1-2")], &known), []);
+        assert_eq!(ids(vec![usb(1, Some("hidden"), "1-1")], &known), [id("0869-0389-hidden", 1)]);
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::time::Duration;
 use log::{info, warn};
 
 use crate::logs::Drainer;
-use crate::plan::{Action, Old};
+use crate::plan::{Action, DRIFT, Old};
 use crate::podman::{Change, Engine, Error, Podman, cause};
-use crate::spec::{OWNER, Spec};
+use crate::spec::{OWNER, SERVICE, Spec};
 use crate::text::shown;
 
 /// What a Recorder gets to close its files before it is killed.
@@ -23,7 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// One line that names the container, what went wrong and, where it is known, the cure.
 pub fn execute(podman: &Podman, drainer: &Drainer, engine: &Engine, workspace: &Path, action: &Action) -> Result<Option<String>, String> {
     if let (Some(spec), Some(old)) = (&action.start, action.old.first()) {
-        tell_differences(podman, spec, old);
+        if action.reason == DRIFT {
+            tell_differences(podman, spec, old);
+        }
+        if action.old.iter().any(|old| old.running) {
+            check_needs(podman, workspace, spec)?;
+        }
     }
     for old in &action.old {
         remove(podman, drainer, old)?;
@@ -41,6 +46,35 @@ fn tell_differences(podman: &Podman, spec: &Spec, old: &Old) {
     }
 }
 
+/// What runs is not stopped for something that cannot be made.
+fn check_needs(podman: &Podman, workspace: &Path, spec: &Spec) -> Result<(), String> {
+    let name = &spec.name;
+    make_folder(workspace, spec)?;
+    let told = |error: Error| format!("{name} is not replaced: {error}");
+    if !podman.image_exists(spec.image()).map_err(told)? {
+        return Err(format!("{name} is not replaced: {}", no_image(spec)));
+    }
+    if !podman.network_exists(spec.network()).map_err(told)? {
+        return Err(format!("{name} is not replaced: {}", no_network(spec)));
+    }
+    Ok(())
+}
+
+/// Podman refuses a bind whose source is missing, and would make it as the wrong user if it did not.
+fn make_folder(workspace: &Path, spec: &Spec) -> Result<(), String> {
+    let folder = workspace.join(&spec.folder);
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| format!("{} cannot be created: workspace folder {}: {error}", spec.name, folder.display()))
+}
+
+fn no_image(spec: &Spec) -> String {
+    format!("image {} is not on this machine; build or load it (podman image ls)", spec.image())
+}
+
+fn no_network(spec: &Spec) -> String {
+    format!("network {} does not exist; make it with `podman network create {0}`", spec.network())
+}
+
 fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), String> {
     if old.running {
         match podman.stop(&old.id, PATIENCE) {
@@ -53,15 +87,15 @@ fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), String> {
     }
     // The log goes with the container.
     drainer.drain(&old.id, &old.name);
-    podman.remove(&old.id).map(|_| ()).map_err(|error| format!("{} could not be removed: {error}", old.name))
+    podman
+        .remove(&old.id, old.running.then_some(PATIENCE))
+        .map(|_| ())
+        .map_err(|error| format!("{} could not be removed: {error}", old.name))
 }
 
 fn start(podman: &Podman, engine: &Engine, workspace: &Path, spec: &Spec) -> Result<String, String> {
     let name = &spec.name;
-    // Podman refuses a bind whose source is missing, and would make it as the wrong user if it did not.
-    let folder = workspace.join(&spec.folder);
-    std::fs::create_dir_all(&folder)
-        .map_err(|error| format!("{name} cannot be created: workspace folder {}: {error}", folder.display()))?;
+    make_folder(workspace, spec)?;
     let request = spec.create_request(engine);
     let created = podman.create(&request).map_err(|error| format!("{name} cannot be created: {}", create_fault(podman, spec, &error)))?;
     for warning in created.warnings.iter().flatten() {
@@ -71,8 +105,10 @@ fn start(podman: &Podman, engine: &Engine, workspace: &Path, spec: &Spec) -> Res
         Ok(Change::Done | Change::Already) => Ok(created.id),
         Ok(Change::Gone) => Err(format!("{name} was removed by somebody before it could start")),
         Err(error) => {
-            // Left in place it would hold the name; were the removal to fail, the next list shows it.
-            let _ = podman.remove(&created.id);
+            // Left in place it would hold the name. After any other error it may run: the next list tells.
+            if matches!(error, Error::Refused { .. }) {
+                let _ = podman.remove(&created.id, None);
+            }
             Err(format!("{name} cannot be started: {error}"))
         }
     }
@@ -81,21 +117,19 @@ fn start(podman: &Podman, engine: &Engine, workspace: &Path, spec: &Spec) -> Res
 /// The cure where there is one.
 fn create_fault(podman: &Podman, spec: &Spec, error: &Error) -> String {
     if error.is_cause(cause::NO_IMAGE) {
-        return format!("image {} is not on this machine; build or load it (podman image ls)", spec.image());
+        return no_image(spec);
     }
     if error.is_cause(cause::NO_NETWORK) {
-        return format!("network {} does not exist; make it with `podman network create {0}`", spec.network());
+        return no_network(spec);
     }
     if error.is_cause(cause::NAME_TAKEN) {
-        let owner = podman.inspect(&spec.name).ok().flatten();
-        let owner = owner.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(OWNER)?.as_str());
-        return match owner {
-            Some(owner) if owner == spec.owner() => "a container of that name was made meanwhile".to_owned(),
-            owner => format!(
-                "a foreign container has that name (owner label: {}); rename or remove it",
-                owner.map_or_else(|| "none".to_owned(), |owner| shown(owner).to_string())
-            ),
-        };
+        let inspect = podman.inspect(&spec.name).ok().flatten();
+        let label = |name: &str| inspect.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(name)?.as_str());
+        if label(OWNER) == Some(spec.owner()) && label(SERVICE) == Some("recorder") {
+            return "a container of that name was made meanwhile".to_owned();
+        }
+        let owner = label(OWNER).map_or_else(|| "none".to_owned(), |owner| shown(owner).to_string());
+        return format!("a foreign container has that name (owner label: {owner}); rename or remove it");
     }
     if error.is_cause(cause::NO_FILE) {
         return format!("{error}; it must exist on the Podman host (SILVASONIC_WORKSPACE_PATH, /dev/snd)");

@@ -47,10 +47,12 @@ struct Worker {
 impl Worker {
     fn run(mut self, inbox: &Receiver<u64>) {
         while let Ok(sequence) = inbox.recv() {
-            let containers = self.list().map_err(|error| error.to_string());
-            if containers.is_err() {
+            let containers = self.list();
+            // Another Podman may come; one that is merely slow or stumbles stays what it is.
+            if matches!(containers, Err(Error::Unreachable(_))) {
                 self.engine = None;
             }
+            let containers = containers.map_err(|error| error.to_string());
             let engine = self.engine.clone();
             if self.events.send(Event::Containers { sequence, containers, engine }).is_err() {
                 return;
@@ -73,7 +75,8 @@ impl Worker {
         }
         // Other services of a station carry the same owner label; they are not this program's.
         let mut containers = self.podman.list(OWNER, &self.recorder.owner)?;
-        containers.retain(|container| container.labels.get(SERVICE).is_some_and(|service| service == "recorder"));
+        let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
+        containers.retain(|container| is(container, OWNER, &self.recorder.owner) && is(container, SERVICE, "recorder"));
         Ok(containers)
     }
 

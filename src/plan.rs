@@ -12,6 +12,9 @@
 //! | created, exited       | replace        | replace         | –     | stop   |
 //! | stopping … for long   | replace        | replace         | –     | stop   |
 //! | removing              | wait           | wait            | –     | wait   |
+//!
+//! A place is taken first by who runs, then by who has a container or an action under way, so that a Recorder that
+//! failed a moment ago does not lose its place to a newcomer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -81,7 +84,17 @@ pub struct Plan {
 /// What failed removals are counted under, beside the hashes of failed starts.
 pub const STOP: &str = "stop";
 
+/// The reason for a replacement by which a container becomes what is wanted now.
+pub const DRIFT: &str = "container is not what is wanted now";
+
 const CROWDED: &str = "max_recorders is reached";
+
+impl View<'_> {
+    /// Whether it makes sense to ask for a container's removal: not while that is under way.
+    fn is_removable(&self, container: &Container) -> bool {
+        container.state != State::Removing || self.stuck.contains(&container.id)
+    }
+}
 
 impl Plan {
     /// Devices that should record but have no place.
@@ -105,19 +118,19 @@ pub fn plan(view: &View<'_>) -> Plan {
         }
         match want {
             Want::Keep(_) => {}
-            Want::Stop(why) => stops.extend(remove(device, own, why)),
-            Want::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(device, own, "beyond max_recorders")),
+            Want::Stop(why) => stops.extend(remove(view, device, own, why)),
+            Want::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(view, device, own, "beyond max_recorders")),
             Want::Run(_) if !admitted.contains(device.as_str()) => {
                 plan.holds.insert(device.clone(), CROWDED.to_owned());
                 // Ended containers of a waiting device serve nobody.
-                stops.extend(remove(device, own, CROWDED));
+                stops.extend(remove(view, device, own, CROWDED));
             }
             Want::Run(spec) => run(view, spec, own, &mut plan, &mut stops),
         }
     }
     for (device, own) in containers.iter().filter(|(device, _)| !view.wants.contains_key(**device)) {
         if view.wants_complete && !view.busy.contains(*device) {
-            stops.extend(remove(device, own, "no such device in the database"));
+            stops.extend(remove(view, device, own, "no such device in the database"));
         }
     }
     stops.retain(|action| view.backoffs.wait(&action.device, STOP, view.now).is_none());
@@ -128,11 +141,15 @@ pub fn plan(view: &View<'_>) -> Plan {
 /// Which devices that should run may, and which of those that run must not.
 fn admit<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !is_over(container.state)));
-    let kept = view.wants.iter().filter(|(device, want)| matches!(want, Want::Keep(_)) && alive(device)).count();
+    let has_container = |device: &str| containers.contains_key(device);
+    let kept = view.wants.iter().filter(|(device, want)| matches!(want, Want::Keep(_)) && has_container(device)).count();
     let mut wanted: Vec<&str> =
         view.wants.iter().filter(|(_, want)| matches!(want, Want::Run(_))).map(|(device, _)| device.as_str()).collect();
-    // A busy device is being started or replaced: it has its place already.
-    wanted.sort_by_key(|device| !(alive(device) || view.busy.contains(*device)));
+    wanted.sort_by_key(|device| match () {
+        () if alive(device) => 0,
+        () if has_container(device) || view.busy.contains(*device) => 1,
+        () => 2,
+    });
     let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept).min(wanted.len());
     let rest = wanted.split_off(places);
     let mut admitted: BTreeSet<&str> = wanted.into_iter().collect();
@@ -156,23 +173,22 @@ fn run(view: &View<'_>, spec: &Spec, own: &[&Container], plan: &mut Plan, stops:
         Some((container, State::Running | State::Paused | State::Unknown)) => {
             plan.kept.insert(device.clone(), container.id.clone());
             let others: Vec<&Container> = own.iter().copied().filter(|other| other.id != container.id).collect();
-            stops.extend(remove(device, &others, "another container records this microphone"));
+            stops.extend(remove(view, device, &others, "another container records this microphone"));
             return;
         }
-        Some((container, State::Stopping | State::Stopped)) if !view.stuck.contains(&container.id) => {
-            plan.holds.insert(device.clone(), "its container is between two states".to_owned());
-            return;
-        }
-        Some((container, State::Stopping | State::Stopped)) => {
-            format!("container {} did not come out of state {:?}", container.name, container.state)
+        Some((container, state @ (State::Stopping | State::Stopped | State::Removing))) => {
+            if !view.stuck.contains(&container.id) {
+                plan.holds.insert(device.clone(), format!("its container is {state:?}").to_lowercase());
+                return;
+            }
+            format!("container {} did not come out of state {state:?}", container.name)
         }
         Some((container, State::Exited)) => format!("container ended with code {}", container.exit_code),
         Some((_, State::Created)) => "container was created but never started".to_owned(),
-        Some((_, State::Removing)) => String::new(),
         None if own.is_empty() => "wanted and not there".to_owned(),
-        None => "container is not what is wanted now".to_owned(),
+        None => DRIFT.to_owned(),
     };
-    if own.iter().any(|container| container.state == State::Removing) {
+    if own.iter().any(|container| !view.is_removable(container)) {
         plan.holds.insert(device.clone(), "its old container is being removed".to_owned());
         return;
     }
@@ -181,18 +197,21 @@ fn run(view: &View<'_>, spec: &Spec, own: &[&Container], plan: &mut Plan, stops:
         return;
     }
     let start = Some(Box::new(spec.clone()));
-    plan.actions.push(Action { device: device.clone(), old: old(own), start, reason });
+    plan.actions.push(Action { device: device.clone(), old: old(view, own), start, reason });
 }
 
-fn remove(device: &str, own: &[&Container], reason: &str) -> Option<Action> {
-    let old = old(own);
+fn remove(view: &View<'_>, device: &str, own: &[&Container], reason: &str) -> Option<Action> {
+    let old = old(view, own);
     (!old.is_empty()).then(|| Action { device: device.to_owned(), old, start: None, reason: reason.to_owned() })
 }
 
-fn old(own: &[&Container]) -> Vec<Old> {
+fn old(view: &View<'_>, own: &[&Container]) -> Vec<Old> {
     own.iter()
-        .filter(|container| container.state != State::Removing)
-        .map(|container| Old { id: container.id.clone(), name: container.name.clone(), running: !is_over(container.state) })
+        .filter(|container| view.is_removable(container))
+        .map(|container| {
+            let running = !matches!(container.state, State::Created | State::Exited);
+            Old { id: container.id.clone(), name: container.name.clone(), running }
+        })
         .collect()
 }
 
@@ -281,7 +300,7 @@ mod tests {
             let (device, word) = pair(text);
             let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!'))).unwrap();
             let own = spec(&device, u32::from(word.ends_with('!')));
-            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1, pid: 0 }
+            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1 }
         };
         Scene {
             wants: wants.split_whitespace().map(want).collect(),
@@ -383,6 +402,15 @@ mod tests {
     }
 
     #[test]
+    fn a_removal_that_does_not_end_is_asked_for_again() {
+        let mut scene = scene("a:run b:stop", "a:removing b:removing");
+        assert_eq!(scene.told(), "");
+        scene.stuck = ["c0", "c1"].map(str::to_owned).into();
+        assert_eq!(scene.told(), "replace a c0, stop b c1");
+        assert!(scene.plan().actions.iter().all(|action| action.old[0].running));
+    }
+
+    #[test]
     fn failed_starts_and_stops_wait_for_their_next_try() {
         let mut scene = scene("a:run b:stop", "a:exited b:running");
         for _ in 0..3 {
@@ -405,6 +433,21 @@ mod tests {
         assert_eq!(scene.told(), "stop c c0");
         scene.max = None;
         assert_eq!(scene.told(), "start a, start b");
+    }
+
+    #[test]
+    fn removing_a_dead_container_costs_nobody_a_place() {
+        let mut scene = scene("a:run b:run", "a:exited b:running");
+        scene.max = Some(1);
+        scene.busy.insert("a".to_owned());
+        assert_eq!(scene.told(), "");
+    }
+
+    #[test]
+    fn a_recorder_that_failed_keeps_its_place() {
+        let mut scene = scene("a:run z:run", "z:exited");
+        scene.max = Some(1);
+        assert_eq!(scene.told(), "replace z c0");
     }
 
     #[test]

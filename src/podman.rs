@@ -172,8 +172,6 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// Exit code of its last run.
     pub exit_code: i64,
-    /// Process id on the host, 0 if none.
-    pub pid: i64,
 }
 
 #[derive(Deserialize)]
@@ -185,8 +183,6 @@ struct ListRow {
     labels: Option<BTreeMap<String, String>>,
     #[serde(default)]
     exit_code: i64,
-    #[serde(default)]
-    pid: i64,
 }
 
 /// A container that was created.
@@ -334,14 +330,7 @@ impl Podman {
             .map(|row| {
                 let name =
                     row.names.into_iter().next().ok_or_else(|| Error::Garbled(format!("container {} without a name", shown(&row.id))))?;
-                Ok(Container {
-                    id: row.id,
-                    name,
-                    state: row.state,
-                    labels: row.labels.unwrap_or_default(),
-                    exit_code: row.exit_code,
-                    pid: row.pid,
-                })
+                Ok(Container { id: row.id, name, state: row.state, labels: row.labels.unwrap_or_default(), exit_code: row.exit_code })
             })
             .collect()
     }
@@ -407,12 +396,14 @@ impl Podman {
         self.change("POST", &path, patience + STOP_MARGIN)
     }
 
-    /// Removes a container, killing it first if it still runs.
+    /// Removes a container. One that may still run is asked to end first and has `patience` for it; without patience, a
+    /// container that runs is refused.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn remove(&self, id: &str) -> Result<Change, Error> {
-        self.change("DELETE", &format!("/containers/{}?force=true&timeout=0", query(id)), CHANGE)
+    pub fn remove(&self, id: &str, patience: Option<Duration>) -> Result<Change, Error> {
+        let force = patience.map_or_else(String::new, |patience| format!("?force=true&timeout={}", patience.as_secs()));
+        self.change("DELETE", &format!("/containers/{}{force}", query(id)), CHANGE)
     }
 
     /// Whether the image is on this machine.
@@ -523,8 +514,6 @@ pub mod cause {
     pub const NO_NETWORK: &str = "network not found";
     /// A bind source or device is missing.
     pub const NO_FILE: &str = "no such file or directory";
-    /// The container is in no state for that call.
-    pub const WRONG_STATE: &str = "container state improper";
 }
 
 fn fault(error: ureq::Error, limit: Duration) -> Error {

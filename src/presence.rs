@@ -46,14 +46,15 @@ pub enum Change {
 pub struct Presences {
     grace: Duration,
     states: BTreeMap<String, Presence>,
-    last_cards: BTreeMap<String, u32>,
+    /// Card and port at which each was seen last.
+    last: BTreeMap<String, (u32, Option<String>)>,
 }
 
 impl Presences {
     /// Nobody seen yet.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
-        Self { grace, states: BTreeMap::new(), last_cards: BTreeMap::new() }
+        Self { grace, states: BTreeMap::new(), last: BTreeMap::new() }
     }
 
     /// State of one microphone, `None` if it was never expected or seen.
@@ -67,13 +68,25 @@ impl Presences {
         self.states.iter()
     }
 
+    /// The port at which a microphone was last seen in this run.
+    #[must_use]
+    pub fn last_port(&self, id: &str) -> Option<&str> {
+        self.last.get(id)?.1.as_deref()
+    }
+
+    /// Whether a microphone was last on one of these cards and may still be there.
+    #[must_use]
+    pub fn may_be_on(&self, id: &str, unclear: &[(u32, String)]) -> bool {
+        !matches!(self.states.get(id), None | Some(Presence::Offline)) && on_one_of(&self.last, id, unclear)
+    }
+
     /// Takes note of a microphone that the database calls online (or offline) and that was not seen in this run yet,
     /// with the card that it was last on.
     pub fn expect(&mut self, id: &str, online: bool, card: Option<u32>, now: Instant) {
         if !self.states.contains_key(id) {
             let state = if online { Presence::Missing { since: now } } else { Presence::Offline };
             self.states.insert(id.to_owned(), state);
-            self.last_cards.extend(card.map(|card| (id.to_owned(), card)));
+            self.last.extend(card.map(|card| (id.to_owned(), (card, None))));
         }
     }
 
@@ -82,7 +95,8 @@ impl Presences {
         let mut changes = Vec::new();
         for (id, microphone) in seen {
             let state = Presence::Online(microphone.clone());
-            self.last_cards.insert(id.clone(), microphone.card);
+            let port = microphone.usb.as_ref().map(|usb| usb.bus_path.clone());
+            self.last.insert(id.clone(), (microphone.card, port));
             let change = match self.states.insert(id.clone(), state.clone()) {
                 Some(before) if before == state => continue,
                 Some(Presence::Online(_) | Presence::Missing { .. }) => Change::Returned,
@@ -91,7 +105,7 @@ impl Presences {
             changes.push((id.clone(), change));
         }
         for (id, state) in self.states.iter_mut().filter(|(id, _)| !seen.contains_key(*id)) {
-            let unknown = self.last_cards.get(id).is_some_and(|card| unclear.iter().any(|(index, _)| index == card));
+            let unknown = on_one_of(&self.last, id, unclear);
             match state {
                 Presence::Online(_) if !unknown => {
                     *state = Presence::Missing { since: now };
@@ -120,8 +134,12 @@ impl Presences {
     /// Forgets a microphone that neither the database nor the hardware knows any more.
     pub fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.states.retain(|id, state| !matches!(state, Presence::Offline) || known(id));
-        self.last_cards.retain(|id, _| self.states.contains_key(id));
+        self.last.retain(|id, _| self.states.contains_key(id));
     }
+}
+
+fn on_one_of(last: &BTreeMap<String, (u32, Option<String>)>, id: &str, unclear: &[(u32, String)]) -> bool {
+    last.get(id).is_some_and(|(card, _)| unclear.iter().any(|(index, _)| index == card))
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub struct Registry {
     /// What is wrong with single rows, one line each, naming row, value and expectation.
     pub faults: BTreeSet<String>,
     serial_numbers: BTreeSet<String>,
+    /// Bus path that each device was last seen at, also of unusable rows.
+    ports: BTreeMap<String, Option<String>>,
     workspace_names: BTreeMap<String, String>,
 }
 
@@ -60,6 +62,14 @@ impl Default for System {
         Self { max_recorders: Some(DEFAULT_MAX_RECORDERS), auto_enrollment: true }
     }
 }
+
+impl System {
+    /// What an unusable row says: no limit that would stop anybody, and nothing that a user may not want.
+    const UNUSABLE: Self = Self { max_recorders: None, auto_enrollment: false };
+}
+
+/// Longest key of a row, in bytes.
+const KEY_LIMIT: usize = 256;
 
 /// How many Recorders run when the setting is absent or unusable.
 pub const DEFAULT_MAX_RECORDERS: usize = 5;
@@ -96,6 +106,12 @@ pub struct Device {
 }
 
 impl Device {
+    /// Whether it was ever enrolled or ignored, by the Controller or a user.
+    #[must_use]
+    pub fn is_decided(&self) -> bool {
+        ["auto_enrolled_at", "enrollment_decided_at"].iter().any(|key| self.config.get(*key).is_some_and(|value| !value.is_null()))
+    }
+
     /// ALSA card index that it was last seen at.
     #[must_use]
     pub fn last_card(&self) -> Option<u32> {
@@ -151,11 +167,16 @@ impl Registry {
         for row in rows {
             let name = format!("{} {:?}", row.kind, shown(&row.key).to_string());
             let value = match &row.body {
+                // Keys stand in log lines, labels and names.
+                _ if row.key.chars().any(char::is_control) || row.key.len() > KEY_LIMIT => {
+                    Err(format!("expected a key of at most {KEY_LIMIT} bytes without control characters"))
+                }
                 None => Err("expected a row below 64 KiB".to_owned()),
                 Some(body) => serde_json::from_str::<Value>(body).map_err(|error| error.to_string()),
             };
             let fault = match row.kind.as_str() {
                 "device" => {
+                    registry.ports.insert(row.key.clone(), value.as_ref().ok().and_then(port));
                     let device = value.and_then(|value| registry.read_device(&row.key, value));
                     let fault = device.as_ref().err().cloned();
                     registry.devices.insert(row.key.clone(), device);
@@ -172,7 +193,7 @@ impl Registry {
                     fault
                 }
                 _ => {
-                    let (system, fault) = value.map_or_else(|why| (System::default(), Some(why)), |value| read_system(&value));
+                    let (system, fault) = value.map_or_else(|why| (System::UNUSABLE, Some(why)), |value| read_system(&value));
                     registry.system = system;
                     fault
                 }
@@ -218,8 +239,7 @@ impl Registry {
     /// Every id with the bus path it was last seen at, to know microphones again.
     #[must_use]
     pub fn known_ports(&self) -> BTreeMap<String, Option<String>> {
-        let port = |device: &Device| device.config.get("usb_bus_path").and_then(Value::as_str).map(str::to_owned);
-        self.devices.iter().map(|(id, device)| (id.clone(), device.as_ref().ok().and_then(port))).collect()
+        self.ports.clone()
     }
 
     /// The rows that must change so that the database tells what is plugged in, and every microphone that somebody
@@ -227,10 +247,11 @@ impl Registry {
     #[must_use]
     pub fn changes(&self, presences: &Presences, at: &str) -> Vec<Change> {
         let mut taken = self.workspace_names.clone();
+        let mut serials = self.serial_numbers.clone();
         let mut changes = Vec::new();
         for (id, presence) in presences.iter() {
             let change = match (self.devices.get(id), presence) {
-                (None, Presence::Online(microphone)) => Some(self.insert(id, microphone, at, &mut taken)),
+                (None, Presence::Online(microphone)) => Some(self.insert(id, microphone, at, &mut taken, &mut serials)),
                 (Some(Ok(device)), Presence::Online(microphone)) => self.update(id, device, microphone, at, &mut taken),
                 (Some(Ok(device)), Presence::Offline) if device.online => Some(Change { status: Some("offline"), ..Change::of(id) }),
                 _ => None,
@@ -240,9 +261,16 @@ impl Registry {
         changes
     }
 
-    fn insert(&self, id: &str, microphone: &Microphone, at: &str, taken: &mut BTreeMap<String, String>) -> Change {
+    fn insert(
+        &self,
+        id: &str,
+        microphone: &Microphone,
+        at: &str,
+        taken: &mut BTreeMap<String, String>,
+        serials: &mut BTreeSet<String>,
+    ) -> Change {
         let serial = microphone.usb.as_ref().and_then(|usb| usb.serial.clone());
-        let serial_number = serial.filter(|serial| !self.serial_numbers.contains(serial)).unwrap_or_else(|| id.to_owned());
+        let serial_number = serial.filter(|serial| serials.insert(serial.clone())).unwrap_or_else(|| id.to_owned());
         let mut change = Change {
             insert: Some(Insert { serial_number }),
             status: Some("online"),
@@ -266,13 +294,11 @@ impl Registry {
             change.model = Some(microphone.name.clone());
         }
         change.config = microphone.config().into_iter().filter(|(key, value)| device.config.get(key) != Some(value)).collect();
-        let noted = |key: &str| device.config.get(key).is_some_and(|value| !value.is_null());
         let suggested = device.config.get("auto_suggested").and_then(Value::as_str);
         match device.enrollment {
-            Enrollment::Pending if noted("auto_enrolled_at") || noted("enrollment_decided_at") => {}
+            _ if device.is_decided() => {}
             Enrollment::Pending if device.profile.as_deref() == suggested => self.enroll(&mut change, microphone, at),
             Enrollment::Pending => {}
-            Enrollment::Enrolled | Enrollment::Ignored if noted("auto_enrolled_at") || noted("enrollment_decided_at") => {}
             Enrollment::Enrolled | Enrollment::Ignored => {
                 change.config.insert("enrollment_decided_at".to_owned(), at.into());
             }
@@ -335,6 +361,11 @@ impl Change {
     }
 }
 
+/// `config.usb_bus_path` of a row of `devices`.
+fn port(row: &Value) -> Option<String> {
+    row["config"]["usb_bus_path"].as_str().map(str::to_owned)
+}
+
 fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<String, String>) -> String {
     let others: BTreeSet<&str> = taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()).collect();
     let usb = microphone.usb.as_ref();
@@ -347,7 +378,7 @@ fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<
 fn read_system(value: &Value) -> (System, Option<String>) {
     let mut system = System::default();
     let Some(fields) = value.as_object() else {
-        return (System { max_recorders: None, ..system }, Some(format!("expected an object, got {}", shown(&value.to_string()))));
+        return (System::UNUSABLE, Some(format!("expected an object, got {}", shown(&value.to_string()))));
     };
     let mut faults = Vec::new();
     match fields.get("max_recorders") {
@@ -362,7 +393,10 @@ fn read_system(value: &Value) -> (System, Option<String>) {
     match fields.get("auto_enrollment") {
         None => {}
         Some(Value::Bool(on)) => system.auto_enrollment = *on,
-        Some(value) => faults.push(format!("auto_enrollment: expected true or false, got {}", shown(&value.to_string()))),
+        Some(value) => {
+            system.auto_enrollment = false;
+            faults.push(format!("auto_enrollment: expected true or false, got {}", shown(&value.to_string())));
+        }
     }
     (system, (!faults.is_empty()).then(|| faults.join("; ")))
 }

@@ -119,7 +119,7 @@ impl Seeder {
             Admin::Hashing(user, thread) => match thread.join() {
                 Ok(Ok(hash)) => db
                     .insert_user(&user, &hash)
-                    .map(|new| new.then(|| info!("seeded user {}", shown(&user))))
+                    .map(|new| new.then(|| info!("seeded user {} with the default password; change it", shown(&user))))
                     .map_err(|error| reason(&error)),
                 Ok(Err(why)) => Err(why),
                 Err(_) => Err("the hashing thread died".to_owned()),
@@ -188,7 +188,8 @@ impl Seeder {
             let wrong: Vec<(String, String)> = system_faults(system);
             for (key, what) in &wrong {
                 let file = if overridden["system"].get(key).is_some() { OVERRIDE } else { DEFAULTS };
-                faults.push(format!("{file}: system.{key}: {what}"));
+                let dot = if key.is_empty() { "" } else { "." };
+                faults.push(format!("{file}: system{dot}{key}: {what}"));
             }
             if !wrong.is_empty() {
                 settings.remove("system");
@@ -288,7 +289,8 @@ fn merge(base: &mut Value, over: &Value) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
                 match base.get_mut(key) {
-                    Some(known) if known.is_object() && value.is_object() => merge(known, value),
+                    // An empty section, as templates have, overrides nothing.
+                    Some(known) if known.is_object() && (value.is_object() || value.is_null()) => merge(known, value),
                     _ => drop(base.insert(key.clone(), value.clone())),
                 }
             }
@@ -328,9 +330,9 @@ mod tests {
 
     #[test]
     fn an_override_is_merged_deeply() {
-        let mut base = json!({ "a": { "x": 1, "y": 2 }, "b": 1 });
-        merge(&mut base, &json!({ "a": { "y": 3, "z": null }, "b": { "c": 1 } }));
-        assert_eq!(base, json!({ "a": { "x": 1, "y": 3, "z": null }, "b": { "c": 1 } }));
+        let mut base = json!({ "a": { "x": 1, "y": 2 }, "b": 1, "d": { "x": 1 } });
+        merge(&mut base, &json!({ "a": { "y": 3, "z": null }, "b": { "c": 1 }, "d": null }));
+        assert_eq!(base, json!({ "a": { "x": 1, "y": 3, "z": null }, "b": { "c": 1 }, "d": { "x": 1 } }));
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub fn scan(root: &Path) -> Result<Scan, Unknown> {
     };
     let lines = parse_cards(&text).map_err(|why| Unknown(format!("{}: {why}", asound.join("cards").display())))?;
     let present = card_directories(&asound).map_err(|error| Unknown(format!("{}: {error}", asound.display())))?;
+    if present.is_empty() && !lines.is_empty() {
+        return Err(Unknown(format!("{}: lists cards, but there is no directory of any of them", asound.join("cards").display())));
+    }
     let mut scan = Scan::default();
     for card in present {
         match look(root, card, lines.get(&card).map(Vec::as_slice)) {

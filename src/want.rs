@@ -3,7 +3,8 @@
 //! | answer | when                                                                                     |
 //! | ------ | ---------------------------------------------------------------------------------------- |
 //! | run    | online, enabled, enrolled, with a valid profile                                           |
-//! | stop   | offline beyond the grace period, disabled, not enrolled, without a profile, row deleted   |
+//! | stop   | offline beyond the grace period, disabled, ignored, reset to pending, without a profile,   |
+//! |        | row deleted                                                                              |
 //! | keep   | it cannot be told, or not now: whatever runs runs on, and nothing is started              |
 //!
 //! While the database does not answer, its last word still says what to run, but nothing is stopped on its account.
@@ -61,13 +62,16 @@ fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presen
         return stop("disabled");
     }
     match device.enrollment {
-        Enrollment::Pending => return stop("pending"),
+        Enrollment::Pending if device.is_decided() => return stop("pending"),
+        // Nobody decided that: the row is new, as in a database that was lost. What records goes on.
+        Enrollment::Pending => return keep("pending, and nobody decided about it yet"),
         Enrollment::Ignored => return stop("ignored"),
         Enrollment::Enrolled => {}
     }
     let Some(slug) = &device.profile else { return stop("without a profile") };
     let config = match registry.profiles.get(slug) {
-        None => return Want::Stop(format!("profile {slug} is missing")),
+        // A sound database cannot lack it: somebody is loading one.
+        None => return Want::Keep(format!("profile {slug} is missing")),
         Some(Err(why)) => return Want::Keep(format!("profile {slug} is invalid: {why}")),
         Some(Ok(config)) => config,
     };

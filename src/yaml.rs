@@ -201,6 +201,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
     }
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
         self.budget.pay(value.len())?;
+        without_nul(value)?;
         Ok(value.into())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
@@ -218,6 +219,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key_seed(Key)? {
             self.budget.pay(key.len())?;
+            without_nul(&key)?;
             if key == "<<" {
                 return Err(de::Error::custom("merge keys (<<) are not supported"));
             }
@@ -231,6 +233,11 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_enum<A: de::EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
         Err(de::Error::custom("tags (!name) are not supported"))
     }
+}
+
+/// PostgreSQL takes no text with a NUL in it.
+fn without_nul<E: de::Error>(text: &str) -> Result<(), E> {
+    if text.contains('\0') { Err(E::custom(format!("expected a text without NUL, got {text:?}"))) } else { Ok(()) }
 }
 
 /// A mapping's key: any scalar, taken as text.

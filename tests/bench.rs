@@ -138,7 +138,7 @@ fn podmans_own(station: &Station, count: u32) -> f64 {
     });
     let took = milliseconds(begun);
     for id in ids {
-        podman.remove(&id).unwrap();
+        podman.remove(&id, Some(Duration::ZERO)).unwrap();
     }
     took
 }

@@ -92,6 +92,7 @@ fn broken_files_are_reported_and_spoil_nothing_else() {
     write("profiles/good.yml", "schema_version: '1.0'\nslug: good\nname: Good\naudio: {sample_rate: 48000}\n");
     write("profiles/bad.yml", "schema_version: '1.0'\nslug: bad\nname: Bad\naudio:\n  sample_rate: fast\n");
     write("profiles/broken.yml", "a: [");
+    write("profiles/nul.yml", "schema_version: '1.0'\nslug: nul\nname: \"a\\0b\"\naudio: {sample_rate: 48000}\n");
     write("profiles/notes.txt", "not a profile");
     let controller = station.controller_with(&[("SILVASONIC_CONFIG_DIR", folder.to_str().unwrap())]);
     controller.wait_log(
@@ -99,6 +100,7 @@ fn broken_files_are_reported_and_spoil_nothing_else() {
         SOON,
     );
     controller.wait_log("seeding profiles: profiles/broken.yml:", SOON);
+    controller.wait_log("seeding profiles: profiles/nul.yml", SOON);
     controller.wait_log("seeding settings: defaults.yml: system.max_recorders: expected a whole number from 0 to 1000, got \"many\"", SOON);
     controller.wait_log("seeded user ann", SOON);
     let text = |sql: &str| station.postgres.value::<String>(sql).unwrap();

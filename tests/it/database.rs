@@ -196,3 +196,72 @@ fn a_steady_station_writes_nothing() {
     eventually(Duration::from_secs(30), "five cycles", || (reads() >= cycles + 5).then_some(()));
     assert_eq!(writes(), before);
 }
+
+#[test]
+fn a_lost_database_stops_nobody() {
+    let station = Station::up();
+    let controller = recording(&station);
+    // One that only a user could have enrolled.
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1), Card::generic(2, "1-4")]);
+    controller.wait_log("0d8c-0014-port1-4 waits for the user", SOON);
+    station
+        .postgres
+        .exec("UPDATE devices SET enrollment_status = 'enrolled', profile_slug = 'generic_usb' WHERE name = '0d8c-0014-port1-4'");
+    let generic = "silvasonic-recorder-generic-usb-p1d4";
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE, generic]);
+    let before = ids(&station);
+    station.postgres.exec("TRUNCATE devices");
+    eventually(SOON, "the devices again", || (station.postgres.value::<i64>("SELECT count(*) FROM devices") == Some(3)).then_some(()));
+    two_cycles(&station);
+    // Half of a reload: the profiles are gone for a moment.
+    station.postgres.exec("ALTER TABLE devices DROP CONSTRAINT devices_profile_slug_fkey; DELETE FROM microphone_profiles");
+    two_cycles(&station);
+    station.postgres.exec("UPDATE system_config SET value = to_jsonb(repeat('x', 100000)) WHERE key = 'system'");
+    controller.wait_log("system \"system\": expected a row below 64 KiB", SOON);
+    two_cycles(&station);
+    assert_eq!(ids(&station), before);
+}
+
+#[test]
+fn an_unusable_row_of_one_twin_does_not_make_it_another_microphone() {
+    let station = Station::up();
+    let (owner, twin) = (Card::ultramic(), Card::ultramic().index(1).id("r4_1").at("1-2"));
+    station.tree.set(std::slice::from_ref(&owner));
+    let controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    station.tree.set(&[owner, twin]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, "silvasonic-recorder-ultramic-384-evo-f6a21"]);
+    let before = ids(&station);
+    ultramic(&station, "enrollment_status = 'perhaps'");
+    controller.wait_log("unknown variant `perhaps`", SOON);
+    two_cycles(&station);
+    ultramic(&station, "model = repeat('x', 100000)");
+    controller.wait_log("expected a row below 64 KiB", SOON);
+    two_cycles(&station);
+    assert_eq!(ids(&station), before);
+    assert_eq!(station.postgres.value::<i64>("SELECT count(*) FROM devices"), Some(2));
+    assert_eq!(controller.count_log("is gone"), 0);
+}
+
+#[test]
+fn keys_with_control_characters_forge_no_log_line() {
+    let station = Station::up();
+    let controller = recording(&station);
+    station.postgres.exec(
+        "INSERT INTO devices (name, serial_number, model, status, config) VALUES (E'x\\n2026 [ERROR] forged', 's', 'm', 'online', '{}')",
+    );
+    controller.wait_log("expected a key of at most 256 bytes without control characters", SOON);
+    two_cycles(&station);
+    assert!(!controller.log().lines().any(|line| line.starts_with("2026 [ERROR] forged")));
+}
+
+#[test]
+fn a_foreign_users_table_is_no_reason_to_end() {
+    let station = Station::up();
+    station.postgres.exec("CREATE TABLE users (id BIGINT PRIMARY KEY, username TEXT UNIQUE); INSERT INTO users VALUES (1, 'admin')");
+    let controller = recording(&station);
+    eventually(SOON, "the column", || station.postgres.value::<i64>("SELECT count(password_hash) FROM users"));
+    two_cycles(&station);
+    two_cycles(&station);
+    assert_eq!(controller.count_log("bug in thread"), 0);
+}

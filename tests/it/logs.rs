@@ -338,7 +338,6 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
         state: State::Running,
         labels: [("io.silvasonic.service".to_owned(), "recorder".to_owned())].into(),
         exit_code: 0,
-        pid: 1,
     };
     let begun = Instant::now();
     logs.keep(&[container]);

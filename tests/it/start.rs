@@ -217,3 +217,49 @@ fn a_rootless_podman_gets_what_it_can_do() {
     assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
     assert_eq!(station.containers(), Vec::<Value>::new());
 }
+
+#[test]
+fn what_runs_is_not_stopped_for_an_image_that_is_not_there() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut first = station.controller_with(&[("SILVASONIC_SHUTDOWN", "keep")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let before = ids(&station);
+    first.signal(Signal::TERM);
+    first.wait_exit(SOON);
+    let mistyped = station.controller_with(&[("SILVASONIC_RECORDER_IMAGE", "localhost/mistyped")]);
+    let line = mistyped.wait_log("is not replaced", SOON);
+    assert!(line.contains("image localhost/mistyped is not on this machine"), "{line}");
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    assert_eq!(ids(&station), before);
+}
+
+#[test]
+fn a_stop_waits_for_podman_to_come_back() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    station.podman.stop_api();
+    controller.wait_log("containers are unknown", SOON);
+    controller.signal(Signal::TERM);
+    controller.wait_log("stopping all Recorders", SOON);
+    station.podman.start_api();
+    assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+    assert_eq!(station.containers(), Vec::<Value>::new());
+}
+
+#[test]
+fn a_paused_recorder_is_adopted_once() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "0.1"), ("SILVASONIC_SHUTDOWN", "keep")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    station.podman.exec(&["pause", ULTRAMIC]);
+    controller.signal(Signal::TERM);
+    controller.wait_exit(SOON);
+    let next = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "0.1")]);
+    next.wait_log("is adopted", SOON);
+    next.wait_log("seeded user", SOON);
+    assert_eq!(next.count_log("is adopted"), 1);
+}
