@@ -36,7 +36,7 @@ plug unplug: ## plug or unplug the simulated microphone of `make run`
 test: setup recorder ## run all tests
 	cargo test $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
 
-bench: setup recorder ## measure speed, memory and cost on real services (release build); BENCH=--json for JSON
+bench: setup recorder ## measure speed, memory and cost on real services (release build); BENCH='--json logs' for JSON, and one section
 	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
 	@cargo build --release --quiet --bins --example bench
 	@$(SUDO) $(TARGET)/release/examples/bench $(BENCH)

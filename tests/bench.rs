@@ -2,7 +2,7 @@
 //!
 //! Prints a table with this machine's name; `--json` prints the same as JSON. Where Podman itself takes most of the
 //! time, its own time for the same work is measured in the same run and shown beside. Quiet figures are averages over
-//! `BENCH_QUIET_S` seconds (20).
+//! `BENCH_QUIET_S` seconds (20). Names of sections (start, plug, quiet, nudge, logs) as arguments choose some.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.
@@ -18,11 +18,13 @@ use serde_json::{Value, json};
 use silvasonic_controller::config::Recorder;
 use silvasonic_controller::device::Microphone;
 use silvasonic_controller::podman::Podman;
+use silvasonic_controller::podman::frames::Frames;
 use silvasonic_controller::spec::Spec;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,15 +33,28 @@ const SOON: Duration = Duration::from_secs(30);
 
 fn main() {
     let mut table = Table::new();
-    start(&mut table, 1);
-    start(&mut table, 3);
-    plug(&mut table, 20);
-    quiet(&mut table, 1);
-    quiet(&mut table, 5);
-    nudge(&mut table, 20);
-    flood(&mut table);
-    latency(&mut table, 1, "sleep 1", 20);
-    latency(&mut table, 100, "usleep 9000", 10);
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let wanted = |section: &str| chosen.is_empty() || chosen.iter().any(|name| name == section);
+    if wanted("start") {
+        start(&mut table, 1);
+        start(&mut table, 3);
+    }
+    if wanted("plug") {
+        plug(&mut table, 20);
+    }
+    if wanted("quiet") {
+        quiet(&mut table, 1);
+        quiet(&mut table, 5);
+    }
+    if wanted("nudge") {
+        nudge(&mut table, 20);
+    }
+    if wanted("logs") {
+        flood(&mut table, "burst of 180,000 lines", "seq 1 180000");
+        flood(&mut table, "flood of 10 s", "timeout 10 seq 1 1000000000");
+        latency(&mut table, 1, "sleep 1", 20);
+        latency(&mut table, 100, "usleep 9000", 10);
+    }
     table.print(std::env::args().any(|argument| argument == "--json"));
 }
 
@@ -329,8 +344,12 @@ fn subscriber(station: &Station) -> Receiver<(f64, String, String)> {
     receiver
 }
 
+/// Seconds since boot, as `/proc/uptime` counts them; read once, as a flood asks for it often.
 fn uptime() -> f64 {
-    fs::read_to_string("/proc/uptime").unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    static BEGAN: OnceLock<(f64, Instant)> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/uptime").unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    let (uptime, at) = BEGAN.get_or_init(|| (read(), Instant::now()));
+    uptime + at.elapsed().as_secs_f64()
 }
 
 fn end(mut child: Child) {
@@ -354,50 +373,69 @@ fn gaps(numbers: impl Iterator<Item = u64>) -> (u64, u64, u64) {
     (count, missing, again)
 }
 
-/// One container prints as fast as it can for ten seconds; first to `podman logs -f` alone, then to us alone, as both
-/// share two cores.
-fn flood(table: &mut Table) {
+/// Lines as Podman's API delivers them, read and thrown away but for their number: what a client could reach at best.
+fn api_logs(station: &Station, name: &str) -> Receiver<(f64, String)> {
+    let id = station.inspect(name).unwrap()["Id"].as_str().unwrap().to_owned();
+    let request = Podman::new(station.podman.socket().to_owned()).log(&id, 0, true);
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let (mut stream, mut frames, mut chunk) = (request.open().unwrap(), Frames::default(), [0; 16 << 10]);
+        while let Ok(count @ 1..) = stream.read(&mut chunk) {
+            let pass = |_, frame: &[u8]| {
+                let line = String::from_utf8_lossy(frame);
+                let _ = sender.send((uptime(), line.split_whitespace().last().unwrap_or_default().to_owned()));
+            };
+            frames.push(&chunk[..count], pass).unwrap();
+        }
+    });
+    receiver
+}
+
+/// One container prints as fast as it can. Each reader has a station to itself, as all share two cores. Beyond 10 MiB
+/// conmon begins the log file anew, and whoever reads it misses lines: the burst stays below that, the flood does not.
+fn flood(table: &mut Table, what: &str, command: &str) {
     let name = "silvasonic-recorder-ultramic-384-evo-0000";
-    let lines = "while [ ! -e /app/workspace/go ]; do usleep 10000; done; timeout 10 seq 1 1000000000; exec sleep 1000";
-    let number = |line: &str| line.parse::<u64>().ok();
-    let run = |ours: bool| {
+    for who in ["podman logs -f", "Podman's API alone", "Redis subscriber"] {
         let station = seeded();
-        let image = station.image("flood", lines);
+        let script = format!("while [ ! -e /app/workspace/go ]; do usleep 10000; done; {command}; exec sleep 1000");
+        let image = station.image("flood", &script);
         station.tree.set(&microphones(1));
         let settings: &[(&str, &str)] = &[("SILVASONIC_RECORDER_IMAGE", &image), ("SILVASONIC_SHUTDOWN", "keep")];
         let mut controller = station.controller_with(settings);
         station.podman.wait_running(SOON, &[name]);
-        let go = station.workspace().join("recorder/ultramic-384-evo-0000/go");
-        let quiet = Duration::from_secs(3);
-        if ours {
-            let messages = subscriber(&station);
-            let before = Used::of(controller.id());
-            fs::write(go, "").unwrap();
-            let seen: Vec<_> = std::iter::from_fn(|| messages.recv_timeout(quiet).ok()).collect();
-            let used = Used::of(controller.id());
-            let span = seen.last().unwrap().0 - seen[0].0;
-            let memory = kib(controller.id(), "status", "VmRSS:") / 1024.0;
-            (gaps(seen.iter().filter_map(|(_, _, line)| number(line))), span, (used.cpu_ns - before.cpu_ns) as f64 / 1e7 / span, memory)
-        } else {
+        let ours = who == "Redis subscriber";
+        if !ours {
             controller.signal(rustix::process::Signal::TERM);
             controller.wait_exit(SOON);
-            let (child, messages) = podman_logs(&station, name);
-            fs::write(go, "").unwrap();
-            let seen: Vec<_> = std::iter::from_fn(|| messages.recv_timeout(quiet).ok()).collect();
-            end(child);
-            let span = seen.last().unwrap().0 - seen[0].0;
-            (gaps(seen.iter().filter_map(|(_, line)| number(line))), span, 0.0, 0.0)
         }
-    };
-    for (who, ours) in [("podman logs -f", false), ("Redis subscriber", true)] {
-        let ((count, missing, again), span, cpu, memory) = run(ours);
-        table.add(format!("flood of 10 s: {who}"), count as f64 / span, "lines/s");
+        let (child, lines) = match who {
+            "podman logs -f" => podman_logs(&station, name),
+            "Podman's API alone" => (Command::new("true").process_group(0).spawn().unwrap(), api_logs(&station, name)),
+            _ => {
+                let (messages, (sender, receiver)) = (subscriber(&station), channel());
+                thread::spawn(move || messages.iter().all(|(at, _, line)| sender.send((at, line)).is_ok()));
+                (Command::new("true").process_group(0).spawn().unwrap(), receiver)
+            }
+        };
+        let before = if ours { Used::of(controller.id()) } else { Used::default() };
+        fs::write(station.workspace().join("recorder/ultramic-384-evo-0000/go"), "").unwrap();
+        let lines: Vec<(f64, u64)> = std::iter::from_fn(|| lines.recv_timeout(Duration::from_secs(5)).ok())
+            .filter_map(|(at, line)| Some((at, line.parse().ok()?)))
+            .collect();
+        let span = lines.last().unwrap().0 - lines[0].0;
+        let (count, missing, again) = gaps(lines.iter().map(|(_, number)| *number));
+        table.add(format!("{what}: {who}"), count as f64 / span, "lines/s");
         table.add("  missing, of those between the first and the last", missing as f64, "lines");
         table.add("  repeated or out of order", again as f64, "lines");
         if ours {
-            table.add("  CPU of the Controller meanwhile", cpu, "% of a core");
-            table.add("  resident memory after it", memory, "MiB");
+            table.add(
+                "  CPU of the Controller meanwhile",
+                (Used::of(controller.id()).cpu_ns - before.cpu_ns) as f64 / 1e7 / span,
+                "% of a core",
+            );
+            table.add("  resident memory after it", kib(controller.id(), "status", "VmRSS:") / 1024.0, "MiB");
         }
+        end(child);
     }
 }
 
