@@ -6,7 +6,8 @@
 //!  sysfs ──scan──▶ presence ──┐                        ┌──▶ registry ──▶ store/db (rows to write)
 //!                             ├─▶ controller (the loop)─┤
 //!  store/db ─rows─▶ registry ─┤   wait observe decide   └──▶ plan ──▶ execute ──▶ podman
-//!  inventory ─containers──────┘   act record
+//!  inventory ─containers──────┘   act record report ──▶ vitals ──▶ healthz, bus ──▶ Redis
+//!  nudge ──(look now)─────────┘                     logs ──(a thread a container)──┘
 //! ```
 //!
 //! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`device`], [`line`], [`notice`], [`plan`],
