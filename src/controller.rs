@@ -21,6 +21,7 @@ use crate::device::identify;
 use crate::execute::execute;
 use crate::inventory::Inventory;
 use crate::logs::Logs;
+use crate::memory;
 use crate::notice::Notices;
 use crate::nudge::{self, Pending};
 use crate::plan::{Action, Plan, STOP, View, count_ends, plan};
@@ -42,6 +43,8 @@ const TOUCH: Duration = Duration::from_secs(300);
 const STUCK: Duration = Duration::from_secs(20);
 /// A card that cannot be told for so long is none that is being plugged in.
 const UNCLEAR: Duration = Duration::from_secs(10);
+/// A database that has not answered after this is away for now.
+const ANSWER: Duration = Duration::from_secs(3);
 /// A database thread that owes an answer for so long is abandoned …
 const OVERDUE: Duration = Duration::from_secs(15);
 /// … unless so many are abandoned already.
@@ -117,6 +120,8 @@ pub struct Controller {
     abandoned: Vec<JoinHandle<()>>,
     asked_store: Option<Instant>,
     rows: Vec<Row>,
+    /// The database's last word in an earlier run, until it or this one is used.
+    remembered: Option<Vec<Row>>,
     registry: Option<Registry>,
     database: Result<(), String>,
     /// A nudge came while an answer was on its way, which may be older than what the nudge is about.
@@ -155,6 +160,10 @@ impl Controller {
         // First of all, so that it listens before the first cycle ends.
         let nudge_pending = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
+        let remembered = memory::load(&config.workspace_local).unwrap_or_else(|why| {
+            warn!("the last known desired state is ignored: {why}");
+            None
+        });
         Ok(Self {
             store: Store::start(&config, 0, events.clone())?,
             logs: Logs::new(&podman, bus),
@@ -176,8 +185,9 @@ impl Controller {
             hardware: Err(NOT_YET.to_owned()),
             abandoned: Vec::new(),
             asked_store: None,
-            rows: Vec::new(),
             registry: None,
+            remembered,
+            rows: Vec::new(),
             database: Err(NOT_YET.to_owned()),
             ask_again: false,
             touched: now,
@@ -368,9 +378,10 @@ impl Controller {
                 self.asked_store = Some(now);
             }
             Some(since) if now.duration_since(since) >= OVERDUE => self.replace_store(),
-            Some(since) if now.duration_since(since) >= Duration::from_secs(5) => {
+            Some(since) if now.duration_since(since) >= ANSWER => {
                 self.fault("database", "PostgreSQL does not answer, its last word stands");
                 self.database = Err("does not answer".to_owned());
+                self.remember();
             }
             Some(_) => {}
         }
@@ -430,8 +441,10 @@ impl Controller {
             Err(why) => {
                 self.fault("database", &format!("PostgreSQL cannot be read, its last word stands: {why}"));
                 self.database = Err(why);
+                self.remember();
             }
             Ok(rows) => {
+                self.remembered = None;
                 self.database = Ok(());
                 self.cleared("database", "PostgreSQL answers again");
                 if self.registry.is_some() && rows == self.rows {
@@ -449,6 +462,18 @@ impl Controller {
                 if let Some(scan) = self.first_scan.take() {
                     self.note_scan(scan);
                 }
+            }
+        }
+    }
+
+    /// A start without the database: what it said last in an earlier run says what to run.
+    fn remember(&mut self) {
+        if let Some(rows) = self.remembered.take() {
+            info!("until PostgreSQL answers, what it said last says what to record");
+            self.registry = Some(Registry::read(&rows));
+            self.rows = rows;
+            if let Some(scan) = self.first_scan.take() {
+                self.note_scan(scan);
             }
         }
     }

@@ -38,6 +38,7 @@ pub mod host;
 pub mod inventory;
 pub mod line;
 pub mod logs;
+pub mod memory;
 pub mod notice;
 pub mod nudge;
 pub mod plan;

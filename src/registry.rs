@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::device::{Microphone, belongs_to_profile, is_workspace_name, workspace_name};
@@ -21,7 +21,7 @@ use crate::profile::{self, Config, Match};
 use crate::text::shown;
 
 /// One row as it was fetched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Row {
     /// `device`, `profile` or `system`.
     pub kind: String,

@@ -13,6 +13,7 @@ use log::{info, warn};
 use crate::config::Config;
 use crate::controller::Event;
 use crate::db::{Db, reason};
+use crate::memory;
 use crate::notice::Notices;
 use crate::registry::{Change, Row};
 use crate::seed::Seeder;
@@ -58,6 +59,7 @@ impl Store {
             db: None,
             seed_at: None,
             notices: Notices::default(),
+            remembered: memory::load(&config.workspace_local).ok().flatten(),
         };
         let thread = thread::Builder::new().name("db".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests, thread, generation })
@@ -85,6 +87,8 @@ struct Worker {
     /// When seeders that are not done are tried (again); `None` = all are done.
     seed_at: Option<Instant>,
     notices: Notices,
+    /// What the memory file holds.
+    remembered: Option<Vec<Row>>,
 }
 
 impl Worker {
@@ -114,7 +118,25 @@ impl Worker {
         } else if self.seed_at.is_some_and(|at| at <= Instant::now()) {
             self.seed_later();
         }
-        self.with(Db::snapshot)
+        let rows = self.with(Db::snapshot)?;
+        self.remember(&rows);
+        Ok(rows)
+    }
+
+    /// Keeps what changed for a start without a database.
+    fn remember(&mut self, rows: &[Row]) {
+        if self.remembered.as_deref() == Some(rows) {
+            return;
+        }
+        match memory::save(&self.config.workspace_local, rows) {
+            Ok(()) => drop(self.notices.cleared("memory", Instant::now())),
+            Err(why) => {
+                let line = format!("the desired state cannot be kept for a start without database: {why}");
+                self.notices.fault("memory", &line, Instant::now()).into_iter().for_each(|line| warn!("{line}"));
+            }
+        }
+        // Tried once a change, so that a full disk is not asked every second.
+        self.remembered = Some(rows.to_vec());
     }
 
     /// What must be there before the first Recorder can start: schema, settings, profiles.

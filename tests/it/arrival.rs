@@ -142,3 +142,44 @@ fn databases_of_the_python_controller_serve_old_and_new() {
         eventually(SOON, "the admin", || station.postgres.value::<i64>("SELECT id FROM users"));
     }
 }
+
+#[test]
+fn without_a_database_the_last_known_state_starts_what_is_plugged_in() {
+    let mut station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    let mut first = station.controller();
+    let rode = "silvasonic-recorder-rode-nt-usb-p1d2";
+    station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
+    station.postgres.exec("UPDATE devices SET enabled = FALSE WHERE name LIKE '19f7%'");
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    first.signal(rustix::process::Signal::TERM);
+    first.wait_exit(SOON);
+    assert!(station.containers().is_empty());
+
+    station.postgres.stop();
+    let second = station.controller();
+    // What was disabled stays so; what is not plugged in is not started.
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    second.wait_log("PostgreSQL cannot be read", SOON);
+    station.tree.set(&[Card::rode().index(1)]);
+    second.wait_log("stopped and removed", SOON);
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let before = super::start::ids(&station);
+    station.postgres.start();
+    second.wait_log("PostgreSQL answers again", SOON);
+    station.postgres.exec("UPDATE devices SET enabled = TRUE");
+    station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
+    assert_eq!(super::start::ids(&station)[ULTRAMIC], before[ULTRAMIC]);
+    drop(second);
+
+    // A torn file is ignored with one line.
+    let file = station.workspace().join("recorder/.controller-state");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let third = station.controller();
+    let line = third.wait_log("the last known desired state is ignored", SOON);
+    assert!(line.contains("checksum"), "{line}");
+    station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
+    eventually(SOON, "the file anew", || (fs::read(&file).unwrap() == whole).then_some(()));
+}
