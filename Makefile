@@ -9,7 +9,7 @@ RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
 RUST_TEST_THREADS ?= 4
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test bench lint clean
+.PHONY: help setup recorder run plug unplug test test-podman5 bench lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,6 +35,10 @@ plug unplug: ## plug or unplug the simulated microphone of `make run`
 
 test: setup recorder ## run all tests
 	cargo test $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
+
+test-podman5: setup recorder ## run the tests that touch Podman on 5.x, in a chroot of Debian trixie (made by debootstrap)
+	@tests/podman-sandbox up /tmp/sv-trixie --suite trixie --rootfs /var/tmp/silvasonic-trixie >/dev/null; tests/podman-sandbox down /tmp/sv-trixie
+	STATION_PODMAN="--suite trixie --rootfs /var/tmp/silvasonic-trixie --fake-snd" cargo test --test it -- start:: logs:: plug:: arrival:: --skip rootless
 
 bench: setup recorder ## measure speed, memory and cost on real services (release build); BENCH='--json logs' for JSON, and one section
 	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
