@@ -457,11 +457,7 @@ impl Controller {
                     }
                 }
                 self.notices.retain("row ", |fault| registry.faults.contains(fault));
-                self.rows = rows;
-                self.registry = Some(registry);
-                if let Some(scan) = self.first_scan.take() {
-                    self.note_scan(scan);
-                }
+                self.go_by(rows, registry);
             }
         }
     }
@@ -470,11 +466,17 @@ impl Controller {
     fn remember(&mut self) {
         if let Some(rows) = self.remembered.take() {
             info!("until PostgreSQL answers, what it said last says what to record");
-            self.registry = Some(Registry::read(&rows));
-            self.rows = rows;
-            if let Some(scan) = self.first_scan.take() {
-                self.note_scan(scan);
-            }
+            let registry = Registry::read(&rows);
+            self.go_by(rows, registry);
+        }
+    }
+
+    /// Goes by these rows from now on; the first ones say which microphone is which.
+    fn go_by(&mut self, rows: Vec<Row>, registry: Registry) {
+        self.rows = rows;
+        self.registry = Some(registry);
+        if let Some(scan) = self.first_scan.take() {
+            self.note_scan(scan);
         }
     }
 
@@ -589,10 +591,7 @@ impl Controller {
 
     /// Logs what is new in a plan: adopted containers and Recorders that have no place.
     fn tell(&mut self, plan: &Plan, containers: &[Container]) {
-        let runs = |id: &String| {
-            let over = |state| matches!(state, State::Created | State::Exited | State::Removing);
-            containers.iter().any(|container| &container.id == id && !over(container.state))
-        };
+        let runs = |id: &String| containers.iter().any(|container| &container.id == id && !container.state.is_over());
         let settled = &self.settled;
         self.known_running.retain(|device, id| settled.contains_key(device) || runs(id));
         for (device, id) in &plan.kept {

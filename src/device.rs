@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
+
+use crate::text::fingerprint;
 
 /// Longest serial that is taken over as it is; the USB specification allows 126 characters.
 const SERIAL_LIMIT: usize = 64;
@@ -155,7 +156,7 @@ pub fn workspace_name(slug: &str, id: &str, serial: Option<&str>, bus_path: Opti
         .chain([short_hash(id.as_bytes())])
         .map(|suffix| format!("{slug}-{suffix}"))
         .find(|name| !taken.contains(name.as_str()))
-        .unwrap_or_else(|| format!("{slug}-{}", hash(id.as_bytes())))
+        .unwrap_or_else(|| format!("{slug}-{}", fingerprint(id)))
 }
 
 /// Whether `name` was made for this profile: such a name is kept, as recordings lie below it.
@@ -208,13 +209,9 @@ fn port_part(bus_path: &str) -> String {
     std::iter::once('p').chain(separated).collect()
 }
 
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Eight hexadecimal digits of a SHA-256.
 fn short_hash(bytes: &[u8]) -> String {
-    hash(bytes)[..8].to_owned()
+    fingerprint(bytes)[..8].to_owned()
 }
 
 #[cfg(test)]

@@ -9,9 +9,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use crate::registry::Row;
+use crate::text::fingerprint;
 
 const NAME: &str = ".controller-state";
 const FORMAT: &str = "silvasonic-controller state 1";
@@ -23,10 +22,6 @@ fn path(workspace: &Path) -> PathBuf {
     workspace.join(NAME)
 }
 
-fn checksum(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Replaces the file below the Recorder workspace, which is made if it is missing.
 ///
 /// # Errors
@@ -36,7 +31,7 @@ pub fn save(workspace: &Path, rows: &[Row]) -> io::Result<()> {
     let rows = serde_json::to_string(rows)?;
     let new = workspace.join(format!("{NAME}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    write!(file, "{FORMAT} {}\n{rows}", checksum(&rows))?;
+    write!(file, "{FORMAT} {}\n{rows}", fingerprint(&rows))?;
     // Renaming first and losing power then would leave an empty file in the place of the good one.
     file.sync_all()?;
     fs::rename(&new, path(workspace))
@@ -58,7 +53,7 @@ pub fn load(workspace: &Path) -> Result<Option<Vec<Row>>, String> {
     }
     let (head, rows) = text.split_once('\n').unwrap_or((&text, ""));
     let sum = head.strip_prefix(FORMAT).ok_or_else(|| named(&format!("expected a first line that begins with {FORMAT:?}")))?;
-    if sum.trim() != checksum(rows) {
+    if sum.trim() != fingerprint(rows) {
         return Err(named("its checksum is not that of its content"));
     }
     serde_json::from_str(rows).map(Some).map_err(|error| named(&error.to_string()))

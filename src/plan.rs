@@ -140,7 +140,7 @@ pub fn plan(view: &View<'_>) -> Plan {
 
 /// Which devices that should run may, and which of those that run must not.
 fn admit<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
-    let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !is_over(container.state)));
+    let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
     let has_container = |device: &str| containers.contains_key(device);
     let kept = view.wants.iter().filter(|(device, want)| matches!(want, Want::Keep(_)) && has_container(device)).count();
     let mut wanted: Vec<&str> =
@@ -213,10 +213,6 @@ fn old(view: &View<'_>, own: &[&Container]) -> Vec<Old> {
             Old { id: container.id.clone(), name: container.name.clone(), running }
         })
         .collect()
-}
-
-fn is_over(state: State) -> bool {
-    matches!(state, State::Created | State::Exited | State::Removing)
 }
 
 fn by_device(containers: &[Container]) -> BTreeMap<&str, Vec<&Container>> {

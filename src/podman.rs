@@ -159,6 +159,14 @@ impl Run {
     }
 }
 
+impl State {
+    /// Whether nothing runs and nothing will of itself.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Created | Self::Exited | Self::Removing)
+    }
+}
+
 /// One row of the list.
 #[derive(Clone, Debug)]
 pub struct Container {

@@ -6,12 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::config::Recorder;
 use crate::device::{Microphone, container_name};
 use crate::podman::{Engine, Version};
-use crate::text::shown;
+use crate::text::{fingerprint, shown};
 
 /// Namespace of all our labels.
 const LABEL: &str = "io.silvasonic.";
@@ -93,8 +92,7 @@ impl Spec {
             env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             hash: String::new(),
         };
-        let digest = Sha256::digest(spec.body().to_string());
-        spec.hash = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        spec.hash = fingerprint(spec.body().to_string())[..16].to_owned();
         spec
     }
 

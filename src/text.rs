@@ -1,6 +1,8 @@
-//! Text from outside, made fit for one log line. [p]
+//! Text from outside, made fit for one log line, and fingerprints of text. [p]
 
 use std::fmt;
+
+use sha2::{Digest, Sha256};
 
 /// Longest stretch of foreign text that a log line shows, in characters.
 const SHOWN: usize = 200;
@@ -43,6 +45,12 @@ impl fmt::Display for Shown<'_> {
         }
         f.pad(&line)
     }
+}
+
+/// SHA-256 as 64 hexadecimal digits.
+#[must_use]
+pub fn fingerprint(bytes: impl AsRef<[u8]>) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::live::log_statements;
 use super::station::{Station, eventually};
 use super::tree::Card;
 
@@ -56,9 +57,7 @@ fn forward(mut client: UnixStream, mut server: UnixStream, counter: &AtomicUsize
 #[test]
 fn a_quiet_cycle_is_one_statement_and_one_podman_request_at_most() {
     let station = Station::up();
-    station.postgres.exec("ALTER SYSTEM SET log_statement = 'all'");
-    station.postgres.exec("ALTER SYSTEM SET log_line_prefix = '<%a>'");
-    station.postgres.exec("SELECT pg_reload_conf()");
+    log_statements(&station);
     let socket = station.dir().join("counted.sock");
     let requests = counting_proxy(&socket, station.podman.socket());
     station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);

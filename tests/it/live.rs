@@ -15,7 +15,8 @@ const SOON: Duration = Duration::from_secs(15);
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const NUDGE: &str = "silvasonic:nudge";
 
-fn log_statements(station: &Station) {
+/// Makes PostgreSQL log every statement with the name of its client.
+pub(crate) fn log_statements(station: &Station) {
     station.postgres.exec("ALTER SYSTEM SET log_statement = 'all'");
     station.postgres.exec("ALTER SYSTEM SET log_line_prefix = '<%a>'");
     station.postgres.exec("SELECT pg_reload_conf()");
