@@ -33,7 +33,7 @@ use crate::store::{Request, Store};
 use crate::sysfs::{self, Scan};
 use crate::text::shown;
 use crate::vitals::{Facts, Vitals};
-use crate::want::{Want, wants};
+use crate::want::{Specs, Want, wants};
 
 /// Starts under way at a time: Podman gains nothing from more, and a Pi has four cores.
 const STARTS_AT_ONCE: usize = 8;
@@ -142,6 +142,7 @@ pub struct Controller {
     known_running: BTreeMap<String, String>,
     holds: BTreeMap<String, String>,
 
+    specs: Specs,
     backoffs: Backoffs,
     /// Actions under way by device, and whether they start something.
     jobs: BTreeMap<String, bool>,
@@ -169,6 +170,7 @@ impl Controller {
             logs: Logs::new(&podman, bus),
             inventory: Inventory::start(podman.clone(), config.recorder.clone(), events.clone())?,
             presences: Presences::new(config.grace),
+            specs: Specs::new(config.recorder.clone()),
             config,
             podman,
             inbox,
@@ -572,14 +574,14 @@ impl Controller {
     }
 
     /// What should be, and whether that is all; `None` while the database never answered.
-    fn wants(&self, containers: &[Container]) -> Option<(BTreeMap<String, Want>, bool)> {
+    fn wants(&mut self, containers: &[Container]) -> Option<(BTreeMap<String, Want>, bool)> {
         if self.leaving.is_some() {
             let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
             let stop = |container| (device(container), Want::Stop("the Controller stops".to_owned()));
             return Some((containers.iter().map(stop).collect(), true));
         }
         let registry = self.registry.as_ref()?;
-        let wants = wants(registry, self.database.is_ok(), &self.presences, &self.config.recorder);
+        let wants = wants(registry, self.database.is_ok(), &self.presences, &mut self.specs);
         Some((wants, self.database.is_ok() && self.hardware.is_ok()))
     }
 

@@ -17,6 +17,7 @@
 //! failed a moment ago does not lose its place to a newcomer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoffs;
@@ -65,7 +66,7 @@ pub struct Action {
     /// Containers to stop and remove first.
     pub old: Vec<Old>,
     /// Container to create and start then.
-    pub start: Option<Box<Spec>>,
+    pub start: Option<Arc<Spec>>,
     /// Why.
     pub reason: String,
 }
@@ -107,7 +108,7 @@ impl Plan {
 #[must_use]
 pub fn plan(view: &View<'_>) -> Plan {
     let containers = by_device(view.containers);
-    let (admitted, surplus) = admit(view, &containers);
+    let (crowded, surplus) = crowd(view, &containers);
     let mut plan = Plan::default();
     let mut stops = Vec::new();
     for (device, want) in view.wants {
@@ -120,7 +121,7 @@ pub fn plan(view: &View<'_>) -> Plan {
             Want::Keep(_) => {}
             Want::Stop(why) => stops.extend(remove(view, device, own, why)),
             Want::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(view, device, own, "beyond max_recorders")),
-            Want::Run(_) if !admitted.contains(device.as_str()) => {
+            Want::Run(_) if crowded.contains(device.as_str()) => {
                 plan.holds.insert(device.clone(), CROWDED.to_owned());
                 // Ended containers of a waiting device serve nobody.
                 stops.extend(remove(view, device, own, CROWDED));
@@ -138,33 +139,28 @@ pub fn plan(view: &View<'_>) -> Plan {
     plan
 }
 
-/// Which devices that should run may, and which of those that run must not.
-fn admit<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
+/// Which devices that should run have no place, and which of those that run must not.
+fn crowd<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
     let has_container = |device: &str| containers.contains_key(device);
     let kept = view.wants.iter().filter(|(device, want)| matches!(want, Want::Keep(_)) && has_container(device)).count();
     let mut wanted: Vec<&str> =
         view.wants.iter().filter(|(_, want)| matches!(want, Want::Run(_))).map(|(device, _)| device.as_str()).collect();
-    wanted.sort_by_key(|device| match () {
+    let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept);
+    if wanted.len() <= places {
+        return (BTreeSet::new(), BTreeSet::new());
+    }
+    wanted.sort_by_cached_key(|device| match () {
         () if alive(device) => 0,
         () if has_container(device) || view.busy.contains(*device) => 1,
         () => 2,
     });
-    let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept).min(wanted.len());
-    let rest = wanted.split_off(places);
-    let mut admitted: BTreeSet<&str> = wanted.into_iter().collect();
-    let mut surplus = BTreeSet::new();
-    for device in rest.into_iter().filter(|device| alive(device)) {
-        if view.max_recorders.is_some() {
-            surplus.insert(device)
-        } else {
-            admitted.insert(device)
-        };
-    }
-    (admitted, surplus)
+    let (surplus, crowded): (BTreeSet<&str>, BTreeSet<&str>) = wanted[places..].iter().partition(|device| alive(device));
+    // An unknown limit admits nobody new, but stops nobody either.
+    (crowded, if view.max_recorders.is_some() { surplus } else { BTreeSet::new() })
 }
 
-fn run(view: &View<'_>, spec: &Spec, own: &[&Container], plan: &mut Plan, stops: &mut Vec<Action>) {
+fn run(view: &View<'_>, spec: &Arc<Spec>, own: &[&Container], plan: &mut Plan, stops: &mut Vec<Action>) {
     let device = &spec.device;
     let is_wanted =
         |container: &Container| container.name == spec.name && container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
@@ -196,7 +192,7 @@ fn run(view: &View<'_>, spec: &Spec, own: &[&Container], plan: &mut Plan, stops:
         plan.holds.insert(device.clone(), format!("next try in {} s after {failures} failures", wait.as_secs() + 1));
         return;
     }
-    let start = Some(Box::new(spec.clone()));
+    let start = Some(Arc::clone(spec));
     plan.actions.push(Action { device: device.clone(), old: old(view, own), start, reason });
 }
 
@@ -286,7 +282,7 @@ mod tests {
         let want = |text: &str| {
             let (device, word) = pair(text);
             let want = match word.as_str() {
-                "run" => Want::Run(Box::new(spec(&device, 0))),
+                "run" => Want::Run(Arc::new(spec(&device, 0))),
                 "keep" => Want::Keep("unknown".to_owned()),
                 _ => Want::Stop("not wanted".to_owned()),
             };

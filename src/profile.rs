@@ -87,6 +87,7 @@ pub struct Criteria {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     fields: Map<String, Value>,
+    recorder_json: String,
     criteria: Criteria,
     unmatched: Vec<Fault>,
 }
@@ -115,7 +116,7 @@ impl Config {
         let mut unmatched = Vec::new();
         let criteria = read_criteria(&fields["audio"]["match"], &mut unmatched);
         let criteria = if unmatched.is_empty() { criteria } else { Criteria::default() };
-        Ok(Self { fields, criteria, unmatched })
+        Ok(Self { recorder_json: recorder_json(&fields), fields, criteria, unmatched })
     }
 
     /// What is wrong with the criteria; while anything is, they match nothing.
@@ -139,14 +140,18 @@ impl Config {
     /// What a Recorder is given, keys sorted. Without the criteria: another way of recognising a microphone is no
     /// reason to interrupt its recording.
     #[must_use]
-    pub fn recorder_json(&self) -> String {
-        let sections = ["audio", "processing", "stream"].map(|name| {
-            let mut section = self.fields[name].clone();
-            section.as_object_mut().map(|fields| fields.remove("match"));
-            (name.to_owned(), section)
-        });
-        Value::Object(sections.into_iter().collect()).to_string()
+    pub fn recorder_json(&self) -> &str {
+        &self.recorder_json
     }
+}
+
+fn recorder_json(fields: &Map<String, Value>) -> String {
+    let sections = ["audio", "processing", "stream"].map(|name| {
+        let mut section = fields[name].clone();
+        section.as_object_mut().map(|fields| fields.remove("match"));
+        (name.to_owned(), section)
+    });
+    Value::Object(sections.into_iter().collect()).to_string()
 }
 
 fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
@@ -327,7 +332,7 @@ mod tests {
     fn criteria_do_not_reach_the_recorder() {
         let config = Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": { "alsa_name_contains": "x" } } })).unwrap();
         assert!(!config.recorder_json().contains("match"));
-        assert!(Config::from_json(&serde_json::from_str(&config.recorder_json()).unwrap()).is_ok());
+        assert!(Config::from_json(&serde_json::from_str(config.recorder_json()).unwrap()).is_ok());
     }
 
     #[test]
@@ -371,7 +376,7 @@ mod tests {
     fn two_spellings_of_a_number_are_one_recorder_setting() {
         let text = |gain: &str| {
             let value = format!(r#"{{"processing": {{"gain_db": {gain}}}, "audio": {{"sample_rate": 48000}}}}"#);
-            Config::from_json(&serde_json::from_str(&value).unwrap()).unwrap().recorder_json()
+            Config::from_json(&serde_json::from_str(&value).unwrap()).unwrap().recorder_json().to_owned()
         };
         assert_eq!(text("12"), text("12.0"));
         assert!(text("12").starts_with(r#"{"audio":{"channels":1,"format":"S16LE","sample_rate":48000},"processing":"#));

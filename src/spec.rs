@@ -24,6 +24,9 @@ pub const DEVICE_ID: &str = "io.silvasonic.device_id";
 /// Label with [`Spec::hash`].
 pub const CONFIG_HASH: &str = "io.silvasonic.config_hash";
 
+const DEVICE: &str = "SILVASONIC_RECORDER_DEVICE";
+const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
+
 /// Disk space for one Recorder's log; what is beyond, conmon drops.
 const LOG_BYTES: u64 = 10 << 20;
 /// The kernel's last choice when memory runs out, short of "never".
@@ -66,9 +69,9 @@ impl Spec {
     #[must_use]
     pub fn new(recorder: &Recorder, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: String) -> Self {
         let env = [
-            ("SILVASONIC_RECORDER_DEVICE", microphone.alsa_device()),
+            (DEVICE, microphone.alsa_device()),
             ("SILVASONIC_RECORDER_PROFILE_SLUG", profile.to_owned()),
-            ("SILVASONIC_RECORDER_CONFIG_JSON", config_json),
+            (CONFIG_JSON, config_json),
             ("SILVASONIC_REDIS_URL", recorder.redis_url.clone()),
             ("SILVASONIC_INSTANCE_ID", device.to_owned()),
             // Empty, so that audio libraries find no sound server and use ALSA itself.
@@ -94,6 +97,15 @@ impl Spec {
         };
         spec.hash = fingerprint(spec.body().to_string())[..16].to_owned();
         spec
+    }
+
+    /// Whether a spec made from this would be the same; the settings do not change while the program runs.
+    #[must_use]
+    pub fn is_of(&self, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> bool {
+        self.folder == folder
+            && self.profile == profile
+            && self.env.get(CONFIG_JSON).is_some_and(|text| text == config_json)
+            && self.env.get(DEVICE).is_some_and(|text| *text == microphone.alsa_device())
     }
 
     /// Sixteen hexadecimal digits over all but the labels.
@@ -208,7 +220,7 @@ impl Spec {
             match env.get(name.as_str()) {
                 Some(before) if before == after => {}
                 _ if name == "SILVASONIC_REDIS_URL" => found.push(format!("{name} (hidden)")),
-                Some(before) if name == "SILVASONIC_RECORDER_CONFIG_JSON" => found.push(config_differences(before, after)),
+                Some(before) if name == CONFIG_JSON => found.push(config_differences(before, after)),
                 before => found.push(format!("{name} {} -> {}", quoted(before.copied().unwrap_or_default()), quoted(after))),
             }
         }

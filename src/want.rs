@@ -10,8 +10,10 @@
 //! While the database does not answer, its last word still says what to run, but nothing is stopped on its account.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::config::Recorder;
+use crate::device::Microphone;
 use crate::presence::{Presence, Presences};
 use crate::registry::{Device, Enrollment, Registry};
 use crate::spec::Spec;
@@ -20,20 +22,44 @@ use crate::spec::Spec;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Want {
     /// A container like this runs.
-    Run(Box<Spec>),
+    Run(Arc<Spec>),
     /// Whatever is stays.
     Keep(String),
     /// No container exists.
     Stop(String),
 }
 
+/// The spec of each device, kept while nothing changes that it is made from: making one takes longer than all else here.
+#[derive(Debug)]
+pub struct Specs {
+    recorder: Recorder,
+    made: BTreeMap<String, Arc<Spec>>,
+}
+
+impl Specs {
+    /// None made yet. What is the same for all Recorders comes from the settings.
+    #[must_use]
+    pub fn new(recorder: Recorder) -> Self {
+        Self { recorder, made: BTreeMap::new() }
+    }
+
+    fn get(&mut self, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> Arc<Spec> {
+        if let Some(spec) = self.made.get(device).filter(|spec| spec.is_of(microphone, folder, profile, config_json)) {
+            return Arc::clone(spec);
+        }
+        let spec = Arc::new(Spec::new(&self.recorder, device, microphone, folder, profile, config_json.to_owned()));
+        self.made.insert(device.to_owned(), Arc::clone(&spec));
+        spec
+    }
+}
+
 /// The wishes of all devices that the database or the hardware knows.
 #[must_use]
-pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, recorder: &Recorder) -> BTreeMap<String, Want> {
+pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, specs: &mut Specs) -> BTreeMap<String, Want> {
     let mut wants = BTreeMap::new();
     for (id, row) in &registry.devices {
         let want = match row {
-            Ok(device) => want(id, device, registry, presences.get(id), recorder),
+            Ok(device) => want(id, device, registry, presences.get(id), specs),
             Err(why) => Want::Keep(format!("its row is unusable: {why}")),
         };
         let want = match want {
@@ -49,10 +75,11 @@ pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, r
             wants.insert(id.clone(), Want::Keep("it is not in the database yet".to_owned()));
         }
     }
+    specs.made.retain(|id, _| wants.contains_key(id));
     wants
 }
 
-fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presence>, recorder: &Recorder) -> Want {
+fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presence>, specs: &mut Specs) -> Want {
     let stop = |why: &str| Want::Stop(why.to_owned());
     let keep = |why: &str| Want::Keep(why.to_owned());
     if presence == Some(&Presence::Offline) {
@@ -79,8 +106,6 @@ fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presen
         (None, _) => keep("the hardware could not be read yet"),
         (Some(Presence::Missing { .. } | Presence::Offline), _) => keep("not seen for a moment"),
         (Some(Presence::Online(_)), None) => keep("its workspace name is not in the database yet"),
-        (Some(Presence::Online(microphone)), Some(folder)) => {
-            Want::Run(Box::new(Spec::new(recorder, id, microphone, folder, slug, config.recorder_json())))
-        }
+        (Some(Presence::Online(microphone)), Some(folder)) => Want::Run(specs.get(id, microphone, folder, slug, config.recorder_json())),
     }
 }
