@@ -40,7 +40,7 @@ test-podman5: setup recorder ## run the tests that touch Podman on 5.x, in a chr
 	@tests/podman-sandbox up /tmp/sv-trixie --suite trixie --rootfs /var/tmp/silvasonic-trixie >/dev/null; tests/podman-sandbox down /tmp/sv-trixie
 	STATION_PODMAN="--suite trixie --rootfs /var/tmp/silvasonic-trixie --fake-snd" cargo test --test it -- start:: logs:: plug:: arrival:: --skip rootless
 
-bench: setup recorder ## measure speed, memory and cost on real services (release build); BENCH='--json logs' for JSON, and one section
+bench: setup recorder ## measure size, speed and cost on real services (release build); BENCH="--json quiet", PEER="command"
 	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
 	@cargo build --release --quiet --bins --example bench
 	@$(SUDO) $(TARGET)/release/examples/bench $(BENCH)

@@ -1,0 +1,110 @@
+//! The program itself: its size, what it is built from, and how long it thinks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use silvasonic_controller::backoff::Backoffs;
+use silvasonic_controller::config::Config;
+use silvasonic_controller::device::{Microphone, Usb};
+use silvasonic_controller::plan::{View, plan};
+use silvasonic_controller::podman::{Container, State};
+use silvasonic_controller::presence::Presences;
+use silvasonic_controller::registry::{Registry, Row};
+use silvasonic_controller::want::{Specs, Want, wants};
+
+use super::Subject;
+use super::table::Table;
+
+fn output(command: &mut Command) -> String {
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Size, crates, and a release build from nothing.
+pub(crate) fn program(table: &mut Table, subject: &Subject) {
+    if subject.is_peer() {
+        return;
+    }
+    let directory = std::env::temp_dir().join(format!("sv-build-{}", std::process::id()));
+    let begun = Instant::now();
+    output(Command::new("cargo").args(["build", "--release", "--quiet", "--bins", "--target-dir"]).arg(&directory));
+    table.add_limited("release build from nothing", begun.elapsed().as_secs_f64(), "s", 90.0);
+    let stripped = directory.join("stripped");
+    output(Command::new("strip").arg("-s").arg("-o").arg(&stripped).arg(directory.join("release/silvasonic-controller")));
+    table.add_limited("program, stripped", size(&stripped) as f64 / 1e6, "MB", 2.2);
+    std::fs::remove_dir_all(&directory).unwrap();
+    let tree = output(Command::new("cargo").args(["tree", "--edges", "normal", "--prefix", "none", "--format", "{p}"]));
+    let crates: BTreeSet<&str> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
+    table.add_limited("crates in the tree, with this one", crates.len() as f64, "", 130.0);
+}
+
+fn size(path: &Path) -> u64 {
+    path.metadata().unwrap().len()
+}
+
+/// One decision with a thousand devices and their containers, all as wanted.
+pub(crate) fn decision(table: &mut Table, subject: &Subject) {
+    if subject.is_peer() {
+        return;
+    }
+    const COUNT: u32 = 1000;
+    let mut specs = Specs::new(Config::read(|_| None).unwrap().recorder);
+    let row = |kind: &str, key: &str, body: serde_json::Value| Row { kind: kind.into(), key: key.into(), body: Some(body.to_string()) };
+    let profile = json!({"name": "p", "config": {"audio": {"sample_rate": 384_000}}});
+    let mut rows = vec![row("profile", "p", profile), row("system", "system", json!({"max_recorders": COUNT}))];
+    let mut seen = BTreeMap::new();
+    for n in 0..COUNT {
+        let (id, serial) = (format!("0869-0389-{n:04}"), format!("{n:04}"));
+        let usb = Usb {
+            vendor: "0869".into(),
+            product: "0389".into(),
+            serial: Some(serial.clone()),
+            bus_path: format!("1-{n}"),
+            address: format!("001/{n:03}"),
+        };
+        seen.insert(id.clone(), Microphone { card: n, name: "UltraMic".into(), usb: Some(usb) });
+        let device = json!({"model": "UltraMic", "serial_number": serial, "status": "online", "enrollment_status": "enrolled", "enabled": true,
+            "profile_slug": "p", "config": {"alsa_card_index": n}, "workspace_name": format!("p-{n:04}")});
+        rows.push(row("device", &id, device));
+    }
+    let registry = Registry::read(&rows);
+    assert!(registry.faults.is_empty(), "{:?}", registry.faults);
+    let now = Instant::now();
+    let mut presences = Presences::new(Duration::from_secs(3));
+    presences.observe(&seen, &[], now);
+    let containers: Vec<Container> = wants(&registry, true, &presences, &mut specs)
+        .values()
+        .map(|want| match want {
+            Want::Run(spec) => {
+                Container { id: spec.device.clone(), name: spec.name.clone(), state: State::Running, labels: spec.labels(), exit_code: 0 }
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let (backoffs, none) = (Backoffs::default(), BTreeSet::new());
+    let mut took: Vec<f64> = (0..50)
+        .map(|_| {
+            let begun = Instant::now();
+            let wants = wants(&registry, true, &presences, &mut specs);
+            let plan = plan(&View {
+                containers: &containers,
+                wants: &wants,
+                wants_complete: true,
+                max_recorders: registry.system.max_recorders,
+                backoffs: &backoffs,
+                busy: &none,
+                stuck: &none,
+                now,
+            });
+            let took = begun.elapsed().as_secs_f64() * 1000.0;
+            assert!(plan.actions.is_empty() && plan.kept.len() == COUNT as usize);
+            took
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    table.add_limited("one decision with 1,000 devices and containers, median", took[took.len() / 2], "ms", 2.0);
+}

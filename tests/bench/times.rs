@@ -1,0 +1,158 @@
+//! How long it takes until a Recorder runs, beside Podman's own time for the same work.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use silvasonic_controller::config::Config;
+use silvasonic_controller::device::Microphone;
+use silvasonic_controller::podman::Podman;
+use silvasonic_controller::spec::Spec;
+
+use super::it::station::{Station, eventually};
+use super::table::Table;
+use super::{SOON, Subject, microphones, names, seeded, wait_running};
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Podman's own time for creating and starting `count` containers as ours are, `at_once` side by side.
+fn podmans_own(station: &Station, count: u32, at_once: usize) -> f64 {
+    let podman = Podman::new(station.podman.socket().to_owned());
+    let engine = podman.info(podman.ping().unwrap()).unwrap();
+    let environment = station.environment();
+    let read = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+    let recorder = Config::read(read).unwrap().recorder;
+    let config = station.postgres.value::<Value>("SELECT config FROM microphone_profiles WHERE slug = 'ultramic_384_evo'").unwrap();
+    let requests: Vec<Value> = (0..count)
+        .map(|n| {
+            let folder = format!("own-{n}");
+            fs::create_dir_all(station.workspace().join("recorder").join(&folder)).unwrap();
+            let microphone = Microphone { card: n, name: "bench".to_owned(), usb: None };
+            Spec::new(&recorder, &folder, &microphone, &folder, "bench", config.to_string()).create_request(&engine)
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let run = || {
+        let mut ids = Vec::new();
+        while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let id = podman.create(request).unwrap().id;
+            podman.start(&id).unwrap();
+            ids.push(id);
+        }
+        ids
+    };
+    let begun = Instant::now();
+    let ids: Vec<String> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let took = milliseconds(begun);
+    for id in ids {
+        podman.remove(&id, Some(Duration::ZERO)).unwrap();
+    }
+    took
+}
+
+/// From starting the program to all Recorders running, with a seeded database.
+pub(crate) fn start(table: &mut Table, subject: &Subject, count: u32) {
+    let station = seeded();
+    station.tree.set(&microphones(count));
+    // A first run, as every later one finds what that has left.
+    drop(subject.controller(&station, &[]));
+    let own = podmans_own(&station, count, count as usize);
+    let begun = Instant::now();
+    let controller = subject.controller(&station, &[]);
+    wait_running(&station, count);
+    let took = milliseconds(begun);
+    table.add(format!("start -> Recorder running, N={count}"), took, "ms");
+    table.add("  Podman's own create + start", own, "ms");
+    table.add_limited("  beyond Podman's own", took - own, "ms", 50.0);
+    drop(controller);
+}
+
+/// From plugging a microphone in to its Recorder running, at any moment of the tick.
+pub(crate) fn plug(table: &mut Table, subject: &Subject, times: u32) {
+    let station = seeded();
+    let own = podmans_own(&station, 1, 1);
+    let controller = subject.controller(&station, &[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.1")]);
+    station.tree.set(&microphones(1));
+    wait_running(&station, 1);
+    let mut took: Vec<f64> = (0..times)
+        .map(|n| {
+            station.tree.set(&[]);
+            eventually(SOON, "no container", || station.containers().is_empty().then_some(()));
+            // Spreads the moments over the tick.
+            thread::sleep(Duration::from_millis(u64::from(n) * 50));
+            let begun = Instant::now();
+            station.tree.set(&microphones(1));
+            wait_running(&station, 1);
+            milliseconds(begun)
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    table.add_limited(format!("plug -> running, median of {times}"), took[took.len() / 2], "ms", 550.0 + own);
+    table.add_limited(format!("plug -> running, longest of {times}"), took[took.len() - 1], "ms", 1050.0 + own);
+    table.add("  Podman's own create + start", own, "ms");
+    drop(controller);
+}
+
+/// From the last death that Podman's own retries allow to a new container that runs. Each microphone dies once.
+pub(crate) fn died(table: &mut Table, subject: &Subject, count: u32) {
+    if subject.is_peer() {
+        return; // It never comes back.
+    }
+    let station = seeded();
+    station.tree.set(&microphones(count));
+    let controller = subject.controller(&station, &[("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "1")]);
+    wait_running(&station, count);
+    let own = podmans_own(&station, 1, 1);
+    let mut took: Vec<f64> = names(count)
+        .iter()
+        .map(|name| {
+            let state = |key: &str| station.inspect(name).map(|inspect| inspect["State"][key].clone());
+            let first = station.inspect(name).unwrap();
+            let kill = |id: &Value| {
+                rustix::process::kill_process(
+                    rustix::process::Pid::from_raw(id.as_i64().unwrap() as i32).unwrap(),
+                    rustix::process::Signal::KILL,
+                )
+            };
+            let before = first["State"]["Pid"].clone();
+            kill(&before).unwrap();
+            let again = eventually(SOON, "Podman's retry", || state("Pid").filter(|id| *id != before && *id != 0));
+            // A moment for the list that shows the retry.
+            thread::sleep(Duration::from_millis(1500));
+            kill(&again).unwrap();
+            let begun = Instant::now();
+            let another = || station.inspect(name).filter(|now| now["Id"] != first["Id"] && now["State"]["Status"] == "running").map(drop);
+            eventually(SOON, "another container", another);
+            milliseconds(begun)
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    table.add_limited(format!("last retry died -> running again, median of {count}"), took[took.len() / 2], "ms", 300.0 + own);
+    table.add(format!("last retry died -> running again, longest of {count}"), took[took.len() - 1], "ms");
+    table.add("  Podman's own create + start", own, "ms");
+    drop(controller);
+}
+
+/// Many microphones at once.
+pub(crate) fn crowd(table: &mut Table, subject: &Subject, count: u32) {
+    let own: BTreeMap<usize, f64> = [2, 4, 8, 16].map(|at_once| (at_once, podmans_own(&seeded(), count, at_once))).into();
+    let (best, own) = own.iter().min_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+    let station = seeded();
+    let controller = subject.controller(&station, &[]);
+    station.tree.set(&microphones(1));
+    wait_running(&station, 1);
+    let begun = Instant::now();
+    station.tree.set(&microphones(count + 1));
+    wait_running(&station, count + 1);
+    table.add_limited(format!("{count} microphones at once -> all running"), milliseconds(begun), "ms", own * 1.2);
+    table.add(format!("  Podman's own create + start, {best} at a time"), *own, "ms");
+    drop(controller);
+}
