@@ -19,6 +19,7 @@ use crate::clock;
 use crate::config::{Config, Shutdown};
 use crate::device::identify;
 use crate::execute::execute;
+use crate::hardware::{Hardware, Look};
 use crate::inventory::Inventory;
 use crate::logs::Logs;
 use crate::memory;
@@ -30,7 +31,7 @@ use crate::presence::{self, Presence, Presences};
 use crate::registry::{Registry, Row};
 use crate::spec::DEVICE_ID;
 use crate::store::{Request, Store};
-use crate::sysfs::{self, Scan};
+use crate::sysfs::{Scan, Unknown};
 use crate::text::shown;
 use crate::vitals::{Facts, Vitals};
 use crate::want::{Specs, Want, wants};
@@ -67,6 +68,13 @@ pub enum Event {
     Terminate,
     /// Somebody wants a cycle at once.
     Nudge,
+    /// What a look at the sound cards found, or why nothing.
+    Hardware {
+        /// Which thread's it is.
+        generation: u64,
+        /// All cards.
+        scan: Result<Scan, Unknown>,
+    },
     /// The database's answer, or why there is none.
     Rows {
         /// Which thread's it is.
@@ -108,6 +116,7 @@ pub struct Controller {
     next_nudge: Instant,
     nudge_gap: Duration,
 
+    cards: Hardware,
     presences: Presences,
     /// The last look at the hardware, until the first word of the database says which microphone is which.
     first_scan: Option<Scan>,
@@ -152,7 +161,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts the threads for nudges, PostgreSQL and Podman; the first tick is due at once.
+    /// Starts the threads for nudges, sound cards, PostgreSQL and Podman; the first tick is due at once.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -169,6 +178,7 @@ impl Controller {
             store: Store::start(&config, 0, events.clone())?,
             logs: Logs::new(&podman, bus),
             inventory: Inventory::start(podman.clone(), config.recorder.clone(), events.clone())?,
+            cards: Hardware::start(&config.host_root, events.clone())?,
             presences: Presences::new(config.grace),
             specs: Specs::new(config.recorder.clone()),
             config,
@@ -284,7 +294,10 @@ impl Controller {
         Facts {
             database: fine(&self.database, "connected"),
             podman: fine(&self.podman_state, "connected"),
-            hardware: fine(&self.hardware, "readable"),
+            hardware: self.hardware.clone().map(|()| {
+                let silent = self.cards.silent().map(|card| format!("; card {card} does not answer"));
+                silent.fold("readable".to_owned(), |details, card| details + &card)
+            }),
             containers,
             activity: match (self.leaving, running) {
                 (Some(_), _) => "stopping",
@@ -303,7 +316,17 @@ impl Controller {
             self.ask_podman();
             return;
         }
-        match sysfs::scan(&self.config.host_root) {
+        match self.cards.look(now) {
+            Look::Same(scan) => self.note_scan(scan),
+            Look::Asked => {}
+            Look::Unknown(why) => self.note_hardware(Err(why)),
+        }
+        self.ask_store();
+        self.ask_podman();
+    }
+
+    fn note_hardware(&mut self, scan: Result<Scan, String>) {
+        match scan {
             Ok(scan) => {
                 self.cleared("hardware", "sound cards are readable again");
                 self.hardware = Ok(());
@@ -312,12 +335,12 @@ impl Controller {
             Err(why) => {
                 self.first_scan = None;
                 self.fault("hardware", &format!("sound cards cannot be read, everything stays as it is: {why}"));
-                self.hardware = Err(why.to_string());
-                self.presences.observe_nothing(now);
+                self.hardware = Err(why);
+                self.presences.observe_nothing(Instant::now());
             }
         }
-        self.ask_store();
-        self.ask_podman();
+        // What was found is written in this very tick.
+        self.recorded = false;
     }
 
     fn note_scan(&mut self, scan: Scan) {
@@ -417,6 +440,11 @@ impl Controller {
         match event {
             Event::Terminate => self.leave(),
             Event::Nudge => self.nudged = true,
+            Event::Hardware { generation, scan } => {
+                if let Some(scan) = self.cards.answered(generation, scan) {
+                    self.note_hardware(scan.map_err(|why| why.to_string()));
+                }
+            }
             Event::Rows { generation, rows } if generation == self.store.generation => {
                 self.asked_store = None;
                 self.note_rows(rows);

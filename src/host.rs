@@ -2,10 +2,13 @@
 //!
 //! Percentages of processor time are those between two readings, so a [`Meter`] remembers the last one.
 //!
-//! Invariant: a number that could not be read is `null`, never 0 and never an error; metrics stop nothing.
+//! Invariant: a number that could not be read is `null`, never 0 and never an error; metrics stop nothing. As `statvfs`
+//! waits for a disk that does not answer, it has a thread of its own; the files of `/proc` wait for nobody.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
@@ -19,8 +22,23 @@ const TICKS: f64 = 100.0;
 #[derive(Debug)]
 pub struct Meter {
     proc: PathBuf,
-    workspace: PathBuf,
+    storage: Storage,
     last: Reading,
+}
+
+/// The other end of the `storage` thread, which is asked at each sample for the next one.
+#[derive(Debug)]
+struct Storage {
+    requests: Sender<()>,
+    answers: Receiver<Option<Usage>>,
+}
+
+/// Of one file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Usage {
+    used: f64,
+    total: f64,
+    percent: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +58,8 @@ impl Meter {
     }
 
     fn at(proc: &Path, workspace: &Path) -> Self {
-        Self { proc: proc.to_owned(), workspace: workspace.to_owned(), last: read(proc) }
+        let workspace = workspace.to_owned();
+        Self { proc: proc.to_owned(), storage: Storage::start(move || usage(&workspace)), last: read(proc) }
     }
 
     /// `resources` (this process) and `host_resources`: MiB, GiB, percent; processor time since the last call.
@@ -66,24 +85,49 @@ impl Meter {
         let total = field(&memory, "MemTotal:").map(|kib| kib as f64 * 1024.0);
         let available = field(&memory, "MemAvailable:").map(|kib| kib as f64 * 1024.0);
         let used = total.zip(available).map(|(total, available)| total - available);
-        let storage = rustix::fs::statvfs(&self.workspace).ok().map(|fs| {
-            let unit = fs.f_frsize as f64;
-            let used = fs.f_blocks.saturating_sub(fs.f_bfree) as f64 * unit;
-            // What root keeps for itself is neither used nor free to others: `df` counts the same way.
-            (used, fs.f_blocks as f64 * unit, percent(used, used + fs.f_bavail as f64 * unit))
-        });
+        let storage = self.storage.latest();
         let host = json!({
             "cpu_percent": host_cpu,
             "cpu_count": (processors > 0).then_some(processors),
             "memory_used_mb": used.map(|bytes| round(bytes / MIB)),
             "memory_total_mb": total.map(|bytes| round(bytes / MIB)),
             "memory_percent": used.zip(total).map(|(used, total)| percent(used, total)),
-            "storage_used_gb": storage.map(|(used, _, _)| round(used / GIB)),
-            "storage_total_gb": storage.map(|(_, total, _)| round(total / GIB)),
-            "storage_percent": storage.map(|(_, _, percent)| percent),
+            "storage_used_gb": storage.map(|usage| round(usage.used / GIB)),
+            "storage_total_gb": storage.map(|usage| round(usage.total / GIB)),
+            "storage_percent": storage.map(|usage| usage.percent),
         });
         Map::from_iter([("resources".to_owned(), resources), ("host_resources".to_owned(), host)])
     }
+}
+
+impl Storage {
+    /// Starts the thread and asks it. Without a thread there are no figures.
+    fn start(usage: impl Fn() -> Option<Usage> + Send + 'static) -> Self {
+        let (requests, inbox) = channel();
+        let (outbox, answers) = channel();
+        let serve = move || {
+            while inbox.recv().is_ok() && outbox.send(usage()).is_ok() {}
+        };
+        let _ = thread::Builder::new().name("storage".to_owned()).stack_size(64 << 10).spawn(serve);
+        let storage = Self { requests, answers };
+        let _ = storage.requests.send(());
+        storage
+    }
+
+    /// What was asked for last, `None` while it is not there; asks anew.
+    fn latest(&mut self) -> Option<Usage> {
+        let answer = self.answers.try_recv().ok()?;
+        let _ = self.requests.send(());
+        answer
+    }
+}
+
+fn usage(path: &Path) -> Option<Usage> {
+    let fs = rustix::fs::statvfs(path).ok()?;
+    let unit = fs.f_frsize as f64;
+    let used = fs.f_blocks.saturating_sub(fs.f_bfree) as f64 * unit;
+    // What root keeps for itself is neither used nor free to others: `df` counts the same way.
+    Some(Usage { used, total: fs.f_blocks as f64 * unit, percent: percent(used, used + fs.f_bavail as f64 * unit) })
 }
 
 fn read(proc: &Path) -> Reading {
@@ -127,6 +171,8 @@ fn round(number: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
+    use std::time::Duration;
 
     #[test]
     fn ticks_are_read_whatever_the_program_is_called() {
@@ -140,13 +186,35 @@ mod tests {
 
     #[test]
     fn this_host_has_memory_threads_and_storage() {
-        let sample = Meter::new(Path::new("/")).sample();
+        let mut meter = Meter::new(Path::new("/"));
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut sample = meter.sample();
+        while sample["host_resources"]["storage_total_gb"].is_null() && Instant::now() < end {
+            sample = meter.sample();
+        }
         for name in ["memory_used_mb", "memory_total_mb", "storage_total_gb", "cpu_count"] {
             assert!(sample["host_resources"][name].as_f64().unwrap() > 0.0, "{name} in {sample:?}");
         }
         assert!(sample["resources"]["memory_mb"].as_f64().unwrap() > 0.5);
         assert!(sample["resources"]["num_threads"].as_u64().unwrap() >= 1);
         assert!(sample["host_resources"]["cpu_percent"].is_f64());
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_up_nobody_and_is_asked_again_when_it_answers() {
+        let (disk, answers) = channel();
+        let answers = Mutex::new(answers);
+        let mut storage = Storage::start(move || answers.lock().unwrap().recv().ok());
+        let usage = |used| Usage { used, total: 4.0, percent: 25.0 };
+        assert_eq!(storage.latest(), None);
+        assert_eq!(storage.latest(), None);
+        for used in [1.0, 2.0] {
+            disk.send(usage(used)).unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            let seen = std::iter::repeat_with(|| storage.latest()).take_while(|_| Instant::now() < end).flatten().next();
+            assert_eq!(seen, Some(usage(used)));
+            assert_eq!(storage.latest(), None);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! # Map
 //!
 //! ```text
-//!  sysfs ──scan──▶ presence ──┐                        ┌──▶ registry ──▶ store/db (rows to write)
+//!  hardware ─scan─▶ presence ─┐                        ┌──▶ registry ──▶ store/db (rows to write)
 //!                             ├─▶ controller (the loop)─┤
 //!  store/db ─rows─▶ registry ─┤   wait observe decide   └──▶ plan ──▶ execute ──▶ podman
 //!  inventory ─containers──────┘   act record report ──▶ vitals ──▶ healthz, bus ──▶ Redis
@@ -12,7 +12,7 @@
 //!
 //! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`device`], [`line`], [`notice`], [`plan`],
 //! [`position`], [`presence`], [`profile`], [`registry`], [`spec`], [`text`], [`want`], [`yaml`]. Reading the world:
-//! [`config`], [`sysfs`], [`db`], [`inventory`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
+//! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
 //! and [`seed`] (database).
 //!
 //! # Invariants
@@ -33,6 +33,7 @@ pub mod controller;
 pub mod db;
 pub mod device;
 pub mod execute;
+pub mod hardware;
 pub mod healthz;
 pub mod host;
 pub mod inventory;

@@ -6,12 +6,19 @@
 //!
 //! Unknown is not empty: an unreadable or implausible source is an [`Unknown`], and a card whose entries are incomplete
 //! or contradict each other (it is coming or going at this moment) is listed as unclear, to be looked at again.
+//!
+//! Reading all that takes hundreds of system calls, and one of them can block: the kernel holds a USB device's lock
+//! while it resets it, and `serial` waits for that lock. So [`scan`] belongs on a thread of its own, and what tells
+//! whether it is due, [`Marks`], reads `/proc/asound` only, which no device can hold up.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::device::{Microphone, Usb, serial};
 use crate::text::shown;
@@ -21,12 +28,41 @@ const CARDS_LIMIT: u64 = 64 << 10;
 const ATTRIBUTE_LIMIT: u64 = 4 << 10;
 
 /// What one look at the hardware found.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
+    /// What will be different when a card comes or goes.
+    pub marks: Marks,
     /// Microphones that were read whole, by card index.
     pub microphones: Vec<Microphone>,
     /// Cards that could not be told yet: index and why.
     pub unclear: Vec<(u32, String)>,
+}
+
+/// The list of cards and every card's [`Generation`]: while they hold, so does the [`Scan`] they are from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    cards: Vec<u8>,
+    generations: BTreeMap<u32, Generation>,
+}
+
+/// A card's USB address in `/proc/asound/cardN/usbbus`. The kernel gives a device another one at each plugging, so that it
+/// also tells a card from the one that had its place and its name before.
+pub type Generation = Vec<u8>;
+
+impl Marks {
+    /// Whether all is as it was, at the cost of three system calls for the list and three for each USB card.
+    #[must_use]
+    pub fn hold(&self, root: &Path) -> bool {
+        let asound = root.join("proc/asound");
+        let mut buffer = [0; 8 << 10];
+        // The kernel makes each of these small files anew when it is opened and hands it out whole.
+        let mut is = |path: PathBuf, expected: &[u8]| match open(&path).and_then(|mut file| file.read(&mut buffer)) {
+            Ok(length) => buffer[..length] == *expected,
+            Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
+        };
+        is(asound.join("cards"), &self.cards)
+            && self.generations.iter().all(|(card, generation)| is(asound.join(format!("card{card}/usbbus")), generation))
+    }
 }
 
 /// The hardware could not be read, so nothing is known about it.
@@ -39,13 +75,14 @@ impl fmt::Display for Unknown {
     }
 }
 
-/// Looks at all sound cards below `root`.
+/// Looks at all sound cards below `root`, but for those that `stuck` names with their generation; calls `begin` before
+/// each.
 ///
 /// # Errors
 /// [`Unknown`], when `/proc/asound` cannot be read or makes no sense.
-pub fn scan(root: &Path) -> Result<Scan, Unknown> {
+pub fn scan(root: &Path, stuck: &[(u32, Generation)], begin: impl Fn(u32, &Generation)) -> Result<Scan, Unknown> {
     let asound = root.join("proc/asound");
-    let text = match read(&asound.join("cards"), CARDS_LIMIT) {
+    let text = match read(open(&asound.join("cards")), CARDS_LIMIT) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && sound_is_not_loaded(root) => return Ok(Scan::default()),
         Err(error) => return Err(Unknown(format!("{}: {error}", asound.join("cards").display()))),
@@ -55,8 +92,16 @@ pub fn scan(root: &Path) -> Result<Scan, Unknown> {
     if present.is_empty() && !lines.is_empty() {
         return Err(Unknown(format!("{}: lists cards, but there is no directory of any of them", asound.join("cards").display())));
     }
-    let mut scan = Scan::default();
+    let mut scan = Scan { marks: Marks { cards: text, generations: BTreeMap::new() }, ..Scan::default() };
     for card in present {
+        let generation = read(open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
+        scan.marks.generations.insert(card, generation.clone());
+        let known = (card, generation);
+        if stuck.contains(&known) {
+            scan.unclear.push((card, "it does not answer".to_owned()));
+            continue;
+        }
+        begin(card, &known.1);
         match look(root, card, lines.get(&card).map(Vec::as_slice)) {
             Ok(Some(microphone)) => scan.microphones.push(microphone),
             Ok(None) => {}
@@ -92,6 +137,9 @@ pub fn parse_cards(text: &[u8]) -> Result<BTreeMap<u32, Vec<CardLine>>, String> 
     let text = String::from_utf8_lossy(text);
     if text.trim() == "--- no soundcards ---" {
         return Ok(BTreeMap::new());
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        return Err(format!("expected whole lines, got the end {:?}", shown(text.lines().next_back().unwrap_or_default()).to_string()));
     }
     let mut cards: BTreeMap<u32, Vec<CardLine>> = BTreeMap::new();
     for (index, line) in text.lines().filter_map(parse_card_line) {
@@ -133,11 +181,10 @@ fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Mic
     let lines = lines.ok_or("not in /proc/asound/cards yet")?;
     let entry = root.join(format!("proc/asound/card{card}"));
     let usb_lines: Vec<&CardLine> = lines.iter().filter(|line| line.driver == "USB-Audio").collect();
-    if usb_lines.is_empty() {
-        return Ok(None);
-    }
     let ids = match attribute(&entry.join("usbid")) {
+        Ok(ids) if usb_lines.is_empty() => return Err(format!("USB ids {} and another driver than USB-Audio", shown(&ids))),
         Ok(ids) => ids,
+        Err(_) if usb_lines.is_empty() => return Ok(None),
         // The driver's own mark is missing: another card's product string forged the line.
         Err(_) if lines.len() > 1 => return Ok(None),
         Err(why) => return Err(why),
@@ -196,7 +243,7 @@ fn usb_parent(root: &Path, directory: &Path) -> Result<Option<PathBuf>, String> 
 }
 
 fn read_usb(parent: &Path, address: String) -> Result<Usb, String> {
-    let serial = match read(&parent.join("serial"), ATTRIBUTE_LIMIT) {
+    let serial = match read(File::open(parent.join("serial")), ATTRIBUTE_LIMIT) {
         Ok(raw) => serial(&raw),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(format!("{}: {error}", parent.join("serial").display())),
@@ -229,13 +276,18 @@ fn usb_id(parent: &Path, name: &str) -> Result<String, String> {
 }
 
 fn attribute(path: &Path) -> Result<String, String> {
-    let raw = read(path, ATTRIBUTE_LIMIT).map_err(|error| format!("{}: {error}", path.display()))?;
+    let raw = read(File::open(path), ATTRIBUTE_LIMIT).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(String::from_utf8_lossy(&raw).trim_end().to_owned())
 }
 
-fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+/// Opens a file of `/proc/asound`. Never waits, not even for a pipe in the place of a file.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
+}
+
+fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut text)?;
+    file?.take(limit).read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -261,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_missing_root_is_unknown() {
-        let error = scan(Path::new("/nonexistent")).unwrap_err().to_string();
+        let error = scan(Path::new("/nonexistent"), &[], |_, _| {}).unwrap_err().to_string();
         assert!(error.starts_with("/nonexistent/proc/asound/cards: "), "{error}");
     }
 }

@@ -22,7 +22,7 @@ fn every_recorded_tree_is_read_as_its_truth_says() {
         assert!(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&folder).status().unwrap().success());
         let truth: Value = serde_json::from_slice(&fs::read(folder.join("truth.json")).unwrap()).unwrap();
         let case = truth["case"].as_str().unwrap();
-        let scan = scan(&folder).unwrap_or_else(|why| panic!("{case}: {why}"));
+        let scan = scan(&folder, &[], |_, _| {}).unwrap_or_else(|why| panic!("{case}: {why}"));
         assert_eq!(scan.unclear, [], "{case}");
         let cards: Vec<&Value> =
             truth["cards"].as_array().unwrap().iter().filter(|card| card["usb"] == true && card["has_capture"] == true).collect();
