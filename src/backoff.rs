@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const LONGEST: Duration = Duration::from_secs(60);
+/// Time between tries of what cannot work yet; a try costs Podman some 10 ms.
+const LACKING: Duration = Duration::from_secs(2);
 /// Running that long makes earlier failures forgotten.
 const PROVEN: Duration = Duration::from_secs(60);
 
@@ -38,6 +40,17 @@ impl Backoffs {
         let wait = delay(backoff.failures);
         backoff.until = now + wait;
         wait
+    }
+
+    /// A start could not even be tried, as something that it needs is not there. That is no failure of the Recorder: it
+    /// is tried again steadily, so that it works as soon as the cause is gone.
+    pub fn lacking(&mut self, device: &str, spec: &str, now: Instant) -> Duration {
+        let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(spec, now));
+        if backoff.spec != spec {
+            *backoff = Backoff::new(spec, now);
+        }
+        backoff.until = now + LACKING;
+        LACKING
     }
 
     /// A Recorder of this device was seen running.
@@ -94,6 +107,18 @@ mod tests {
         assert_eq!(backoffs.wait("a", "s", at(59, start)), Some((Duration::from_secs(1), 10)));
         assert_eq!(backoffs.wait("a", "s", at(60, start)), None);
         assert_eq!(backoffs.wait("b", "s", start), None);
+    }
+
+    #[test]
+    fn what_is_lacking_is_looked_for_steadily_and_is_no_failure() {
+        let start = Instant::now();
+        let mut backoffs = Backoffs::default();
+        for _ in 0..10 {
+            assert_eq!(backoffs.lacking("a", "s", start).as_secs(), 2);
+        }
+        assert_eq!(backoffs.wait("a", "s", at(1, start)), Some((Duration::from_secs(1), 0)));
+        assert_eq!(backoffs.wait("a", "s", at(2, start)), None);
+        assert_eq!(backoffs.failed("a", "s", at(2, start)), Duration::ZERO);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::config::{Config, Shutdown};
 use crate::device::identify;
-use crate::execute::execute;
+use crate::execute::{Failure, execute};
 use crate::hardware::{Hardware, Look};
 use crate::inventory::Inventory;
 use crate::logs::Logs;
@@ -35,6 +35,7 @@ use crate::sysfs::{Scan, Unknown};
 use crate::text::shown;
 use crate::vitals::{Facts, Vitals};
 use crate::want::{Specs, Want, wants};
+use crate::witness::Witness;
 
 /// Starts under way at a time: Podman gains nothing from more, and a Pi has four cores.
 const STARTS_AT_ONCE: usize = 8;
@@ -96,7 +97,7 @@ pub enum Event {
         /// The action.
         action: Box<Action>,
         /// Id of the container it started, or why it failed.
-        result: Result<Option<String>, String>,
+        result: Result<Option<String>, Failure>,
         /// How long it took.
         took: Duration,
     },
@@ -147,6 +148,9 @@ pub struct Controller {
     podman_state: Result<(), String>,
     containers: Option<(u64, Vec<Container>)>,
     in_between: BTreeMap<String, Instant>,
+    witness: Witness,
+    /// How the last Recorder of each device ended, and how many did in this run.
+    ends: BTreeMap<String, (String, u32)>,
     ended: BTreeSet<String>,
     known_running: BTreeMap<String, String>,
     holds: BTreeMap<String, String>,
@@ -210,6 +214,8 @@ impl Controller {
             podman_state: Err(NOT_YET.to_owned()),
             containers: None,
             in_between: BTreeMap::new(),
+            witness: Witness::default(),
+            ends: BTreeMap::new(),
             ended: BTreeSet::new(),
             known_running: BTreeMap::new(),
             holds: BTreeMap::new(),
@@ -299,6 +305,7 @@ impl Controller {
                 silent.fold("readable".to_owned(), |details, card| details + &card)
             }),
             containers,
+            ends: self.ends.clone(),
             activity: match (self.leaving, running) {
                 (Some(_), _) => "stopping",
                 (None, 0) => "idle",
@@ -517,11 +524,12 @@ impl Controller {
                 self.fault("podman", &format!("containers are unknown, running Recorders are left alone: {why}"));
                 self.podman_state = Err(why);
             }
-            Ok(containers) => {
+            Ok(mut containers) => {
                 self.cleared("podman", "Podman answers again");
                 self.podman_state = Ok(());
                 self.logs.keep(&containers);
                 let now = Instant::now();
+                self.witness.judge(&mut containers, now);
                 let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
                 let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
                 self.in_between = containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))).collect();
@@ -530,7 +538,7 @@ impl Controller {
         }
     }
 
-    fn note_done(&mut self, action: &Action, result: Result<Option<String>, String>, took: Duration) {
+    fn note_done(&mut self, action: &Action, result: Result<Option<String>, Failure>, took: Duration) {
         let device = &action.device;
         self.jobs.remove(device);
         self.settled.insert(device.clone(), self.sequence);
@@ -548,10 +556,20 @@ impl Controller {
                     self.known_running.retain(|_, id| !removed(id));
                 }
             }
-            Err(why) => {
+            Err(failure) => {
                 let attempt = action.start.as_ref().map_or(STOP, |spec| spec.hash());
-                let wait = self.backoffs.failed(device, attempt, Instant::now());
-                debug!("microphone {device}: next try in {} s", wait.as_secs());
+                let now = Instant::now();
+                let why = match failure {
+                    Failure::Lacking(why) => {
+                        let every = self.backoffs.lacking(device, attempt, now);
+                        format!("{why}; tried again every {} s", every.as_secs())
+                    }
+                    Failure::Other(why) => {
+                        let wait = self.backoffs.failed(device, attempt, now);
+                        debug!("microphone {device}: next try in {} s", wait.as_secs());
+                        why
+                    }
+                };
                 self.fault(&topic, &why);
             }
         }
@@ -615,7 +633,9 @@ impl Controller {
 
     fn count_ends(&mut self, containers: &[Container], wants: &BTreeMap<String, Want>, now: Instant) {
         for end in count_ends(containers, wants, &mut self.ended, &mut self.backoffs, now) {
-            warn!("the Recorder of {} ended with code {}; next start in {} s", end.device, end.exit_code, end.wait.as_secs());
+            warn!("the Recorder of {} {}; next start in {} s", end.device, end.how, end.wait.as_secs());
+            let count = self.ends.get(&end.device).map_or(0, |(_, count)| *count);
+            self.ends.insert(end.device, (end.how, count + 1));
         }
     }
 

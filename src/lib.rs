@@ -57,4 +57,5 @@ pub mod text;
 pub mod viewer;
 pub mod vitals;
 pub mod want;
+pub mod witness;
 pub mod yaml;

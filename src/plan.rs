@@ -9,7 +9,7 @@
 //! | none                  | start          | start           | –     | –      |
 //! | running, paused       | –              | replace         | –     | stop   |
 //! | stopping, stopped     | wait           | replace         | –     | stop   |
-//! | created, exited       | replace        | replace         | –     | stop   |
+//! | created, exited, lost | replace        | replace         | –     | stop   |
 //! | stopping … for long   | replace        | replace         | –     | stop   |
 //! | removing              | wait           | wait            | –     | wait   |
 //!
@@ -56,6 +56,8 @@ pub struct Old {
     pub name: String,
     /// Whether it must be asked to end first.
     pub running: bool,
+    /// Whether only force removes it, as nobody is there to be asked.
+    pub lost: bool,
 }
 
 /// One thing to do for one device.
@@ -179,7 +181,7 @@ fn run(view: &View<'_>, spec: &Arc<Spec>, own: &[&Container], plan: &mut Plan, s
             }
             format!("container {} did not come out of state {state:?}", container.name)
         }
-        Some((container, State::Exited)) => format!("container ended with code {}", container.exit_code),
+        Some((container, State::Exited | State::Lost)) => format!("container {}", ending(container)),
         Some((_, State::Created)) => "container was created but never started".to_owned(),
         None if own.is_empty() => "wanted and not there".to_owned(),
         None => DRIFT.to_owned(),
@@ -205,8 +207,9 @@ fn old(view: &View<'_>, own: &[&Container]) -> Vec<Old> {
     own.iter()
         .filter(|container| view.is_removable(container))
         .map(|container| {
-            let running = !matches!(container.state, State::Created | State::Exited);
-            Old { id: container.id.clone(), name: container.name.clone(), running }
+            let lost = container.state == State::Lost;
+            let running = !lost && !matches!(container.state, State::Created | State::Exited);
+            Old { id: container.id.clone(), name: container.name.clone(), running, lost }
         })
         .collect()
 }
@@ -219,6 +222,16 @@ fn by_device(containers: &[Container]) -> BTreeMap<&str, Vec<&Container>> {
     devices
 }
 
+/// How a container ended, in words.
+fn ending(container: &Container) -> String {
+    match (container.state, container.exit_code) {
+        (State::Lost, _) => "lost its process, unseen by Podman as conmon was killed".to_owned(),
+        (_, 137) => "ended with code 137 (SIGKILL, as when memory runs out)".to_owned(),
+        (_, code @ 129..=192) => format!("ended with code {code} (signal {})", code - 128),
+        (_, code) => format!("ended with code {code}"),
+    }
+}
+
 /// A wanted container that ended, for the log.
 #[derive(Debug, PartialEq, Eq)]
 pub struct End {
@@ -226,8 +239,8 @@ pub struct End {
     pub device: String,
     /// Container id.
     pub id: String,
-    /// Its exit code.
-    pub exit_code: i64,
+    /// How, in words.
+    pub how: String,
     /// How long until the next start.
     pub wait: Duration,
 }
@@ -246,11 +259,11 @@ pub fn count_ends(
         let Some(Want::Run(spec)) = wants.get(device) else { continue };
         match container.state {
             State::Running => backoffs.running(device, now),
-            State::Exited
+            State::Exited | State::Lost
                 if container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash()) && seen.insert(container.id.clone()) =>
             {
                 let wait = backoffs.failed(device, spec.hash(), now);
-                ends.push(End { device: device.to_owned(), id: container.id.clone(), exit_code: container.exit_code, wait });
+                ends.push(End { device: device.to_owned(), id: container.id.clone(), how: ending(container), wait });
             }
             _ => {}
         }
@@ -292,7 +305,7 @@ mod tests {
             let (device, word) = pair(text);
             let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!'))).unwrap();
             let own = spec(&device, u32::from(word.ends_with('!')));
-            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1 }
+            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1, pid: 0 }
         };
         Scene {
             wants: wants.split_whitespace().map(want).collect(),

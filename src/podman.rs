@@ -137,6 +137,9 @@ pub enum State {
     Paused,
     /// Being removed.
     Removing,
+    /// Podman says `running`, but the process is gone; only [`crate::witness`] says that.
+    #[serde(skip)]
+    Lost,
     /// A word this version of the Controller does not know.
     #[serde(other)]
     Unknown,
@@ -163,7 +166,7 @@ impl State {
     /// Whether nothing runs and nothing will of itself.
     #[must_use]
     pub fn is_over(self) -> bool {
-        matches!(self, Self::Created | Self::Exited | Self::Removing)
+        matches!(self, Self::Created | Self::Exited | Self::Removing | Self::Lost)
     }
 }
 
@@ -180,6 +183,8 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// Exit code of its last run.
     pub exit_code: i64,
+    /// Its first process in Podman's PID namespace; 0 = none.
+    pub pid: u32,
 }
 
 #[derive(Deserialize)]
@@ -191,6 +196,8 @@ struct ListRow {
     labels: Option<BTreeMap<String, String>>,
     #[serde(default)]
     exit_code: i64,
+    #[serde(default)]
+    pid: i64,
 }
 
 /// A container that was created.
@@ -338,7 +345,14 @@ impl Podman {
             .map(|row| {
                 let name =
                     row.names.into_iter().next().ok_or_else(|| Error::Garbled(format!("container {} without a name", shown(&row.id))))?;
-                Ok(Container { id: row.id, name, state: row.state, labels: row.labels.unwrap_or_default(), exit_code: row.exit_code })
+                Ok(Container {
+                    id: row.id,
+                    name,
+                    state: row.state,
+                    labels: row.labels.unwrap_or_default(),
+                    exit_code: row.exit_code,
+                    pid: row.pid.try_into().unwrap_or(0),
+                })
             })
             .collect()
     }
@@ -522,6 +536,8 @@ pub mod cause {
     pub const NO_NETWORK: &str = "network not found";
     /// A bind source or device is missing.
     pub const NO_FILE: &str = "no such file or directory";
+    /// The disk with Podman's storage is full.
+    pub const NO_SPACE: &str = "no space left on device";
 }
 
 fn fault(error: ureq::Error, limit: Duration) -> Error {

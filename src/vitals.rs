@@ -2,7 +2,10 @@
 //!
 //! Called by the main loop, which is how a heartbeat proves that the loop moves.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
 
 use crate::bus::Bus;
 use crate::config::Config;
@@ -20,6 +23,8 @@ pub struct Facts {
     pub hardware: Result<String, String>,
     /// Whether every wanted Recorder runs.
     pub containers: Result<String, String>,
+    /// How the last Recorder of each device ended, and how many did in this run.
+    pub ends: BTreeMap<String, (String, u32)>,
     /// What the station does: `idle`, `recording` or `stopping`.
     pub activity: &'static str,
 }
@@ -74,7 +79,12 @@ impl Vitals {
 
     fn heartbeat(&mut self, facts: &Facts, now: Instant) -> String {
         self.show(facts);
-        self.board.heartbeat(now, SystemTime::now(), self.meter.sample()).to_string()
+        let mut meta = self.meter.sample();
+        if !facts.ends.is_empty() {
+            let ends = facts.ends.iter().map(|(device, (how, count))| (device.clone(), json!({"last": how, "count": count})));
+            meta.insert("ends".to_owned(), Value::Object(ends.collect()));
+        }
+        self.board.heartbeat(now, SystemTime::now(), meta).to_string()
     }
 
     /// Writes the facts on the board only.

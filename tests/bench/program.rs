@@ -79,9 +79,14 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
     let containers: Vec<Container> = wants(&registry, true, &presences, &mut specs)
         .values()
         .map(|want| match want {
-            Want::Run(spec) => {
-                Container { id: spec.device.clone(), name: spec.name.clone(), state: State::Running, labels: spec.labels(), exit_code: 0 }
-            }
+            Want::Run(spec) => Container {
+                id: spec.device.clone(),
+                name: spec.name.clone(),
+                state: State::Running,
+                labels: spec.labels(),
+                exit_code: 0,
+                pid: 0,
+            },
             other => panic!("{other:?}"),
         })
         .collect();

@@ -18,6 +18,8 @@ mod idle;
 mod live;
 // microphones that come, go, flap, move and resemble each other
 mod plug;
+// Recorders that end, and Recorders that lack what they need to begin
+mod ends;
 // recorded hardware trees are read as what was plugged in
 mod scan;
 // start, stop, crash and adoption

@@ -1,0 +1,189 @@
+//! Recorders that end, however they do, and Recorders that cannot begin because something is missing.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::start::ids;
+use super::station::{Controller, RECORDER, Station, eventually};
+use super::tree::Card;
+
+const SOON: Duration = Duration::from_secs(15);
+/// How soon things work again after their cause is gone: two seconds between tries, and Podman's own time.
+const AGAIN: Duration = Duration::from_secs(5);
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
+
+/// Ends with the code that somebody writes into a file of its folder.
+const MORTAL: &str =
+    "while [ ! -e /app/workspace/end ]; do usleep 20000; done; read code < /app/workspace/end; rm /app/workspace/end; exit $code";
+
+fn microphones(count: u32) -> Vec<Card> {
+    (0..count).map(|n| Card::ultramic().index(n).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))).collect()
+}
+
+fn name(n: u32) -> String {
+    format!("silvasonic-recorder-ultramic-384-evo-{n:04}")
+}
+
+fn state(station: &Station, name: &str, key: &str) -> Value {
+    station.inspect(name).map(|inspect| inspect["State"][key].clone()).unwrap_or_default()
+}
+
+fn kill(id: &Value) {
+    kill_process(Pid::from_raw(id.as_i64().unwrap().try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+fn wait_running(station: &Station, count: u32) {
+    let names: Vec<String> = (0..count).map(name).collect();
+    station.podman.wait_running(SOON, &names.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
+fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
+    let station = Station::up();
+    let image = station.image("mortal", MORTAL);
+    station.tree.set(&microphones(5));
+    let settings = [
+        ("SILVASONIC_RECORDER_IMAGE", image.as_str()),
+        ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "1"),
+        ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1"),
+    ];
+    let controller = station.controller_with(&settings);
+    wait_running(&station, 5);
+    let before = ids(&station);
+    let untouched = state(&station, &name(4), "StartedAt");
+    let end = |n: u32, code: &str| {
+        let folder = station.workspace().join(format!("recorder/ultramic-384-evo-{n:04}"));
+        fs::write(folder.join("new"), format!("{code}\n")).unwrap();
+        fs::rename(folder.join("new"), folder.join("end")).unwrap();
+    };
+    // Done on purpose, removed and stopped by hand, and one whose conmon is killed with it.
+    end(0, "0");
+    station.podman.delete(&format!("/containers/{}?force=true&timeout=0", name(1)));
+    station.podman.post(&format!("/containers/{}/stop?timeout=0", name(2)), &Value::Null);
+    let lost = station.inspect(&name(3)).unwrap();
+    kill(&lost["State"]["ConmonPid"]);
+    kill(&lost["State"]["Pid"]);
+    eventually(AGAIN, "four new containers that run", || {
+        let now = ids(&station);
+        let fresh = (0..4).all(|n| now.get(&name(n)).is_some_and(|id| *id != before[&name(n)]));
+        (fresh && now.len() == 5 && (0..4).all(|n| state(&station, &name(n), "Status") == "running")).then_some(())
+    });
+    controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 0; next start in 0 s", SOON);
+    controller.wait_log("the Recorder of 0869-0389-SER0003 lost its process, unseen by Podman as conmon was killed", SOON);
+    assert_eq!(ids(&station)[&name(4)], before[&name(4)]);
+    assert_eq!(state(&station, &name(4), "StartedAt"), untouched);
+
+    // Crashes again and again: Podman's own try is spent each time, and the time between ours grows.
+    let crash = |code: &str| {
+        let pid = state(&station, &name(4), "Pid");
+        end(4, code);
+        eventually(SOON, "Podman's own try", || Some(state(&station, &name(4), "Pid")).filter(|now| *now != pid && *now != 0));
+        end(4, code);
+    };
+    for (code, line) in [
+        ("3", "the Recorder of 0869-0389-SER0004 ended with code 3; next start in 0 s"),
+        ("4", "the Recorder of 0869-0389-SER0004 ended with code 4; next start in 1 s"),
+    ] {
+        let old = ids(&station)[&name(4)].clone();
+        crash(code);
+        controller.wait_log(line, SOON);
+        let another = || ids(&station).get(&name(4)).filter(|id| **id != old).map(|_| ());
+        eventually(AGAIN, "a new container", || another().filter(|()| state(&station, &name(4), "Status") == "running"));
+    }
+    let heartbeat = || station.redis.get("silvasonic:status:controller").and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let expected = json!({"last": "ended with code 4", "count": 2});
+    eventually(SOON, "the cause in the heartbeat", || heartbeat().filter(|beat| beat["meta"]["ends"]["0869-0389-SER0004"] == expected));
+}
+
+#[test]
+fn a_conmon_that_is_killed_alone_stops_no_recording() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "0.1")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let before = station.inspect(ULTRAMIC).unwrap();
+    kill(&before["State"]["ConmonPid"]);
+    // Long enough for the Recorder to write lines that nobody reads any more, and for many looks at it.
+    let process = format!("/proc/{}", before["State"]["Pid"]);
+    let beats = || station.redis.get("silvasonic:status:controller").is_some();
+    eventually(SOON, "a heartbeat", || beats().then_some(()));
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    assert!(fs::exists(process).unwrap());
+    assert_eq!(ids(&station)[ULTRAMIC], before["Id"]);
+    assert_eq!(controller.count_log("lost its process"), 0);
+}
+
+#[test]
+fn a_recorder_that_takes_too_much_memory_is_killed_alone_and_comes_back() {
+    let station = Station::up();
+    // Some 200 MB in memory if nobody ends that.
+    let greedy =
+        "while [ ! -e /app/workspace/end ]; do usleep 20000; done; head -c 200000000 /dev/zero | tail -c 190000000 > /dev/null; exit 1";
+    let image = station.image("greedy", greedy);
+    station.tree.set(&microphones(2));
+    let settings = [
+        ("SILVASONIC_RECORDER_IMAGE", image.as_str()),
+        ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "1"),
+        ("SILVASONIC_RECORDER_MEMORY_LIMIT", "16m"),
+    ];
+    let controller = station.controller_with(&settings);
+    wait_running(&station, 2);
+    let before = ids(&station);
+    fs::write(station.workspace().join("recorder/ultramic-384-evo-0000/end"), "").unwrap();
+    controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 137 (SIGKILL, as when memory runs out)", SOON);
+    eventually(AGAIN, "a new container", || ids(&station).get(&name(0)).filter(|id| **id != before[&name(0)]).map(|_| ()));
+    assert_eq!(ids(&station)[&name(1)], before[&name(1)]);
+}
+
+/// Waits until a start was tried in vain for so long that doubling pauses would be longer than [`AGAIN`].
+fn in_vain(controller: &Controller, line: &str) {
+    let line = controller.wait_log(line, SOON);
+    assert!(line.contains("tried again every 2 s"), "{line}");
+    let tries = || controller.count_log("next try in 2 s after 0 failures");
+    let begun = tries();
+    eventually(Duration::from_secs(30), "five tries", || (tries() >= begun + 4).then_some(()));
+}
+
+#[test]
+fn what_a_start_needs_is_named_and_found_as_soon_as_it_is_there() {
+    let station = Station::plan().without_recorder_image().up();
+    station.tree.set(&[Card::ultramic()]);
+    let debug = [("SILVASONIC_LOG_LEVEL", "debug"), ("SILVASONIC_RECORDER_IMAGE", RECORDER)];
+    let controller = station.controller_with(&debug);
+    in_vain(&controller, "image localhost/silvasonic_recorder:latest is not on this machine; build or load it");
+    station.podman.recorder_image();
+    eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
+    controller.wait_log("works again after", SOON);
+    drop(controller);
+    station.podman.exec(&["rm", "-f", "-t", "0", ULTRAMIC]);
+
+    let controller = station.controller_with(&[debug[0], ("SILVASONIC_NETWORK", "elsewhere")]);
+    in_vain(&controller, "network elsewhere does not exist; make it with `podman network create elsewhere`");
+    station.podman.exec(&["network", "create", "elsewhere"]);
+    eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
+    drop(controller);
+    station.podman.exec(&["rm", "-f", "-t", "0", ULTRAMIC]);
+    station.podman.exec(&["network", "rm", "elsewhere"]);
+
+    let folder = station.workspace().join("recorder/ultramic-384-evo-6a21");
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, "").unwrap();
+    let foreign = station.podman.run(RODE, &station.image("foreign", "exec sleep 1000"), &json!({"who": "me"}));
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1), Card::generic(2, "1-9")]);
+    let controller = station.controller_with(&debug);
+    in_vain(&controller, "workspace folder");
+    controller.wait_log("a foreign container has that name (owner label: none); rename or remove it", SOON);
+    // Another one is not held up by those two.
+    station.postgres.exec("UPDATE devices SET enrollment_status = 'enrolled', profile_slug = 'generic_usb' WHERE profile_slug IS NULL");
+    let generic = "silvasonic-recorder-generic-usb-p1d9";
+    eventually(AGAIN, "the third Recorder", || (state(&station, generic, "Status") == "running").then_some(()));
+    assert_eq!(ids(&station).get(RODE), Some(&foreign));
+    fs::remove_file(&folder).unwrap();
+    station.podman.exec(&["rm", "-f", "-t", "0", RODE]);
+    station.podman.wait_running(AGAIN, &[ULTRAMIC, RODE, generic]);
+}
