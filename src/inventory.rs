@@ -25,7 +25,7 @@ impl Inventory {
     /// When the system gives no thread.
     pub fn start(podman: Podman, recorder: Recorder, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let worker = Worker { podman, recorder, events, engine: None };
+        let worker = Worker { podman, recorder, events, engine: None, overdue: false };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests })
     }
@@ -42,12 +42,15 @@ struct Worker {
     recorder: Recorder,
     events: SyncSender<Event>,
     engine: Option<Engine>,
+    /// The last list did not come in time: Podman hangs, or the list is slow.
+    overdue: bool,
 }
 
 impl Worker {
     fn run(mut self, inbox: &Receiver<u64>) {
         while let Ok(sequence) = inbox.recv() {
             let containers = self.list();
+            self.overdue = matches!(containers, Err(Error::Timeout(_)));
             // Another Podman may come; one that is merely slow or stumbles stays what it is.
             if matches!(containers, Err(Error::Unreachable(_))) {
                 self.engine = None;
@@ -61,6 +64,10 @@ impl Worker {
     }
 
     fn list(&mut self) -> Result<Vec<Container>, Error> {
+        if self.overdue {
+            // A hung service is asked briefly, so that its return is not missed for the rest of a list's deadline.
+            self.podman.ping()?;
+        }
         if self.engine.is_none() {
             let version = self.podman.ping()?;
             let engine = self.podman.info(version)?;

@@ -197,6 +197,8 @@ fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Mic
     let id = attribute(&entry.join("id"))?;
     let name = usb_lines.iter().find(|line| line.id == id).unwrap_or(&usb_lines[0]).name.clone();
     let usb = match usb_parent(root, &directory)? {
+        // Nothing is above what has vanished meanwhile.
+        None if !directory.join("subsystem").is_symlink() => return Err(format!("{}: vanished", directory.display())),
         None => None,
         Some(parent) => {
             let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;

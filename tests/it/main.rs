@@ -18,8 +18,12 @@ mod idle;
 mod live;
 // microphones that come, go, flap, move and resemble each other
 mod plug;
+// a Podman that hangs, lies, floods or goes away
+mod podman_faults;
 // Recorders that end, and Recorders that lack what they need to begin
 mod ends;
+// sound cards that cannot be read, hang, come half or change while they are read; clocks that jump
+mod hardware_faults;
 // recorded hardware trees are read as what was plugged in
 mod scan;
 // start, stop, crash and adoption

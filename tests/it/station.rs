@@ -13,11 +13,14 @@ mod image;
 mod podman;
 mod postgres;
 pub(crate) mod process;
+mod proxy;
 mod redis;
 
 pub(crate) use controller::Controller;
 pub(crate) use podman::{NETWORK, Podman, RECORDER};
 pub(crate) use postgres::Postgres;
+#[allow(unused_imports)]
+pub(crate) use proxy::{Fault, Proxy};
 pub(crate) use redis::Redis;
 
 use super::tree::Tree;

@@ -27,6 +27,8 @@ pub(crate) struct Card {
     pub(crate) serial: Option<Vec<u8>>,
     /// Name of the USB device's directory, such as `1-4.2`; None: a card without a USB parent.
     pub(crate) bus_path: Option<String>,
+    /// Its USB device number; None: the next one.
+    pub(crate) number: Option<u32>,
     /// How many capture PCMs it has; a speaker has none.
     pub(crate) captures: u32,
     pub(crate) playback: bool,
@@ -44,6 +46,7 @@ impl Card {
             pid: pid.to_owned(),
             serial: None,
             bus_path: Some(port.to_owned()),
+            number: None,
             captures: 1,
             playback: false,
         }
@@ -116,6 +119,12 @@ impl Card {
     /// Plugged into that USB port; `1-4.2` lies behind a hub at `1-4`.
     pub(crate) fn at(mut self, bus_path: &str) -> Card {
         self.bus_path = Some(bus_path.to_owned());
+        self
+    }
+
+    /// The kernel gives a new number at each plugging.
+    pub(crate) fn number(mut self, number: u32) -> Card {
+        self.number = Some(number);
         self
     }
 

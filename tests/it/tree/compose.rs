@@ -170,6 +170,7 @@ impl Writer {
             }
             at = port[dot + 1..].find('.').map(|next| dot + 1 + next);
         }
+        self.next_device = card.number.unwrap_or(self.next_device);
         let path = self.usb_device(port, &card.vid, &card.pid, &card.manufacturer, &card.name, card.serial.as_deref());
         let product = product(&card.vid, &card.pid);
         for number in 0..=card.captures + u32::from(card.playback) {

@@ -1,0 +1,136 @@
+//! A Podman that hangs, lies, floods or goes away: running Recorders are left alone, and all is caught up with after it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::start::ids;
+use super::station::{Controller, Fault, Proxy, Station, eventually, process};
+use super::tree::Card;
+
+const SOON: Duration = Duration::from_secs(15);
+/// How soon all is as wanted after a fault: two seconds, and Podman's own time for a start or a stop.
+const CAUGHT_UP: Duration = Duration::from_secs(3);
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
+const THIRD: &str = "silvasonic-recorder-generic-usb-p1d9";
+
+fn proxied(station: &Station) -> (Proxy, Controller) {
+    let proxy = Proxy::new(station.dir().join("proxy.sock"), station.podman.socket());
+    let controller = station.controller_with(&[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]);
+    (proxy, controller)
+}
+
+/// What an untouched Recorder keeps.
+fn marks(station: &Station, names: &[&str]) -> Vec<(Value, Value)> {
+    let mark = |name: &&str| station.inspect(name).map(|inspect| (inspect["Id"].clone(), inspect["State"]["StartedAt"].clone()));
+    names.iter().map(|name| mark(name).unwrap()).collect()
+}
+
+fn answer(status: &str, body: &str) -> Fault {
+    Fault::Answer(format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+fn third(station: &Station, enabled: bool) {
+    station.postgres.exec(&format!("UPDATE devices SET enabled = {enabled} WHERE name LIKE '%port1-9'"));
+}
+
+#[test]
+fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1), Card::generic(2, "1-9")]);
+    let (proxy, controller) = proxied(&station);
+    station.podman.wait_running(SOON, &[RODE, ULTRAMIC]);
+    eventually(SOON, "the third row", || station.postgres.value::<String>("SELECT name FROM devices WHERE name LIKE '%port1-9'"));
+    third(&station, false);
+    station.postgres.exec("UPDATE devices SET enrollment_status = 'enrolled', profile_slug = 'generic_usb' WHERE name LIKE '%port1-9'");
+    let before = marks(&station, &[ULTRAMIC, RODE]);
+    let all = "GET";
+    let nested = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    let faults: Vec<(&str, Fault)> = vec![
+        ("no answer from Podman within 5 s", Fault::Hang),
+        (
+            "no answer from Podman within",
+            Fault::Stall("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n[{\"Id\":"),
+        ),
+        ("unusable answer from Podman", Fault::Answer("HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n[{\"Id\":".to_owned())),
+        ("unusable answer from Podman", Fault::Answer("\u{1}\u{2}\u{3} no HTTP at all\r\n\r\n".to_owned())),
+        ("unusable answer from Podman", answer("200 OK", "[{\"Id\": 7}]")),
+        ("unusable answer from Podman", answer("200 OK", &nested)),
+        ("unusable answer from Podman", Fault::Endless("[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[")),
+        (
+            "Podman answered 500: everything is broken",
+            answer("500 Internal Server Error", r#"{"cause":"x","message":"everything is broken","response":500}"#),
+        ),
+        // The service is gone behind the proxy, and then a frozen one.
+        ("unusable answer from Podman", Fault::Hang),
+        ("no answer from Podman within", Fault::Hang),
+    ];
+    let last = faults.len();
+    for (number, (told, fault)) in faults.into_iter().enumerate() {
+        let (unknown, known) = (controller.count_log(told), controller.count_log("Podman answers again"));
+        let sandbox = station.dir().join("podman");
+        match number + 1 {
+            n if n == last - 1 => station.podman.stop_api(),
+            n if n == last => process::signal_below(&sandbox, "podman", Signal::STOP),
+            _ => proxy.set(all, fault),
+        }
+        third(&station, number % 2 == 0);
+        eventually(SOON, &format!("{told:?} told of fault {number}"), || (controller.count_log(told) > unknown).then_some(()));
+        let status = || controller.get("/healthy").filter(|(status, _)| *status == 503);
+        eventually(SOON, "health 503", status);
+        match number + 1 {
+            n if n == last - 1 => station.podman.start_api(),
+            n if n == last => process::signal_below(&sandbox, "podman", Signal::CONT),
+            _ => proxy.clear(),
+        }
+        let begun = Instant::now();
+        let wanted: &[&str] = if number % 2 == 0 { &[ULTRAMIC, RODE, THIRD] } else { &[ULTRAMIC, RODE] };
+        station.podman.wait_running(CAUGHT_UP, wanted);
+        println!("fault {number}: caught up after {:?}", begun.elapsed());
+        eventually(SOON, "the closing line", || (controller.count_log("Podman answers again") > known).then_some(()));
+        assert_eq!(marks(&station, &[ULTRAMIC, RODE]), before, "after fault {number}");
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", controller.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u32>().ok()).unwrap();
+    assert!(peak < 40 << 10, "{peak} KiB");
+}
+
+#[test]
+fn a_call_that_hangs_for_one_recorder_holds_up_no_other() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let (proxy, controller) = proxied(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let id = ids(&station)[ULTRAMIC].clone();
+    proxy.set(&format!("{id}/stop"), Fault::Hang);
+    station.postgres.exec("UPDATE devices SET enabled = false");
+    let asked = proxy.requests();
+    eventually(SOON, "lists go on", || (proxy.requests() > asked + 2).then_some(()));
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    station.podman.wait_running(CAUGHT_UP, &[ULTRAMIC, RODE]);
+    assert_eq!(ids(&station)[ULTRAMIC], id);
+    // The call's own deadline ends it, and the next try gets through.
+    proxy.clear();
+    station.podman.wait_running(Duration::from_secs(30), &[RODE]);
+    assert_eq!(controller.count_log("could not be stopped: no answer from Podman within 20 s"), 1);
+}
+
+#[test]
+fn answers_that_come_late_end_in_one_container_a_microphone() {
+    let station = Station::up();
+    let (proxy, controller) = proxied(&station);
+    controller.wait_log("connected to Podman", SOON);
+    proxy.set("/containers/", Fault::Delay(Duration::from_secs(4)));
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    station.podman.wait_running(Duration::from_secs(30), &[ULTRAMIC, RODE]);
+    proxy.clear();
+    let before = marks(&station, &[ULTRAMIC, RODE]);
+    eventually(SOON, "health", || {
+        controller.get("/healthy").filter(|(_, health)| health["components"]["containers"]["details"] == "2 running")
+    });
+    assert_eq!(station.containers().len(), 2);
+    assert_eq!(marks(&station, &[ULTRAMIC, RODE]), before);
+}
