@@ -1,13 +1,14 @@
 //! A Podman that hangs, lies, floods or goes away: running Recorders are left alone, and all is caught up with after it.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use serde_json::Value;
 
 use super::start::ids;
-use super::station::{Controller, Fault, Proxy, Station, eventually, process};
+use super::station::{Controller, Fault, Proxy, Station, eventually};
 use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -31,6 +32,12 @@ fn marks(station: &Station, names: &[&str]) -> Vec<(Value, Value)> {
 
 fn answer(status: &str, body: &str) -> Fault {
     Fault::Answer(format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+/// To the API service only, not to conmon.
+fn signal(sandbox: &Path, signal: &str) {
+    let service = format!("system service .*{}/", sandbox.display());
+    assert!(Command::new("pkill").arg(format!("-{signal}")).arg("-f").arg(service).status().unwrap().success());
 }
 
 fn third(station: &Station, enabled: bool) {
@@ -74,7 +81,7 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
         let sandbox = station.dir().join("podman");
         match number + 1 {
             n if n == last - 1 => station.podman.stop_api(),
-            n if n == last => process::signal_below(&sandbox, "podman", Signal::STOP),
+            n if n == last => signal(&sandbox, "STOP"),
             _ => proxy.set(all, fault),
         }
         third(&station, number % 2 == 0);
@@ -83,7 +90,7 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
         eventually(SOON, "health 503", status);
         match number + 1 {
             n if n == last - 1 => station.podman.start_api(),
-            n if n == last => process::signal_below(&sandbox, "podman", Signal::CONT),
+            n if n == last => signal(&sandbox, "CONT"),
             _ => proxy.clear(),
         }
         let begun = Instant::now();
