@@ -1,19 +1,160 @@
-//! The command line as typed -> what to do. [p]
+//! The command line: one table, from which parsing, help, completions and the manual page are made. [p]
+//!
+//! A new command is a variant of [`Name`], an entry of [`COMMANDS`], and an arm in `main`; the compiler asks for the arm.
 
 use std::fmt;
 
-/// What the program was asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Command {
+use crate::config::VARIABLES;
+
+/// What the program is called.
+pub const PROGRAM: &str = "silvasonic-controller";
+/// What it is for.
+pub const ABOUT: &str = "Finds USB microphones and keeps a Recorder container running for each.";
+
+/// What the program can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
     /// Control the station.
     Run,
-    /// Print how it is used.
-    Help,
-    /// Print the version.
-    Version,
     /// Show the log lines of Recorders as they come.
-    Logs(LogView),
+    Logs,
+    /// Show what is plugged in.
+    Scan,
+    /// Validate the settings' files.
+    CheckProfiles,
+    /// Ask a running Controller how it is.
+    Health,
+    /// Print a shell's completions.
+    Completions,
+    /// Print the manual page.
+    Man,
 }
+
+/// One command.
+#[derive(Debug)]
+pub struct Entry {
+    /// Which one.
+    pub name: Name,
+    /// What is typed, one word or two.
+    pub words: &'static str,
+    /// What may follow it, and whether it must.
+    pub operand: Option<(Value, bool)>,
+    /// Its options.
+    pub options: &'static [Choice],
+    /// One line, beginning with a verb.
+    pub about: &'static str,
+    /// More for who asks; sentences, or empty.
+    pub more: &'static str,
+}
+
+/// An option of a command.
+#[derive(Debug)]
+pub struct Choice {
+    /// With its dashes.
+    pub name: &'static str,
+    /// What it takes.
+    pub value: Option<Value>,
+    /// One line.
+    pub about: &'static str,
+}
+
+/// What an option takes, or a command behind its options.
+#[derive(Debug)]
+pub struct Value {
+    /// As help shows it.
+    pub name: &'static str,
+    /// What may stand there.
+    pub kind: Kind,
+}
+
+/// What may stand in a place.
+#[derive(Debug)]
+pub enum Kind {
+    /// Anything.
+    Text,
+    /// A whole number.
+    Number,
+    /// A folder's path.
+    Folder,
+    /// One of these or the beginning of one, upper or lower case.
+    Word(&'static [&'static str]),
+}
+
+const JSON: &str = "as JSON, for programs";
+
+/// Every command; the first is what happens without one.
+pub const COMMANDS: &[Entry] = &[
+    Entry {
+        name: Name::Run,
+        words: "run",
+        operand: None,
+        options: &[],
+        about: "control the station until SIGTERM; also without a command",
+        more: "SIGTERM and SIGINT stop all Recorders, unless SILVASONIC_SHUTDOWN says otherwise; a second one ends the program at once.",
+    },
+    Entry {
+        name: Name::Logs,
+        words: "logs",
+        operand: None,
+        options: &[
+            Choice { name: "--device", value: Some(Value { name: "ID", kind: Kind::Text }), about: "only those of this microphone" },
+            Choice {
+                name: "--level",
+                value: Some(Value { name: "LEVEL", kind: Kind::Word(&["debug", "info", "warning", "error", "critical"]) }),
+                about: "only those at least as severe",
+            },
+            Choice { name: "--json", value: None, about: "as they were published" },
+        ],
+        about: "show log lines of Recorders as they come",
+        more: "They come from Redis; it is waited for.",
+    },
+    Entry {
+        name: Name::Scan,
+        words: "scan",
+        operand: None,
+        options: &[
+            Choice { name: "--profile", value: None, about: "print a profile file for the microphone" },
+            Choice { name: "--card", value: Some(Value { name: "N", kind: Kind::Number }), about: "only this sound card" },
+            Choice { name: "--json", value: None, about: JSON },
+        ],
+        about: "show the USB microphones that are plugged in",
+        more: "Reads the hardware and the profiles' files only, so it works without any service. A microphone without a serial, or whose \
+               serial another one has, too, may be known by another id to the database. Exits with 1 if the hardware cannot be read.",
+    },
+    Entry {
+        name: Name::CheckProfiles,
+        words: "profiles check",
+        operand: Some((Value { name: "DIR", kind: Kind::Folder }, false)),
+        options: &[],
+        about: "validate defaults.yml and profiles/*.yml of a folder",
+        more: "Without DIR those that the Controller would use: in SILVASONIC_CONFIG_DIR, or built in. A folder without profiles/ may \
+               hold the profiles itself. One line a file: ok, or file:line: field: reason. Exits with 1 if anything is wrong.",
+    },
+    Entry {
+        name: Name::Health,
+        words: "health",
+        operand: None,
+        options: &[],
+        about: "ask the Controller that runs on this machine how it is",
+        more: "Exits with 0 if it is well, with 1 if it is not or does not answer within 3 seconds: a health check for containers.",
+    },
+    Entry {
+        name: Name::Completions,
+        words: "completions",
+        operand: Some((Value { name: "SHELL", kind: Kind::Word(&["bash", "zsh", "fish"]) }, true)),
+        options: &[],
+        about: "print the completions of this command line for a shell",
+        more: "",
+    },
+    Entry {
+        name: Name::Man,
+        words: "man",
+        operand: None,
+        options: &[],
+        about: "print the manual page",
+        more: "To read it: silvasonic-controller man | man -l -",
+    },
+];
 
 /// Which lines `logs` shows, and how.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -56,17 +197,45 @@ impl Level {
     }
 }
 
-/// How to use the program; the settings are appended.
-pub const USAGE: &str = "\
-Finds USB microphones and keeps a Recorder container running for each.
+/// What was typed.
+#[derive(Debug)]
+pub enum Wish<'a> {
+    /// Do something.
+    Do(Given<'a>),
+    /// Print how the program or one of its commands is used.
+    Help(Option<&'static Entry>),
+    /// Print the version.
+    Version,
+}
 
-Usage:
-  silvasonic-controller           control the station until SIGTERM
-  silvasonic-controller logs [--device ID] [--level LEVEL] [--json]
-                                  show log lines of Recorders as they come;
-                                  LEVEL: debug, info, warning, error, critical
-  silvasonic-controller --help | --version
-";
+/// A command with its options and operand.
+#[derive(Debug)]
+pub struct Given<'a> {
+    /// Which command.
+    pub name: Name,
+    values: Vec<(&'static str, &'a str)>,
+}
+
+impl<'a> Given<'a> {
+    /// Whether an option was given.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.value(name).is_some()
+    }
+
+    /// The value of an option (`--card`) or operand (`DIR`); of words, the whole one.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<&'a str> {
+        self.values.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    }
+
+    /// Which log lines are wanted.
+    #[must_use]
+    pub fn log_view(&self) -> LogView {
+        let level = self.value("--level").and_then(Level::parse);
+        LogView { device: self.value("--device").map(str::to_owned), level, json: self.has("--json") }
+    }
+}
 
 /// A word that makes no sense.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,68 +251,225 @@ impl fmt::Display for Misuse {
 ///
 /// # Errors
 /// The first word that makes no sense, and what was expected.
-pub fn parse(words: &[String]) -> Result<Command, Misuse> {
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words[..] {
-        [] => Ok(Command::Run),
-        ["--help" | "-h"] => Ok(Command::Help),
-        ["--version" | "-V"] => Ok(Command::Version),
-        ["logs", ref options @ ..] => parse_logs(options).map(Command::Logs),
-        [word, ..] => Err(Misuse(format!("expected logs, --help, --version or nothing, got {word:?}"))),
+pub fn parse(words: &[String]) -> Result<Wish<'_>, Misuse> {
+    let (entry, rest) = match words {
+        [] => (&COMMANDS[0], words),
+        [word, ..] if matches!(word.as_str(), "--help" | "-h" | "help") => return Ok(Wish::Help(None)),
+        [word] if matches!(word.as_str(), "--version" | "-V") => return Ok(Wish::Version),
+        _ => command(words)?,
+    };
+    let mut given = Given { name: entry.name, values: Vec::new() };
+    let mut rest = rest.iter().map(String::as_str);
+    while let Some(word) = rest.next() {
+        let (name, attached) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
+        let choice = entry.options.iter().find(|choice| choice.name == name);
+        match (choice, &entry.operand) {
+            _ if matches!(word, "--help" | "-h") => return Ok(Wish::Help(Some(entry))),
+            (Some(Choice { name, value: None, .. }), _) if attached.is_none() => given.values.push((name, "")),
+            (Some(Choice { name, value: Some(value), .. }), _) => {
+                let text = attached.or_else(|| rest.next()).ok_or_else(|| Misuse(format!("{name}: expected {}", expected(value))))?;
+                given.values.push((name, checked(name, value, text)?));
+            }
+            (None, Some((value, _))) if !word.starts_with('-') && !given.has(value.name) => {
+                given.values.push((value.name, checked(value.name, value, word)?));
+            }
+            _ => return Err(Misuse(format!("expected {}, got {word:?}", usage(entry)))),
+        }
+    }
+    match &entry.operand {
+        Some((value, true)) if !given.has(value.name) => Err(Misuse(format!("{}: expected {}", entry.words, expected(value)))),
+        _ => Ok(Wish::Do(given)),
     }
 }
 
-fn parse_logs(options: &[&str]) -> Result<LogView, Misuse> {
-    let mut view = LogView::default();
-    let mut rest = options.iter();
-    while let Some(option) = rest.next() {
-        let (name, value) = option.split_once('=').map_or((*option, None), |(name, value)| (name, Some(value)));
-        let mut value = || value.or_else(|| rest.next().copied()).ok_or_else(|| Misuse(format!("{name}: expected a value")));
-        match name {
-            "--json" if name == *option => view.json = true,
-            "--device" => view.device = Some(value()?.to_owned()),
-            "--level" => {
-                let text = value()?;
-                let level = Level::parse(text);
-                view.level =
-                    Some(level.ok_or_else(|| Misuse(format!("--level: expected debug, info, warning, error or critical, got {text:?}")))?);
-            }
-            _ => return Err(Misuse(format!("expected --device ID, --level LEVEL or --json, got {option:?}"))),
+/// The command that the words begin with, and the words behind it.
+fn command(words: &[String]) -> Result<(&'static Entry, &[String]), Misuse> {
+    for entry in COMMANDS {
+        let own = entry.words.split(' ').count();
+        if words.len() >= own && entry.words.split(' ').eq(words[..own].iter().map(String::as_str)) {
+            return Ok((entry, &words[own..]));
         }
     }
-    Ok(view)
+    let known: Vec<&str> = COMMANDS.iter().map(|entry| entry.words).collect();
+    Err(Misuse(format!("expected {}, --help, --version or nothing, got {:?}", known.join(", "), words[0])))
+}
+
+fn checked<'a>(name: &str, value: &Value, text: &'a str) -> Result<&'a str, Misuse> {
+    let found = match value.kind {
+        Kind::Text | Kind::Folder => (!text.is_empty()).then_some(text),
+        Kind::Number => text.parse::<u32>().ok().map(|_| text),
+        Kind::Word(words) => {
+            let start = text.to_ascii_lowercase();
+            words.iter().copied().find(|word| !start.is_empty() && word.starts_with(&start))
+        }
+    };
+    found.ok_or_else(|| Misuse(format!("{name}: expected {}, got {text:?}", expected(value))))
+}
+
+fn expected(value: &Value) -> String {
+    match value.kind {
+        Kind::Text => value.name.to_owned(),
+        Kind::Number => "a whole number".to_owned(),
+        Kind::Folder => "a folder".to_owned(),
+        Kind::Word(words) => words.join(", "),
+    }
+}
+
+/// `logs [--device ID] [--level LEVEL] [--json]`
+#[must_use]
+pub fn usage(entry: &Entry) -> String {
+    let mut text = entry.words.to_owned();
+    for choice in entry.options {
+        text.push_str(&format!(" [{}]", shape(choice)));
+    }
+    match &entry.operand {
+        Some((value, true)) => text.push_str(&format!(" {}", value.name)),
+        Some((value, false)) => text.push_str(&format!(" [{}]", value.name)),
+        None => {}
+    }
+    text
+}
+
+/// `--level LEVEL`
+#[must_use]
+pub fn shape(choice: &Choice) -> String {
+    match &choice.value {
+        Some(value) => format!("{} {}", choice.name, value.name),
+        None => choice.name.to_owned(),
+    }
+}
+
+/// The options of a command and the operand if it is one of some words: how they look, and what they mean.
+#[must_use]
+pub fn details(entry: &Entry) -> Vec<(String, String)> {
+    let meaning = |about: &str, value: Option<&Value>| match value.map(|value| &value.kind) {
+        Some(Kind::Word(words)) if about.is_empty() => words.join(", "),
+        Some(Kind::Word(words)) => format!("{about}: {}", words.join(", ")),
+        _ => about.to_owned(),
+    };
+    let options = entry.options.iter().map(|choice| (shape(choice), meaning(choice.about, choice.value.as_ref())));
+    let operand = entry.operand.iter().map(|(value, _)| (value.name.to_owned(), meaning("", Some(value))));
+    options.chain(operand).filter(|(_, meaning)| !meaning.is_empty()).collect()
+}
+
+/// What `--help` prints.
+#[must_use]
+pub fn help(entry: Option<&Entry>) -> String {
+    let mut text = String::new();
+    let table = |text: &mut String, rows: Vec<(String, String)>| {
+        let width = rows.iter().map(|(left, _)| left.len()).max().unwrap_or(0);
+        rows.iter().for_each(|(left, right)| text.push_str(&format!("  {left:width$}  {right}\n")));
+    };
+    if let Some(entry) = entry {
+        text.push_str(&format!("{PROGRAM} {}: {}\n\nUsage: {PROGRAM} {}\n\n", entry.words, entry.about, usage(entry)));
+        let rows = details(entry);
+        if !rows.is_empty() {
+            table(&mut text, rows);
+            text.push('\n');
+        }
+        text.push_str(&wrapped(entry.more));
+        return text.trim_end().to_owned() + "\n";
+    }
+    text.push_str(&format!(
+        "{ABOUT}\n\nUsage: {PROGRAM} [COMMAND] [OPTIONS]\n       {PROGRAM} [COMMAND] --help | --version\n\nCommands:\n"
+    ));
+    table(&mut text, COMMANDS.iter().map(|entry| (entry.words.to_owned(), entry.about.to_owned())).collect());
+    text.push_str("\nSettings are environment variables:\n");
+    for (name, default, meaning) in VARIABLES {
+        text.push_str(&format!("  {name}\n      {meaning} [{default}]\n"));
+    }
+    text
+}
+
+/// Lines of at most 80 characters.
+fn wrapped(text: &str) -> String {
+    let mut lines = String::new();
+    let mut length = 0;
+    for word in text.split_whitespace() {
+        let blank = match length {
+            0 => "",
+            _ if length + word.len() >= 80 => {
+                length = 0;
+                "\n"
+            }
+            _ => " ",
+        };
+        lines.push_str(blank);
+        lines.push_str(word);
+        length += word.len() + 1;
+    }
+    if !lines.is_empty() {
+        lines.push('\n');
+    }
+    lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse_line(line: &str) -> Result<Command, String> {
-        parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).map_err(|misuse| misuse.to_string())
+    /// What is done, and the values; or the misuse.
+    fn parse_line(line: &str) -> String {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        match parse(&words) {
+            Ok(Wish::Do(given)) => format!("{:?} {:?}", given.name, given.values),
+            Ok(Wish::Help(entry)) => format!("help {}", entry.map_or("", |entry| entry.words)),
+            Ok(Wish::Version) => "version".to_owned(),
+            Err(misuse) => misuse.to_string(),
+        }
     }
 
     #[test]
-    fn commands_and_options_are_read() {
-        assert_eq!(parse_line(""), Ok(Command::Run));
-        assert_eq!(parse_line("-h"), Ok(Command::Help));
-        assert_eq!(parse_line("--version"), Ok(Command::Version));
-        let view = |device: Option<&str>, level, json| Ok(Command::Logs(LogView { device: device.map(str::to_owned), level, json }));
-        assert_eq!(parse_line("logs"), view(None, None, false));
-        assert_eq!(parse_line("logs --device a-1 --level=WARN --json"), view(Some("a-1"), Some(Level::Warning), true));
+    fn commands_options_and_operands_are_read() {
+        let table = [
+            ("", "Run []"),
+            ("run", "Run []"),
+            ("-h", "help "),
+            ("--version", "version"),
+            ("logs --help", "help logs"),
+            ("logs --device a-1 --level=WARN --json", r#"Logs [("--device", "a-1"), ("--level", "warning"), ("--json", "")]"#),
+            ("scan --card 3 --profile", r#"Scan [("--card", "3"), ("--profile", "")]"#),
+            ("profiles check", "CheckProfiles []"),
+            ("profiles check /etc/x", r#"CheckProfiles [("DIR", "/etc/x")]"#),
+            ("completions Fi", r#"Completions [("SHELL", "fish")]"#),
+        ];
+        for (line, expected) in table {
+            assert_eq!(parse_line(line), expected, "{line}");
+        }
+        let words = ["logs", "--device=a", "--level", "e"].map(str::to_owned);
+        let Ok(Wish::Do(given)) = parse(&words) else { panic!("no command") };
+        assert_eq!(given.log_view(), LogView { device: Some("a".to_owned()), level: Some(Level::Error), json: false });
     }
 
     #[test]
     fn what_makes_no_sense_is_named_with_what_was_expected() {
-        let cases = [
-            ("log", "expected logs, --help, --version or nothing, got \"log\"; see --help"),
-            ("--help x", "expected logs, --help, --version or nothing, got \"--help\"; see --help"),
-            ("logs x", "expected --device ID, --level LEVEL or --json, got \"x\"; see --help"),
-            ("logs --json=1", "expected --device ID, --level LEVEL or --json, got \"--json=1\"; see --help"),
-            ("logs --device", "--device: expected a value; see --help"),
-            ("logs --level loud", "--level: expected debug, info, warning, error or critical, got \"loud\"; see --help"),
+        let commands = "expected run, logs, scan, profiles check, health, completions, man, --help, --version or nothing, got";
+        let table = [
+            ("log", format!("{commands} \"log\"; see --help")),
+            ("profiles", format!("{commands} \"profiles\"; see --help")),
+            ("--version x", format!("{commands} \"--version\"; see --help")),
+            ("run --json", "expected run, got \"--json\"; see --help".to_owned()),
+            ("logs x", "expected logs [--device ID] [--level LEVEL] [--json], got \"x\"; see --help".to_owned()),
+            ("logs --json=1", "expected logs [--device ID] [--level LEVEL] [--json], got \"--json=1\"; see --help".to_owned()),
+            ("logs --device", "--device: expected ID; see --help".to_owned()),
+            ("logs --device=", "--device: expected ID, got \"\"; see --help".to_owned()),
+            ("logs --level loud", "--level: expected debug, info, warning, error, critical, got \"loud\"; see --help".to_owned()),
+            ("scan --card one", "--card: expected a whole number, got \"one\"; see --help".to_owned()),
+            ("profiles check a b", "expected profiles check [DIR], got \"b\"; see --help".to_owned()),
+            ("completions", "completions: expected bash, zsh, fish; see --help".to_owned()),
         ];
-        for (line, expected) in cases {
-            assert_eq!(parse_line(line).unwrap_err(), expected, "{line}");
+        for (line, expected) in table {
+            assert_eq!(parse_line(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        for text in COMMANDS.iter().map(|entry| help(Some(entry))) {
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(lines.iter().all(|line| line.len() <= 90 && line.trim_end() == *line), "{text}");
+        }
+        let logs = help(Some(&COMMANDS[1]));
+        assert!(logs.contains("\n  --level LEVEL  only those at least as severe: debug, info, warning, error, critical\n"), "{logs}");
     }
 }

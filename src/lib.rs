@@ -10,8 +10,9 @@
 //!  nudge ──(look now)─────────┘                     logs ──(a thread a container)──┘
 //! ```
 //!
-//! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`device`], [`line`], [`notice`], [`plan`],
-//! [`position`], [`presence`], [`profile`], [`registry`], [`spec`], [`text`], [`want`], [`yaml`]. Reading the world:
+//! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`completion`], [`device`], [`line`],
+//! [`manual`], [`notice`], [`plan`],
+//! [`position`], [`presence`], [`profile`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
 //! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
 //! and [`seed`] (database).
 //!
@@ -28,17 +29,20 @@ pub mod builtin;
 pub mod bus;
 pub mod cli;
 pub mod clock;
+pub mod completion;
 pub mod config;
 pub mod controller;
 pub mod db;
 pub mod device;
 pub mod execute;
 pub mod hardware;
+pub mod health;
 pub mod healthz;
 pub mod host;
 pub mod inventory;
 pub mod line;
 pub mod logs;
+pub mod manual;
 pub mod memory;
 pub mod notice;
 pub mod nudge;
@@ -48,12 +52,15 @@ pub mod position;
 pub mod presence;
 pub mod profile;
 pub mod registry;
+pub mod scan;
 pub mod seed;
 pub mod spec;
 pub mod status;
 pub mod store;
+pub mod stream;
 pub mod sysfs;
 pub mod text;
+pub mod validation;
 pub mod viewer;
 pub mod vitals;
 pub mod want;

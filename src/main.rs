@@ -1,4 +1,4 @@
-//! The Controller of a Silvasonic station: flags, settings, logger, signals, exit code. No decisions.
+//! The Controller of a Silvasonic station: commands, settings, logger, signals, exit code. No decisions.
 
 use std::backtrace::Backtrace;
 use std::io::{LineWriter, Write};
@@ -10,12 +10,14 @@ use log::{error, info};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use silvasonic_controller::bus::Bus;
-use silvasonic_controller::cli::{self, Command, USAGE};
-use silvasonic_controller::config::{Config, VARIABLES};
+use silvasonic_controller::cli::{self, Given, Name, Wish};
+use silvasonic_controller::config::Config;
 use silvasonic_controller::controller::{Controller, Event};
+use silvasonic_controller::scan::Findings;
+use silvasonic_controller::seed::Seeder;
 use silvasonic_controller::status::Board;
 use silvasonic_controller::vitals::Vitals;
-use silvasonic_controller::{healthz, viewer};
+use silvasonic_controller::{completion, health, healthz, manual, validation, viewer};
 use simplelog::{ConfigBuilder, WriteLogger};
 
 const STOPPED: u8 = 0;
@@ -25,24 +27,66 @@ const WRONG_USAGE: u8 = 2;
 /// Events that wait while the main loop is busy; senders wait beyond.
 const INBOX: usize = 64;
 
+/// What a command prints and whether all is well, or why it failed.
+type Outcome = Result<(bool, String), String>;
+
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match cli::parse(&words) {
-        Ok(Command::Help) => print(&help()),
-        Ok(Command::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Command::Run) => with_settings(run),
-        Ok(Command::Logs(view)) => with_settings(|config| match viewer::show(&config.redis_url, &view) {
-            Ok(()) => ExitCode::from(STOPPED),
-            Err(why) => {
-                complain(&why.to_string());
-                ExitCode::from(CANNOT_GO_ON)
-            }
-        }),
+        Ok(Wish::Do(given)) => perform(&given),
+        Ok(Wish::Help(entry)) => print(&cli::help(entry)),
+        Ok(Wish::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(misuse) => {
             complain(&misuse.to_string());
             ExitCode::from(WRONG_USAGE)
         }
     }
+}
+
+fn perform(given: &Given) -> ExitCode {
+    match given.name {
+        Name::Run => with_settings(run),
+        Name::Logs => with_settings(|config| match viewer::show(&config.redis_url, &given.log_view()) {
+            Ok(()) => ExitCode::from(STOPPED),
+            Err(why) => cannot_go_on(&why.to_string()),
+        }),
+        Name::Scan => with_settings(|config| conclude(scan(&config, given))),
+        Name::CheckProfiles => {
+            with_settings(|config| conclude(validation::check(given.value("DIR").map(Into::into).or(config.config_dir))))
+        }
+        Name::Health => with_settings(|config| conclude(health::ask(config.port))),
+        Name::Completions => print(&completion::script(given.value("SHELL").unwrap_or_default())),
+        Name::Man => print(&manual::page(env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+fn scan(config: &Config, given: &Given) -> Outcome {
+    // Without profiles, what is plugged in can be shown all the same.
+    let (profiles, faults) = Seeder::new(config.config_dir.clone()).read_profiles().unwrap_or_else(|why| (Vec::new(), vec![why]));
+    faults.iter().for_each(|fault| complain(fault));
+    let card = given.value("--card").and_then(|card| card.parse().ok());
+    let findings = Findings::look(&config.host_root, &profiles, card)?;
+    let text = match (given.has("--profile"), given.has("--json")) {
+        (true, _) => findings.profile(&profiles)?,
+        (false, true) => format!("{:#}\n", findings.to_json()),
+        (false, false) => findings.table(),
+    };
+    Ok((true, text))
+}
+
+fn conclude(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok((well, text)) => match print(&text) {
+            printed if well => printed,
+            _ => ExitCode::from(CANNOT_GO_ON),
+        },
+        Err(why) => cannot_go_on(&why),
+    }
+}
+
+fn cannot_go_on(why: &str) -> ExitCode {
+    complain(why);
+    ExitCode::from(CANNOT_GO_ON)
 }
 
 fn with_settings(go: impl FnOnce(Config) -> ExitCode) -> ExitCode {
@@ -113,14 +157,6 @@ fn start_logger(config: &Config) {
         .build();
     // Fails only if there is a logger already.
     let _ = WriteLogger::init(config.log_level, format, LineWriter::new(std::io::stderr()));
-}
-
-fn help() -> String {
-    let mut text = format!("{USAGE}\nSettings are environment variables:\n");
-    for (name, default, meaning) in VARIABLES {
-        text.push_str(&format!("  {name}\n      {meaning} [{default}]\n"));
-    }
-    text
 }
 
 fn print(text: &str) -> ExitCode {

@@ -83,6 +83,14 @@ pub struct Criteria {
     name: Option<String>,
 }
 
+impl Criteria {
+    /// Vendor and product id, if both are given.
+    #[must_use]
+    pub fn ids(&self) -> Option<(&str, &str)> {
+        Some((self.vendor.as_deref()?, self.product.as_deref()?))
+    }
+}
+
 /// A valid `{audio, processing, stream}`, defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -20,8 +20,8 @@ use crate::profile::Profile;
 use crate::text::shown;
 use crate::yaml;
 
-const DEFAULTS: &str = "defaults.yml";
-const OVERRIDE: &str = "defaults.override.yml";
+pub(crate) const DEFAULTS: &str = "defaults.yml";
+pub(crate) const OVERRIDE: &str = "defaults.override.yml";
 const BCRYPT_COST: u32 = 12;
 /// bcrypt looks at no more bytes.
 const PASSWORD_LIMIT: usize = 72;
@@ -43,9 +43,9 @@ enum Admin {
 }
 
 /// One file of settings with its name.
-struct Source {
-    name: String,
-    text: String,
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) text: String,
 }
 
 impl Seeder {
@@ -132,7 +132,8 @@ impl Seeder {
         matches!(self.admin, Admin::Hashing(..))
     }
 
-    fn begin_admin(&self, db: &mut Db) -> Result<Admin, String> {
+    /// Name and password of the admin user.
+    fn credentials(&self) -> Result<(String, String), String> {
         let (settings, _) = self.merged()?;
         let auth = settings
             .get("auth")
@@ -145,6 +146,11 @@ impl Seeder {
         if password.len() > PASSWORD_LIMIT {
             return Err(format!("{DEFAULTS}: auth.default_password: expected at most {PASSWORD_LIMIT} bytes, got {}", password.len()));
         }
+        Ok((user, password))
+    }
+
+    fn begin_admin(&self, db: &mut Db) -> Result<Admin, String> {
+        let (user, password) = self.credentials()?;
         let known = db.password_hash(&user).map_err(|error| reason(&error))?;
         let thread = thread::Builder::new().name("bcrypt".to_owned()).stack_size(128 << 10);
         let Some(hash) = known else {
@@ -177,6 +183,14 @@ impl Seeder {
             }
         }
         self.notices.retain(&group, |known| faults.iter().any(|fault| fault == known));
+    }
+
+    /// What is wrong with the defaults and their override, as `file: field: what`.
+    pub(crate) fn settings_faults(&self) -> Vec<String> {
+        match self.sections() {
+            Ok((_, faults)) => faults.into_iter().chain(self.credentials().err()).collect(),
+            Err(why) => vec![why],
+        }
     }
 
     /// Sections to seed, and what is wrong with the others.
@@ -225,7 +239,7 @@ impl Seeder {
     }
 
     /// One settings file, if it exists.
-    fn read(&self, name: &str) -> Result<Option<Source>, String> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Source>, String> {
         let Some(folder) = &self.folder else {
             return Ok((name == DEFAULTS).then(|| Source { name: name.to_owned(), text: builtin::DEFAULTS.to_owned() }));
         };
@@ -237,46 +251,56 @@ impl Seeder {
     }
 
     /// Valid profiles, and one line for each fault of the others.
-    fn read_profiles(&self) -> Result<(Vec<Profile>, Vec<String>), String> {
+    ///
+    /// # Errors
+    /// Why the folder cannot be read.
+    pub fn read_profiles(&self) -> Result<(Vec<Profile>, Vec<String>), String> {
         let mut faults = Vec::new();
         let mut profiles: Vec<Profile> = Vec::new();
         for source in self.profile_sources(&mut faults)? {
             match Profile::from_yaml(&source.text) {
                 Ok(profile) if profiles.iter().any(|other| other.slug == profile.slug) => {
-                    faults.push(format!("profiles/{}: slug: {} is another file's already", source.name, profile.slug));
+                    faults.push(format!("{}: slug: {} is another file's already", source.name, profile.slug));
                 }
                 Ok(profile) => profiles.push(profile),
-                Err(lines) => faults.extend(lines.iter().map(|line| format!("profiles/{}:{line}", source.name))),
+                Err(lines) => faults.extend(lines.iter().map(|line| format!("{}:{line}", source.name))),
             }
         }
         Ok((profiles, faults))
     }
 
-    fn profile_sources(&self, faults: &mut Vec<String>) -> Result<Vec<Source>, String> {
-        let Some(folder) = self.folder.as_ref().map(|folder| folder.join("profiles")) else {
-            return Ok(builtin::PROFILES
-                .iter()
-                .map(|(name, text)| Source { name: (*name).to_owned(), text: (*text).to_owned() })
-                .collect());
-        };
-        let in_folder = |error: io::Error| format!("{}: {error}", folder.display());
-        let mut sources = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(in_folder)? {
-            let name = entry.map_err(in_folder)?.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".yml") {
-                match read_text(&folder.join(&name)) {
-                    Ok(text) => sources.push(Source { name, text }),
-                    Err(error) => faults.push(format!("profiles/{name}: {error}")),
-                }
+    pub(crate) fn profile_sources(&self, faults: &mut Vec<String>) -> Result<Vec<Source>, String> {
+        match &self.folder {
+            Some(folder) => yaml_files(&folder.join("profiles"), "profiles/", faults),
+            None => {
+                let source = |(name, text): &(&str, &str)| Source { name: format!("profiles/{name}"), text: (*text).to_owned() };
+                Ok(builtin::PROFILES.iter().map(source).collect())
             }
         }
-        sources.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(sources)
     }
 }
 
+/// The `*.yml` of a folder by name, behind a prefix; those that cannot be read become faults.
+pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) -> Result<Vec<Source>, String> {
+    let in_folder = |error: io::Error| format!("{}: {error}", folder.display());
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(folder).map_err(in_folder)? {
+        let name = entry.map_err(in_folder)?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".yml") {
+            let text = read_text(&folder.join(&name));
+            let name = format!("{prefix}{name}");
+            match text {
+                Ok(text) => sources.push(Source { name, text }),
+                Err(error) => faults.push(format!("{name}: {error}")),
+            }
+        }
+    }
+    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(sources)
+}
+
 /// A whole file, or as much as shows that it is too large.
-fn read_text(path: &std::path::Path) -> io::Result<String> {
+fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(yaml::SIZE_LIMIT as u64 + 1).read_to_string(&mut text)?;
     Ok(text)

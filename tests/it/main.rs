@@ -24,6 +24,8 @@ mod podman_faults;
 mod ends;
 // sound cards that cannot be read, hang, come half or change while they are read; clocks that jump
 mod hardware_faults;
+// what is typed at a terminal: scan, profiles check, health, completions, man
+mod commands;
 // recorded hardware trees are read as what was plugged in
 mod scan;
 // start, stop, crash and adoption

@@ -1,0 +1,177 @@
+//! What a USB sound card can capture: the text of `/proc/asound/cardN/stream0`. [p]
+//!
+//! The kernel prints one block for each altsetting (`sound/usb/proc.c`). Only the first line holds foreign text, the
+//! product string, which may have line breaks; the kernel's own `Capture:` is therefore the last one.
+
+use serde_json::{Value, json};
+
+/// One altsetting: what can be chosen together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// As ALSA names them, `S16_LE`.
+    pub formats: Vec<String>,
+    /// How many.
+    pub channels: u64,
+    /// In Hz; of a continuous range its ends.
+    pub rates: Vec<u64>,
+    /// Whether everything between the rates can be had, too.
+    pub continuous: bool,
+}
+
+/// What a profile says about capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// In Hz.
+    pub sample_rate: u64,
+    /// How many.
+    pub channels: u64,
+    /// `S16LE`, `S24LE` or `S32LE`.
+    pub format: &'static str,
+}
+
+/// Reads the capture part.
+///
+/// # Errors
+/// Why it says nothing about capture.
+pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
+    let (start, _) = text.lines().enumerate().filter(|(_, line)| *line == "Capture:").last().ok_or("no line `Capture:`")?;
+    let mut settings: Vec<Setting> = Vec::new();
+    let mut next = Setting { formats: Vec::new(), channels: 0, rates: Vec::new(), continuous: false };
+    for line in text.lines().skip(start + 1) {
+        let (key, value) = line.trim().split_once(':').unwrap_or((line.trim(), ""));
+        match key {
+            "Format" => next.formats = value.split_whitespace().map(str::to_owned).collect(),
+            "Channels" => next.channels = value.trim().parse().unwrap_or(0),
+            "Rates" => {
+                next.continuous = value.contains("(continuous)");
+                next.rates = value.split([',', ' ', '-']).filter_map(|rate| rate.parse().ok()).filter(|rate| *rate > 0).collect();
+            }
+            // The next one begins; what one does not say is not taken from the one before.
+            key if key.starts_with("Altset ") => (next.formats, next.channels, next.rates) = (Vec::new(), 0, Vec::new()),
+            _ => {}
+        }
+        if !next.formats.is_empty() && next.channels > 0 && !next.rates.is_empty() && !settings.contains(&next) {
+            settings.push(next.clone());
+        }
+    }
+    if settings.is_empty() { Err("no altsetting with format, channels and rates".to_owned()) } else { Ok(settings) }
+}
+
+/// The best that a profile can ask for: the highest rate, then the widest format, then the most channels.
+#[must_use]
+pub fn best(settings: &[Setting]) -> Option<Choice> {
+    let choices = settings.iter().flat_map(|setting| {
+        let rate = setting.rates.iter().copied().filter(|rate| *rate <= 10_000_000).max();
+        let format = setting.formats.iter().filter_map(|format| profile_format(format)).max();
+        Some((rate?, format?, setting.channels)).filter(|_| setting.channels <= 64)
+    });
+    choices.max().map(|(sample_rate, format, channels)| Choice { sample_rate, channels, format })
+}
+
+/// ALSA's name -> the profiles'. USB sends 24 bits as three bytes; ALSA may show them as four.
+fn profile_format(format: &str) -> Option<&'static str> {
+    match format {
+        "S16_LE" => Some("S16LE"),
+        "S24_3LE" | "S24_LE" => Some("S24LE"),
+        "S32_LE" => Some("S32LE"),
+        _ => None,
+    }
+}
+
+/// `48000, 44100 Hz S16_LE 1 channel(s)`
+#[must_use]
+pub fn summary(settings: &[Setting]) -> String {
+    let line = |setting: &Setting| {
+        let rates: Vec<String> = setting.rates.iter().map(ToString::to_string).collect();
+        let plural = if setting.channels == 1 { "" } else { "s" };
+        let rates = rates.join(if setting.continuous { "-" } else { ", " });
+        format!("{rates} Hz {} {} channel{plural}", setting.formats.join("/"), setting.channels)
+    };
+    settings.iter().map(line).collect::<Vec<_>>().join("; ")
+}
+
+/// For programs.
+#[must_use]
+pub fn to_json(settings: &[Setting]) -> Value {
+    let one = |setting: &Setting| json!({"formats": setting.formats, "channels": setting.channels, "rates": setting.rates, "continuous": setting.continuous});
+    settings.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As recorded (`tests/fixtures/04`), with more altsettings as other cards have them.
+    const TEXT: &str = "\
+RODE Microphones RODE NT-USB at usb-0000:00:07.0-2, full speed : USB Audio
+
+Playback:
+  Status: Stop
+  Interface 2
+    Altset 1
+    Format: S16_LE
+    Channels: 2
+    Endpoint: 0x02 (2 OUT) (ADAPTIVE)
+    Rates: 192000
+    Bits: 16
+
+Capture:
+  Status: Running
+    Interface = 1
+    Altset = 1
+    Packet Size = 768
+    Momentary freq = 384000 Hz (0x180.0000)
+  Interface 1
+    Altset 1
+    Format: S16_LE
+    Channels: 1
+    Endpoint: 0x81 (1 IN) (ASYNC)
+    Rates: 48000, 44100
+    Bits: 16
+    Channel map: MONO
+  Interface 1
+    Altset 2
+    Format: S24_3LE
+    Channels: 2
+    Rates: 8000 - 48000 (continuous)
+  Interface 1
+    Altset 3
+    Format: SPECIAL DSD_U32_BE
+    Channels: 2
+    Rates: 352800
+";
+
+    #[test]
+    fn what_can_be_captured_is_read_and_the_best_of_it_chosen() {
+        let settings = parse(TEXT).unwrap();
+        assert_eq!(
+            summary(&settings),
+            "48000, 44100 Hz S16_LE 1 channel; 8000-48000 Hz S24_3LE 2 channels; 352800 Hz SPECIAL/DSD_U32_BE 2 channels"
+        );
+        assert_eq!(best(&settings), Some(Choice { sample_rate: 48_000, channels: 2, format: "S24LE" }));
+        assert_eq!(best(&settings[2..]), None);
+    }
+
+    #[test]
+    fn hostile_and_broken_text_chooses_nothing() {
+        let forged = "X\n\nCapture:\n    Altset 1\n    Format: S32_LE\n    Channels: 64\n    Rates: 999999\n at usb-1 : USB Audio\n";
+        // A speaker's product string may forge a capture part; sysfs knows that it has none. In front of a real one it is ignored.
+        assert_eq!(best(&parse(&format!("{forged}{TEXT}")).unwrap()).unwrap().sample_rate, 48_000);
+        let block = |body: &str| format!("Capture:\n    Altset 1\n{body}");
+        for text in [
+            String::new(),
+            "Capture:".to_owned(),
+            TEXT[..TEXT.find("Capture:").unwrap()].to_owned(),
+            block("    Format: S16_LE\n    Channels: 1\n"),
+            block("    Format: S16_LE\n    Channels: -1\n    Rates: 1\n"),
+            block("    Format: S16_LE\n    Channels: 1\n    Rates: 0, x, 99999999999999999999999\n"),
+            block("    Format:\n    Channels: 1\n    Rates: 1\n"),
+            block("    Format: S16_LE\n    Channels: 1\n    Altset 2\n    Rates: 48000\n"),
+        ] {
+            assert!(parse(&text).is_err(), "{text:?}");
+        }
+        for extreme in ["Channels: 65\n    Rates: 1", "Channels: 1\n    Rates: 10000001"] {
+            assert_eq!(best(&parse(&block(&format!("    Format: S16_LE\n    {extreme}\n"))).unwrap()), None);
+        }
+    }
+}
