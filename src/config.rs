@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::notify::Supervisor;
+
 /// Every variable with its default and meaning, in the order of the README's table.
 pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock", "Podman API socket"),
@@ -67,6 +69,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Least severe level that is logged.
     pub log_level: LevelFilter,
+    /// systemd, if it started this program and wants to be told how it is.
+    pub supervisor: Option<Supervisor>,
 }
 
 /// How to reach PostgreSQL.
@@ -197,6 +201,7 @@ impl Config {
                 text.parse().ok().filter(|level| *level != LevelFilter::Off)
             }),
             redis_url,
+            supervisor: env.supervisor(),
         };
         if env.faults.is_empty() {
             Ok(config)
@@ -287,6 +292,12 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 
     fn path(&mut self, name: &'static str, default: &str) -> PathBuf {
         self.parsed(name, None, default, ABSOLUTE, absolute_path)
+    }
+
+    fn supervisor(&self) -> Option<Supervisor> {
+        let text = |name| (self.lookup)(name).and_then(|value| value.into_string().ok());
+        let socket = (self.lookup)("NOTIFY_SOCKET")?;
+        Supervisor::new(&socket, text("WATCHDOG_USEC").as_deref(), text("WATCHDOG_PID").as_deref(), std::process::id())
     }
 
     fn optional_path(&mut self, name: &'static str) -> Option<PathBuf> {

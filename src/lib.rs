@@ -45,6 +45,7 @@ pub mod logs;
 pub mod manual;
 pub mod memory;
 pub mod notice;
+pub mod notify;
 pub mod nudge;
 pub mod plan;
 pub mod podman;

@@ -68,7 +68,7 @@ fn scan(config: &Config, given: &Given) -> Outcome {
     let findings = Findings::look(&config.host_root, &profiles, card)?;
     let text = match (given.has("--profile"), given.has("--json")) {
         (true, _) => findings.profile(&profiles)?,
-        (false, true) => format!("{:#}\n", findings.to_json()),
+        (false, true) => format!("{}\n", findings.to_json()),
         (false, false) => findings.table(),
     };
     Ok((true, text))
@@ -123,7 +123,7 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     forward_signals(events.clone())?;
     let board = Board::new("controller", "controller");
     let bus = Bus::start(&config.redis_url, "controller")?;
-    let vitals = Vitals::new(&config, board.clone(), bus.clone());
+    let vitals = Vitals::new(&config, board.clone(), bus.clone())?;
     match healthz::start(config.port, board) {
         Ok(port) => info!("health is served on port {port}"),
         // A health check that nobody can reach is no reason not to record.

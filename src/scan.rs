@@ -50,7 +50,7 @@ impl Findings {
         };
         let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
         let mut microphones: Vec<Finding> = ids.into_iter().filter(|(_, microphone)| wanted(microphone.card)).map(find).collect();
-        microphones.sort_by_key(|finding| finding.microphone.card);
+        microphones.sort_unstable_by_key(|finding| finding.microphone.card);
         Ok(Self { microphones, unclear: scan.unclear.into_iter().filter(|(card, _)| wanted(*card)).collect() })
     }
 

@@ -1,8 +1,9 @@
-//! The Controller's own health: its components on the board, its heartbeat on the bus.
+//! The Controller's own health: its components on the board, its heartbeat on the bus, its word to systemd.
 //!
 //! Called by the main loop, which is how a heartbeat proves that the loop moves.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::host::Meter;
+use crate::notify::Notifier;
 use crate::status::Board;
 
 /// What the main loop knows, as `Ok(details)` or why not.
@@ -34,18 +36,23 @@ pub struct Vitals {
     board: Board,
     bus: Bus,
     meter: Meter,
+    notifier: Notifier,
     interval: Duration,
     next: Instant,
 }
 
 impl Vitals {
     /// The first heartbeat is due at once.
-    #[must_use]
-    pub fn new(config: &Config, board: Board, bus: Bus) -> Self {
+    ///
+    /// # Errors
+    /// When the system gives no socket.
+    pub fn new(config: &Config, board: Board, bus: Bus) -> io::Result<Self> {
         for (component, required) in [("database", true), ("podman", true), ("hardware", true), ("containers", false), ("redis", false)] {
             board.require(component, required);
         }
-        Self { board, bus, meter: Meter::new(&config.recorder.workspace), interval: config.heartbeat, next: Instant::now() }
+        let notifier = Notifier::new(config.supervisor.clone())?;
+        let meter = Meter::new(&config.recorder.workspace);
+        Ok(Self { board, bus, meter, notifier, interval: config.heartbeat, next: Instant::now() })
     }
 
     /// When [`Vitals::report`] has something to send again.
@@ -55,8 +62,9 @@ impl Vitals {
     }
 
     /// Notes a completed cycle.
-    pub fn beat(&self) {
+    pub fn beat(&mut self) {
         self.board.beat();
+        self.notifier.beat(Instant::now());
     }
 
     /// Writes the facts on the board and sends the heartbeat.
@@ -88,7 +96,7 @@ impl Vitals {
     }
 
     /// Writes the facts on the board only.
-    pub fn show(&self, facts: &Facts) {
+    pub fn show(&mut self, facts: &Facts) {
         let redis = self.bus.state().map(|()| "connected".to_owned());
         for (component, fact) in [
             ("database", &facts.database),
@@ -101,5 +109,8 @@ impl Vitals {
             self.board.set(component, fact.is_ok(), details);
         }
         self.board.set_activity(facts.activity);
+        if facts.activity == "stopping" {
+            self.notifier.stopping();
+        }
     }
 }

@@ -1,0 +1,81 @@
+//! systemd is told that the Controller is up, that its main loop moves, and that it stops. A datagram socket of the test's
+//! own stands for systemd's.
+
+use super::station::{Station, eventually};
+use rustix::process::Signal;
+use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// The next message, `None` if there is none within `patience`.
+fn next(socket: &UnixDatagram, patience: Duration) -> Option<String> {
+    let mut message = [0; 256];
+    socket.set_read_timeout(Some(patience)).unwrap();
+    let length = socket.recv(&mut message).ok()?;
+    Some(String::from_utf8(message[..length].to_vec()).unwrap())
+}
+
+#[test]
+fn systemd_hears_ready_then_the_watchdog_only_while_the_loop_moves_then_stopping() {
+    let station = Station::plan().without_postgres().without_redis().without_podman().up();
+    let path = station.dir().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut controller = station.controller_with(&[
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "1000000"),
+        ("SILVASONIC_SHUTDOWN", "keep"),
+        ("SILVASONIC_RECONCILE_INTERVAL_S", "0.1"),
+    ]);
+    assert_eq!(next(&socket, SOON).as_deref(), Some("READY=1\nWATCHDOG=1"));
+    let start = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(next(&socket, SOON).as_deref(), Some("WATCHDOG=1"));
+    }
+    let took = start.elapsed();
+    assert!((Duration::from_millis(1450)..Duration::from_millis(2400)).contains(&took), "three messages in {took:?}");
+
+    // The loop stands still at the sound cards, while all other threads go on.
+    let mut cards = None;
+    station.tree.alter(|root| {
+        let path = root.join("proc/asound/cards");
+        fs::remove_file(&path).unwrap();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        cards = Some(path);
+    });
+    eventually(SOON, "the last message", || next(&socket, Duration::from_millis(1200)).is_none().then_some(()));
+    assert!(controller.exit_code().is_none());
+    station.tree.set(&[]);
+    // whoever waits for a writer reads the end of an empty file now
+    drop(fs::File::options().write(true).open(cards.unwrap()).unwrap());
+    assert_eq!(next(&socket, SOON).as_deref(), Some("WATCHDOG=1"));
+
+    controller.signal(Signal::TERM);
+    eventually(SOON, "STOPPING=1", || (next(&socket, SOON).as_deref() == Some("STOPPING=1")).then_some(()));
+    assert_eq!(controller.wait_exit(SOON), 0);
+}
+
+#[test]
+fn an_abstract_socket_is_found_and_a_watchdog_that_is_not_ours_is_not_fed() {
+    let station = Station::plan().without_postgres().without_redis().without_podman().up();
+    let name = format!("silvasonic-test-{}", station.dir().file_name().unwrap().to_str().unwrap());
+    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let controller = station.controller_with(&[
+        ("NOTIFY_SOCKET", &format!("@{name}")),
+        ("WATCHDOG_USEC", "200000"),
+        ("WATCHDOG_PID", "1"),
+        ("SILVASONIC_RECONCILE_INTERVAL_S", "0.1"),
+    ]);
+    assert_eq!(next(&socket, SOON).as_deref(), Some("READY=1\nWATCHDOG=1"));
+    assert_eq!(next(&socket, Duration::from_secs(1)), None);
+    drop(controller);
+    // What nobody reads, and what makes no sense, holds nothing up.
+    for other in ["/nowhere", "vsock:2:1", "@", ""] {
+        let mut controller = station.controller_with(&[("NOTIFY_SOCKET", other), ("WATCHDOG_USEC", "x")]);
+        eventually(SOON, "an answer", || controller.get("/healthy"));
+        assert!(controller.exit_code().is_none(), "{other:?}");
+    }
+}
