@@ -33,7 +33,7 @@ type Outcome = Result<(bool, String), String>;
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match cli::parse(&words) {
-        Ok(Wish::Do(given)) => perform(&given),
+        Ok(Wish::Do(given)) => perform(&given).unwrap_or_else(|code| code),
         Ok(Wish::Help(entry)) => print(&cli::help(entry)),
         Ok(Wish::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(misuse) => {
@@ -43,21 +43,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(given: &Given) -> ExitCode {
-    match given.name {
-        Name::Run => with_settings(run),
-        Name::Logs => with_settings(|config| match viewer::show(&config.redis_url, &given.log_view()) {
+/// Does what was asked for; an exit code instead of an error once it has been told.
+fn perform(given: &Given) -> Result<ExitCode, ExitCode> {
+    Ok(match given.name {
+        Name::Run => run(settings()?),
+        Name::Logs => match viewer::show(&settings()?.redis_url, &given.log_view()) {
             Ok(()) => ExitCode::from(STOPPED),
             Err(why) => cannot_go_on(&why.to_string()),
-        }),
-        Name::Scan => with_settings(|config| conclude(scan(&config, given))),
-        Name::CheckProfiles => {
-            with_settings(|config| conclude(validation::check(given.value("DIR").map(Into::into).or(config.config_dir))))
-        }
-        Name::Health => with_settings(|config| conclude(health::ask(config.port))),
+        },
+        Name::Scan => conclude(scan(&settings()?, given)),
+        Name::CheckProfiles => conclude(validation::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
+        Name::Health => conclude(health::ask(settings()?.port)),
         Name::Completions => print(&completion::script(given.value("SHELL").unwrap_or_default())),
         Name::Man => print(&manual::page(env!("CARGO_PKG_VERSION"))),
-    }
+    })
 }
 
 fn scan(config: &Config, given: &Given) -> Outcome {
@@ -89,14 +88,11 @@ fn cannot_go_on(why: &str) -> ExitCode {
     ExitCode::from(CANNOT_GO_ON)
 }
 
-fn with_settings(go: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    match Config::read(|name| std::env::var_os(name)) {
-        Ok(config) => go(config),
-        Err(faults) => {
-            faults.iter().for_each(|fault| complain(&fault.to_string()));
-            ExitCode::from(WRONG_USAGE)
-        }
-    }
+fn settings() -> Result<Config, ExitCode> {
+    Config::read(|name| std::env::var_os(name)).map_err(|faults| {
+        faults.iter().for_each(|fault| complain(&fault.to_string()));
+        ExitCode::from(WRONG_USAGE)
+    })
 }
 
 fn run(config: Config) -> ExitCode {

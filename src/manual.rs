@@ -8,7 +8,7 @@ use crate::config::VARIABLES;
 pub fn page(version: &str) -> String {
     let mut page = format!(
         ".TH {} 8 \"\" \"{PROGRAM} {version}\" \"System administration\"\n.SH NAME\n{} \\- finds USB microphones and keeps a Recorder running for each\n",
-        PROGRAM.to_uppercase(),
+        PROGRAM.to_ascii_uppercase(),
         roff(PROGRAM)
     );
     page.push_str(&format!(".SH SYNOPSIS\n.B {}\n[COMMAND] [OPTIONS]\n.SH DESCRIPTION\n{ABOUT}\n", roff(PROGRAM)));
@@ -33,8 +33,8 @@ pub fn page(version: &str) -> String {
 }
 
 fn capitalised(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+    let (first, rest) = text.split_at(1);
+    first.to_ascii_uppercase() + rest
 }
 
 /// Text that holds no request, no escape, and dashes that can be copied.

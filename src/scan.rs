@@ -190,14 +190,13 @@ fn slug(name: &str) -> String {
     if slug.is_empty() { "usb_microphone".to_owned() } else { slug }
 }
 
-/// In double quotes as YAML has them; only letters, digits and ASCII signs as they are.
+/// In double quotes as YAML has them; other than ASCII is escaped, as YAML and terminals take not all of it.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
             ' '..='~' => quoted.push(c),
-            c if c.is_alphanumeric() => quoted.push(c),
             c => quoted.push_str(&format!("\\U{:08x}", u32::from(c))),
         }
     }
