@@ -17,13 +17,13 @@ help: ## show this list
 setup: ## install what tests and `make run` need (apt); prints nothing when all is there
 	@tests/setup
 
-recorder: $(TARGET)/static/silvasonic-recorder ## build the Recorder that goes into the test image
+recorder: $(TARGET)/static/silvasonic-recorder $(TARGET)/static/silvasonic-controller ## build the programs that go into test images
 
 # linked statically, for an image that holds nothing else; the plain build uses the same place below debug/
-$(TARGET)/static/silvasonic-recorder: $(SOURCES)
-	cargo rustc --quiet --bin silvasonic-recorder -- -C target-feature=+crt-static -C strip=debuginfo
+$(TARGET)/static/%: $(SOURCES)
+	cargo rustc --quiet --bin $* -- -C target-feature=+crt-static -C strip=debuginfo
 	@mkdir -p $(@D)
-	@cp $(TARGET)/debug/silvasonic-recorder $@.new && mv $@.new $@
+	@cp $(TARGET)/debug/$* $@.new && mv $@.new $@
 
 run: setup recorder ## start a throw-away station with the Controller in the foreground; Ctrl-C removes it
 	@cargo build --quiet --bins --example station

@@ -26,6 +26,8 @@ mod ends;
 mod hardware_faults;
 // what is typed at a terminal: scan, profiles check, health, completions, man
 mod commands;
+// the images of the Containerfile
+mod image;
 // readiness and watchdog for systemd
 mod notify;
 // recorded hardware trees are read as what was plugged in

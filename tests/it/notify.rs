@@ -59,6 +59,23 @@ fn systemd_hears_ready_then_the_watchdog_only_while_the_loop_moves_then_stopping
 }
 
 #[test]
+fn the_unit_is_one_that_systemd_understands() {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/silvasonic-controller.service");
+    let text =
+        fs::read_to_string(unit).unwrap().replace("/usr/local/bin/silvasonic-controller", env!("CARGO_BIN_EXE_silvasonic-controller"));
+    let dir = std::env::temp_dir().join(format!("sv-unit-{}", std::process::id()));
+    fs::create_dir(&dir).unwrap();
+    let path = dir.join("silvasonic-controller.service");
+    fs::write(&path, text).unwrap();
+    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output();
+    fs::remove_dir_all(&dir).unwrap();
+    let Ok(verified) = verified else { return eprintln!("systemd-analyze is not installed: skipped") };
+    let complaints = String::from_utf8_lossy(&verified.stderr);
+    // of this unit; others of the machine may have faults of their own
+    assert!(verified.status.success() && !complaints.contains("silvasonic-controller.service"), "{complaints}");
+}
+
+#[test]
 fn an_abstract_socket_is_found_and_a_watchdog_that_is_not_ours_is_not_fed() {
     let station = Station::plan().without_postgres().without_redis().without_podman().up();
     let name = format!("silvasonic-test-{}", station.dir().file_name().unwrap().to_str().unwrap());

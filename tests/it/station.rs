@@ -180,6 +180,16 @@ impl Station {
         self.podman.image(name, command)
     }
 
+    /// A program linked statically, as the Makefile makes it.
+    pub(crate) fn static_program(&self, name: &str) -> PathBuf {
+        image::static_program(name)
+    }
+
+    /// What a shell command in the sandbox of Podman prints.
+    pub(crate) fn sandboxed(&self, command: &str) -> String {
+        self.podman.shell(command)
+    }
+
     /// The environment that points a Controller (or a Recorder) at this station.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         let path = |path: &Path| path.to_str().expect("our paths are ASCII").to_owned();

@@ -60,7 +60,7 @@ impl Archive {
 pub(crate) fn recorder() -> &'static [u8] {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     IMAGE.get_or_init(|| {
-        let program = recorder_program();
+        let program = static_program("silvasonic-recorder");
         let mut archive = Archive::base();
         archive.file("silvasonic-recorder", 0o755, &fs::read(&program).unwrap_or_else(|e| panic!("{}: {e}", program.display())));
         archive.finish()
@@ -83,17 +83,18 @@ pub(crate) fn busybox() -> &'static [u8] {
     })
 }
 
-/// The static Recorder; the Makefile knows how it is built and whether it is out of date.
-fn recorder_program() -> PathBuf {
-    let program = target_dir().join("static/silvasonic-recorder");
+/// A static program; the Makefile knows how it is built and whether it is out of date.
+pub(crate) fn static_program(name: &str) -> PathBuf {
+    let program = target_dir().join("static").join(name);
     let made = Command::new("make")
-        .args(["--silent", "--no-print-directory", "-C", env!("CARGO_MANIFEST_DIR"), "recorder"])
+        .args(["--silent", "--no-print-directory", "-C", env!("CARGO_MANIFEST_DIR")])
+        .arg(&program)
         .env("CARGO_TARGET_DIR", target_dir())
         .env_remove("MAKEFLAGS")
         .env_remove("MAKELEVEL")
         .output()
         .expect("make is missing: run tests/setup");
-    assert!(made.status.success(), "building the Recorder failed:\n{}", String::from_utf8_lossy(&made.stderr));
+    assert!(made.status.success(), "building {name} failed:\n{}", String::from_utf8_lossy(&made.stderr));
     program
 }
 

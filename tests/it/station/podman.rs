@@ -74,6 +74,12 @@ impl Podman {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Runs a shell command with the podman program at hand; its standard output.
+    pub(crate) fn shell(&self, command: &str) -> String {
+        let output = self.sandbox("exec", &["sh", "-c", command]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     fn sandbox(&self, verb: &str, args: &[&str]) -> Output {
         assert!(!self.dir.as_os_str().is_empty(), "{verb}: this Podman is not ours");
         let mut command = Command::new(SANDBOX);
