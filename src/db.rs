@@ -15,8 +15,9 @@ use crate::registry::{Change, Enrollment, Row};
 
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// Statement 5 s, waiting for a lock less, so that the log tells which it was.
-const LIMITS: &str = "-c statement_timeout=5000 -c lock_timeout=4000 -c idle_in_transaction_session_timeout=30000";
+/// Statement 5 s, waiting for a lock less, so that the log tells which it was, and that a row which somebody holds does
+/// not look like a server that is silent.
+const LIMITS: &str = "-c statement_timeout=5000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000";
 
 /// Rows above this many bytes are not fetched.
 const ROW_LIMIT: i32 = 64 << 10;

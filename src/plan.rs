@@ -276,9 +276,13 @@ pub fn count_ends(
 mod tests {
     use super::*;
     use crate::spec::tests::spec;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     /// A station in words: `wants` are `a:run a:keep a:stop`, containers `a:running`, with `!` behind the state for
     /// another hash.
+    #[derive(Debug)]
     struct Scene {
         wants: BTreeMap<String, Want>,
         containers: Vec<Container>,
@@ -479,5 +483,102 @@ mod tests {
         scene.containers[0].id = "another".to_owned();
         assert_eq!(ends(&mut scene), 1);
         assert_eq!(scene.told(), "");
+    }
+
+    /// Any mix of wishes, containers and things unknown.
+    fn any_scene() -> impl Strategy<Value = Scene> {
+        let device = |n: usize| ["a", "b", "c", "d", "e", "f", "g"][n].to_owned();
+        let wants = vec((0..6usize, select(&["run", "run", "keep", "stop"][..])), 0..8);
+        let states = &["created", "running", "running", "stopping", "stopped", "exited", "paused", "removing", "odd"];
+        let state = select(&states[..]);
+        let containers = vec((0..7usize, state, any::<bool>(), any::<bool>()), 0..10);
+        let max = proptest::option::of(0..6usize);
+        (wants, containers, any::<bool>(), max, vec(0..7usize, 0..3)).prop_map(move |(wants, containers, complete, max, busy)| {
+            let wants: Vec<String> = wants.iter().map(|(n, want)| format!("{}:{want}", device(*n))).collect();
+            let mark = |same: bool| if same { "" } else { "!" };
+            let told: Vec<String> = containers.iter().map(|(n, state, same, _)| format!("{}:{state}{}", device(*n), mark(*same))).collect();
+            let mut scene = scene(&wants.join(" "), &told.join(" "));
+            scene.stuck = containers.iter().enumerate().filter(|(_, container)| container.3).map(|(n, _)| format!("c{n}")).collect();
+            (scene.complete, scene.max, scene.busy) = (complete, max, busy.into_iter().map(device).collect());
+            scene
+        })
+    }
+
+    fn device_of(container: &Container) -> &str {
+        &container.labels[DEVICE_ID]
+    }
+
+    impl Scene {
+        /// What Podman makes of a plan that is carried out to its end.
+        fn apply(&mut self, plan: &Plan) {
+            for action in &plan.actions {
+                self.containers.retain(|container| action.old.iter().all(|old| old.id != container.id));
+                if let Some(spec) = &action.start {
+                    let id = format!("new {}", action.device);
+                    let (name, labels) = (spec.name.clone(), spec.labels());
+                    self.containers.push(Container { id, name, state: State::Running, labels, exit_code: 0, pid: 0 });
+                }
+            }
+            self.stuck.retain(|id| self.containers.iter().any(|container| &container.id == id));
+        }
+
+        fn alive(&self) -> BTreeSet<&str> {
+            self.containers.iter().filter(|container| !container.state.is_over()).map(device_of).collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_cannot_be_told_is_touched(scene in any_scene()) {
+            for action in &scene.plan().actions {
+                let device = action.device.as_str();
+                prop_assert!(!scene.busy.contains(device));
+                match scene.wants.get(device) {
+                    None => prop_assert!(scene.complete && action.start.is_none()),
+                    Some(Want::Keep(why)) => prop_assert!(false, "{why}"),
+                    Some(Want::Stop(_)) => prop_assert!(action.start.is_none()),
+                    // What runs as wanted gives way to a limit only, and to that only if it is known.
+                    Some(Want::Run(spec)) => for old in &action.old {
+                        let container = scene.containers.iter().find(|container| container.id == old.id).unwrap();
+                        prop_assert_eq!(device_of(container), device);
+                        let sound = container.state == State::Running && container.labels[CONFIG_HASH] == spec.hash();
+                        let twin = |other: &Container| device_of(other) == device && other.id != old.id;
+                        prop_assert!(!sound || scene.max.is_some() || scene.containers.iter().any(twin));
+                    },
+                }
+            }
+        }
+
+        #[test]
+        fn starts_come_first_and_a_device_has_one_action(scene in any_scene()) {
+            let plan = scene.plan();
+            let stops = plan.actions.iter().skip_while(|action| action.start.is_some());
+            prop_assert!(stops.into_iter().all(|action| action.start.is_none()));
+            let devices: BTreeSet<&str> = plan.actions.iter().map(|action| action.device.as_str()).collect();
+            prop_assert_eq!(devices.len(), plan.actions.len());
+        }
+
+        #[test]
+        fn a_plan_that_is_carried_out_leaves_nothing_to_do(mut scene in any_scene()) {
+            let plan = scene.plan();
+            scene.apply(&plan);
+            prop_assert_eq!(scene.told(), "");
+        }
+
+        #[test]
+        fn the_limit_is_kept_and_nobody_gives_way_to_a_newcomer(mut scene in any_scene()) {
+            scene.busy.clear();
+            let plan = scene.plan();
+            let was_alive: BTreeSet<String> = scene.alive().into_iter().map(str::to_owned).collect();
+            let newcomers = plan.actions.iter().filter(|action| action.start.is_some() && !was_alive.contains(&action.device)).count();
+            let evicted = plan.actions.iter().filter(|action| action.reason == "beyond max_recorders").count();
+            prop_assert!(newcomers == 0 || evicted == 0, "{newcomers} newcomers, {evicted} evicted");
+            scene.apply(&plan);
+            let wanted = |device: &&str| matches!(scene.wants.get(*device), Some(Want::Run(_)));
+            let running = scene.alive().into_iter().filter(wanted).count();
+            let kept = scene.wants.values().filter(|want| matches!(want, Want::Keep(_))).count();
+            let limit = scene.max.unwrap_or(DEFAULT_MAX_RECORDERS.max(was_alive.len()));
+            prop_assert!(running <= limit, "{running} run, {limit} may, {kept} are kept");
+        }
     }
 }

@@ -39,7 +39,7 @@ impl Findings {
     /// # Errors
     /// Why the hardware cannot be read.
     pub fn look(root: &Path, profiles: &[Profile], card: Option<u32>) -> Result<Self, String> {
-        let scan = sysfs::scan(root).map_err(|why| why.to_string())?;
+        let scan = sysfs::scan(root, &[], |_, _| {}).map_err(|why| why.to_string())?;
         let wanted = |index: u32| card.is_none_or(|card| card == index);
         let find = |(id, microphone): (String, Microphone)| {
             let usb = microphone.usb.as_ref();

@@ -12,6 +12,10 @@ mod harness;
 mod arrival;
 // what users write takes effect and stays; nonsense harms only its own row
 mod database;
+// a PostgreSQL that is away, frozen, refuses, is read-only or locked
+mod database_faults;
+// a Controller that is killed at any moment
+mod kills;
 // what a quiet second costs
 mod idle;
 // nudge, heartbeat and health

@@ -1,0 +1,125 @@
+//! A PostgreSQL that is away, frozen, refuses, is read-only or locked: Recorders are left alone, known microphones start
+//! all the same, and all is caught up with after it.
+
+use std::time::Duration;
+
+use super::station::{Controller, Station, eventually};
+use super::tree::Card;
+
+const SOON: Duration = Duration::from_secs(20);
+/// How soon things happen that do not need the database, and all is as it should be once it is back: two seconds, and
+/// Podman's own time.
+const SERVED: Duration = Duration::from_secs(3);
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
+
+/// What goes wrong, what the log says of it, and how it ends.
+struct Fault {
+    told: &'static str,
+    begin: fn(&mut Station) -> Option<postgres::Client>,
+    end: fn(&mut Station),
+}
+
+fn setting(station: &Station, sql: &str) {
+    station.postgres.exec(sql);
+    station.postgres.exec("SELECT pg_reload_conf()");
+}
+
+const FAULTS: [Fault; 4] = [
+    Fault {
+        told: "PostgreSQL cannot be read, its last word stands",
+        begin: |station| {
+            station.postgres.stop();
+            None
+        },
+        end: |station| station.postgres.start(),
+    },
+    Fault {
+        told: "PostgreSQL does not answer, its last word stands",
+        begin: |station| {
+            station.postgres.stop_hung();
+            None
+        },
+        end: |station| station.postgres.resume(),
+    },
+    Fault {
+        told: "cannot execute UPDATE in a read-only transaction",
+        begin: |station| {
+            setting(station, "ALTER SYSTEM SET default_transaction_read_only = on");
+            None
+        },
+        end: |station| setting(station, "ALTER SYSTEM SET default_transaction_read_only = off"),
+    },
+    Fault {
+        told: "canceling statement due to lock timeout",
+        begin: |station| {
+            let mut client = station.postgres.client();
+            client.batch_execute("BEGIN; LOCK TABLE devices IN SHARE ROW EXCLUSIVE MODE").unwrap();
+            Some(client)
+        },
+        end: |_| {},
+    },
+];
+
+fn rode(station: &Station) -> Option<String> {
+    station.postgres.value("SELECT status FROM devices WHERE name LIKE '19f7%'")
+}
+
+#[test]
+fn whatever_postgresql_does_known_microphones_are_recorded() {
+    let mut station = Station::up();
+    let both = [Card::ultramic(), Card::rode().index(1)];
+    station.tree.set(&both);
+    let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    controller.wait_log("seeded user", SOON);
+    let mark = |station: &Station| station.inspect(ULTRAMIC).map(|inspect| (inspect["Id"].clone(), inspect["State"]["StartedAt"].clone()));
+    let before = mark(&station);
+    for (number, fault) in FAULTS.iter().enumerate() {
+        station.tree.set(&both[..1]);
+        station.podman.wait_running(SOON, &[ULTRAMIC]);
+        eventually(SOON, "offline", || rode(&station).filter(|status| status == "offline"));
+        let told = controller.count_log(fault.told);
+        let held = (fault.begin)(&mut station);
+        station.tree.set(&both);
+        // Found within a tick, and written in vain, whatever the database does.
+        station.podman.wait_running(SERVED, &[ULTRAMIC, RODE]);
+        eventually(SOON, &format!("{:?} in the log", fault.told), || (controller.count_log(fault.told) > told).then_some(()));
+        (fault.end)(&mut station);
+        drop(held);
+        eventually(SERVED, &format!("online in the database after fault {number}"), || rode(&station).filter(|status| status == "online"));
+        station.postgres.exec("UPDATE devices SET enabled = FALSE WHERE name LIKE '19f7%'");
+        station.podman.wait_running(SERVED, &[ULTRAMIC]);
+        station.postgres.exec("UPDATE devices SET enabled = TRUE WHERE name LIKE '19f7%'");
+        station.podman.wait_running(SERVED, &[ULTRAMIC, RODE]);
+        assert_eq!(mark(&station), before, "after fault {number}");
+    }
+    is_well(&controller);
+}
+
+fn is_well(controller: &Controller) {
+    eventually(SOON, "health 200", || controller.get("/healthy").filter(|(status, _)| *status == 200));
+}
+
+#[test]
+fn a_database_that_refuses_stops_nobody() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    // No superuser, as those are let in always.
+    station.postgres.exec("CREATE ROLE station LOGIN PASSWORD 'station'; ALTER DATABASE silvasonic OWNER TO station");
+    station.postgres.exec("GRANT ALL ON SCHEMA public TO station");
+    let controller = station.controller_with(&[("POSTGRES_USER", "station"), ("POSTGRES_PASSWORD", "station")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let before = super::start::ids(&station);
+    let end = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'station') ended";
+    station.postgres.exec("ALTER ROLE station NOLOGIN");
+    station.postgres.value::<i64>(end);
+    let line = controller.wait_log("PostgreSQL cannot be read, its last word stands", SOON);
+    eventually(SOON, "the reason", || (controller.count_log("is not permitted to log in") > 0).then_some(()));
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    eventually(SOON, "a health check that says so", || controller.get("/healthy").filter(|(status, _)| *status == 503));
+    assert_eq!(super::start::ids(&station), before, "{line}");
+    station.postgres.exec("ALTER ROLE station LOGIN");
+    station.podman.wait_running(SERVED, &[ULTRAMIC, RODE]);
+    assert_eq!(super::start::ids(&station)[ULTRAMIC], before[ULTRAMIC]);
+}
