@@ -9,7 +9,7 @@ RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
 RUST_TEST_THREADS ?= 4
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 bench lint clean
+.PHONY: help setup recorder run plug unplug test test-podman5 bench fuzz lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,6 +44,14 @@ bench: setup recorder ## measure size, speed and cost on real services (release 
 	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
 	@cargo build --release --quiet --bins --example bench
 	@$(SUDO) $(TARGET)/release/examples/bench $(BENCH)
+
+fuzz: ## fuzz each parser for FUZZ_S seconds (60), with coverage but without sanitizers, on the stable toolchain
+	cd fuzz && RUSTFLAGS="-C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table -C codegen-units=1" cargo build --quiet --release --bins --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir ../$(TARGET)/fuzz
+	@for target in cards frames answer profile; do \
+		mkdir -p $(TARGET)/fuzz/corpus/$$target; echo "fuzzing $$target"; \
+		$(TARGET)/fuzz/*/release/$$target -max_total_time=$(or $(FUZZ_S),60) -max_len=8192 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=$(TARGET)/fuzz/$$target- $(TARGET)/fuzz/corpus/$$target || exit 1; \
+	done
 
 lint: ## check format and lints
 	cargo fmt --check

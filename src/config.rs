@@ -30,6 +30,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_RECORDER_MEMORY_LIMIT", "512m", "memory limit of a Recorder: bytes, or with b, k, m, g; at least 6m"),
     ("SILVASONIC_RECORDER_CPU_LIMIT", "1.0", "CPU limit of a Recorder in cores, 0.01-512"),
     ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "5", "Podman's own on-failure retries, 1-100"),
+    ("SILVASONIC_RECORDER_PRIVILEGED", "true", "whether Recorders are privileged containers; false leaves them `/dev/snd` only"),
     ("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", "tick of the main loop in seconds, 0.1-60"),
     ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", "seconds that a vanished microphone still counts as online, 0-3600"),
     ("SILVASONIC_HEARTBEAT_INTERVAL_S", "10.0", "seconds between heartbeats, 1-60"),
@@ -113,6 +114,8 @@ pub struct Recorder {
     pub cpu_quota: u64,
     /// Podman's on-failure retries.
     pub restart_tries: u32,
+    /// Whether its container is privileged.
+    pub privileged: bool,
 }
 
 /// What a termination signal does to Recorders.
@@ -185,6 +188,7 @@ impl Config {
                 restart_tries: env.parsed("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", None, "5", "a whole number from 1 to 100", |text| {
                     text.parse().ok().filter(|tries| (1..=100).contains(tries))
                 }),
+                privileged: env.parsed("SILVASONIC_RECORDER_PRIVILEGED", None, "true", "true or false", |text| text.parse().ok()),
             },
             workspace_local: env.optional_path("SILVASONIC_RECORDER_WORKSPACE_LOCAL").unwrap_or_else(|| workspace.join("recorder")),
             interval: env.seconds("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", 0.1, 60.0, "seconds from 0.1 to 60"),
@@ -400,6 +404,7 @@ mod tests {
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1m"),
             ("SILVASONIC_RECORDER_CPU_LIMIT", "0"),
             ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "0"),
+            ("SILVASONIC_RECORDER_PRIVILEGED", "no"),
             ("SILVASONIC_RECONCILE_INTERVAL_S", "NaN"),
             ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "-1"),
             ("SILVASONIC_HEARTBEAT_INTERVAL_S", "61"),

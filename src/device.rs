@@ -217,6 +217,8 @@ fn short_hash(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     fn usb(card: u32, serial: Option<&str>, bus_path: &str) -> Microphone {
         Microphone {
@@ -330,5 +332,34 @@ mod tests {
         assert!(!belongs_to_profile("a-b-6a21", "a"));
         assert!(!belongs_to_profile("ultramic-384-evo-", "ultramic_384_evo"));
         assert!(!belongs_to_profile("../../etc", "x"));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_device_says_names_are_sound_and_its_own(
+            serials in vec(vec(any::<u8>(), 0..130), 1..6),
+            slug in vec(any::<char>(), 0..100).prop_map(String::from_iter),
+        ) {
+            let microphones = serials.iter().zip(1..).map(|(raw, n)| usb(n, serial(raw).as_deref(), &format!("1-{n}"))).collect();
+            let found = identify(microphones, &BTreeMap::new(), |_| false);
+            prop_assert_eq!(found.len(), serials.len(), "each has an id of its own");
+            let mut names: BTreeSet<String> = BTreeSet::new();
+            for (id, microphone) in &found {
+                prop_assert!(id.len() <= 128 && !id.contains("..") && !id.contains('/'), "{id:?}");
+                prop_assert!(id.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{id:?}");
+                let usb = microphone.usb.as_ref().unwrap();
+                let taken = names.iter().map(String::as_str).collect();
+                let name = workspace_name(&slug, id, usb.serial.as_deref(), Some(&usb.bus_path), microphone.card.into(), &taken);
+                prop_assert!(is_workspace_name(&name), "{name:?}");
+                let folder = std::path::Path::new("/workspace/recorder").join(&name);
+                prop_assert_eq!(folder.parent(), Some(std::path::Path::new("/workspace/recorder")));
+                prop_assert!(names.insert(name), "two of one name");
+            }
+        }
+
+        #[test]
+        fn different_serials_stay_different(one in vec(any::<u8>(), 0..130), other in vec(any::<u8>(), 0..130)) {
+            prop_assert!(one.trim_ascii() == other.trim_ascii() || serial(&one).is_none() || serial(&one) != serial(&other));
+        }
     }
 }

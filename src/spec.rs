@@ -31,6 +31,8 @@ const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
 const LOG_BYTES: u64 = 10 << 20;
 /// The kernel's last choice when memory runs out, short of "never".
 const OOM_SCORE_ADJ: i32 = -999;
+/// Major number of all ALSA devices.
+const ALSA_MAJOR: u32 = 116;
 const CPU_PERIOD_US: u64 = 100_000;
 /// Seconds that a Recorder gets to close its files.
 const STOP_TIMEOUT_S: u64 = 10;
@@ -62,6 +64,7 @@ struct Parts {
     memory: u64,
     cpu_quota: u64,
     restart_tries: u32,
+    privileged: bool,
 }
 
 impl Spec {
@@ -91,6 +94,7 @@ impl Spec {
                 memory: recorder.memory,
                 cpu_quota: recorder.cpu_quota,
                 restart_tries: recorder.restart_tries,
+                privileged: recorder.privileged,
             },
             env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             hash: String::new(),
@@ -153,7 +157,7 @@ impl Spec {
             "name": self.name,
             "image": parts.image,
             "env": self.env,
-            "privileged": true,
+            "privileged": parts.privileged,
             "groups": ["audio"],
             "mounts": [
                 { "type": "bind", "source": parts.source, "destination": "/app/workspace", "options": ["rbind", "rw", "z"] },
@@ -181,6 +185,11 @@ impl Spec {
     pub fn create_request(&self, engine: &Engine) -> Value {
         let mut request = self.body();
         request["labels"] = json!(self.labels());
+        if !self.recorder.privileged && !engine.rootless {
+            // The bind shows the devices; without privilege their control group must allow them, too. A rootless engine
+            // cannot set that, and nothing denies them there but the files' own permissions.
+            request["device_cgroup_rule"] = json!([{ "allow": true, "type": "c", "major": ALSA_MAJOR, "access": "rwm" }]);
+        }
         if engine.rootless {
             // The group `audio` inside is no group of the host; crun can keep the user's own ones instead.
             request["annotations"] = json!({ "run.oci.keep_original_groups": "1" });
@@ -210,6 +219,7 @@ impl Spec {
         compare("restart_tries", &text("/HostConfig/RestartPolicy/MaximumRetryCount"), &parts.restart_tries.to_string());
         let networks = inspect.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
         let networks: Vec<&str> = networks.into_iter().flat_map(|map| map.keys().map(String::as_str)).collect();
+        compare("privileged", &text("/HostConfig/Privileged"), &parts.privileged.to_string());
         compare("network", &networks.join(" "), &parts.network);
         let mounts = inspect.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
         let source = mounts.filter(|mount| mount["Destination"] == "/app/workspace").find_map(|mount| mount["Source"].as_str());
@@ -270,6 +280,7 @@ pub(crate) mod tests {
             memory: 512 << 20,
             cpu_quota: 100_000,
             restart_tries: 5,
+            privileged: true,
         }
     }
 
@@ -285,7 +296,7 @@ pub(crate) mod tests {
     fn inspect_of(spec: &Spec) -> Value {
         json!({
             "Name": spec.name, "ImageName": "localhost/rec:1",
-            "HostConfig": { "Memory": 512 << 20, "CpuQuota": 100_000, "RestartPolicy": { "MaximumRetryCount": 5 } },
+            "HostConfig": { "Privileged": true, "Memory": 512 << 20, "CpuQuota": 100_000, "RestartPolicy": { "MaximumRetryCount": 5 } },
             "NetworkSettings": { "Networks": { "net": {} } },
             "Mounts": [{ "Destination": "/app/workspace", "Source": "/data/recorder/p-a" }],
             "Config": { "Env": spec.env.iter().map(|(name, value)| format!("{name}={value}")).chain(["TERM=xterm".to_owned()]).collect::<Vec<_>>() },

@@ -263,3 +263,25 @@ fn a_paused_recorder_is_adopted_once() {
     next.wait_log("seeded user", SOON);
     assert_eq!(next.count_log("is adopted"), 1);
 }
+
+/// Opens each sound device. That no driver serves pcmC9D0c (see podman-sandbox) is said only to whom its control group lets.
+const OPEN: &str = "for node in /dev/snd/*; do (exec 3<$node) 2>&1 | sed \"s|^|$node |\"; done; echo done; exec sleep 1000";
+
+#[test]
+fn without_privilege_a_recorder_has_the_sound_devices_and_no_others() {
+    let engine = std::env::var("STATION_PODMAN").unwrap_or_else(|_| "--fake-snd".to_owned());
+    for user in ["", "--user silva"] {
+        let options: Vec<&str> = engine.split_whitespace().chain(user.split_whitespace()).collect();
+        let station = Station::plan().podman_options(&options).up();
+        let image = station.image("open", OPEN);
+        station.tree.set(&[Card::ultramic()]);
+        let settings = [("SILVASONIC_RECORDER_PRIVILEGED", "false"), ("SILVASONIC_RECORDER_IMAGE", image.as_str())];
+        let _controller = station.controller_with(&settings);
+        station.podman.wait_running(SOON, &[ULTRAMIC]);
+        assert_eq!(station.inspect(ULTRAMIC).unwrap()["HostConfig"]["Privileged"], false);
+        let said = || Some(station.podman.exec(&["logs", ULTRAMIC])).filter(|said| said.contains("done"));
+        let said = eventually(SOON, "its words", said);
+        let node = said.lines().find(|line| line.contains("pcmC9D0c")).unwrap_or_else(|| panic!("{said}"));
+        assert!(node.contains("No such device"), "{options:?}: {said}");
+    }
+}

@@ -1,0 +1,95 @@
+//! What must hold for any bytes; each function panics where it does not.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use silvasonic_controller::line::{Joiner, Origin, Said};
+use silvasonic_controller::podman::Podman;
+use silvasonic_controller::podman::frames::Frames;
+use silvasonic_controller::profile::Profile;
+use silvasonic_controller::sysfs::parse_cards;
+
+/// `/proc/asound/cards`: each card comes from a line that names it, and its words hold no line ends and no NUL.
+pub(crate) fn cards(data: &[u8]) {
+    let Ok(cards) = parse_cards(data) else { return };
+    let lines = String::from_utf8_lossy(data).lines().count();
+    assert!(cards.values().map(Vec::len).sum::<usize>() <= lines);
+    for line in cards.values().flatten() {
+        for word in [&line.id, &line.driver, &line.name] {
+            assert!(!word.contains('\n'), "{line:?}");
+        }
+        assert!(!line.name.contains('\0'), "{line:?}");
+    }
+}
+
+/// A log stream gives the same lines however it is cut into chunks, each one a payload of valid JSON.
+pub(crate) fn frames(data: &[u8]) {
+    let read = |sizes: &mut dyn FnMut() -> usize| {
+        let (mut frames, mut joiner, mut lines) = (Frames::default(), Joiner::default(), Vec::new());
+        let origin = Origin { service: "recorder".into(), instance: "a".into(), container: "c".into() };
+        let mut rest = data;
+        while !rest.is_empty() {
+            let (chunk, tail) = rest.split_at(sizes().clamp(1, rest.len()));
+            rest = tail;
+            let each = |output, frame: &[u8]| {
+                joiner.push(output, Said::read(frame), |line| {
+                    lines.push((line.bytes.to_vec(), line.cut));
+                    let payload = origin.payload(line, SystemTime::UNIX_EPOCH);
+                    let value: serde_json::Value = serde_json::from_str(&payload).expect("a payload is JSON");
+                    assert!(value["message"].is_string() && value["level"].is_string() && value["timestamp"].is_string(), "{payload}");
+                });
+            };
+            if frames.push(chunk, each).is_err() {
+                break;
+            }
+        }
+        lines
+    };
+    let whole = read(&mut || usize::MAX);
+    assert!(whole.iter().map(|(bytes, _)| bytes.len()).sum::<usize>() <= data.len());
+    assert_eq!(whole, read(&mut || 1));
+    assert_eq!(whole, read(&mut || 7));
+}
+
+/// Whatever answers in Podman's place: a list comes to an end, with or without a result.
+pub(crate) fn answer(data: &[u8]) {
+    static SERVER: OnceLock<(Podman, Sender<Vec<u8>>)> = OnceLock::new();
+    let (podman, answers) = SERVER.get_or_init(|| {
+        let path = PathBuf::from(format!("/tmp/sv-fuzz-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let (sender, answers) = channel::<Vec<u8>>();
+        std::thread::spawn(move || {
+            let mut last = Vec::new();
+            for mut client in listener.incoming().map_while(Result::ok) {
+                // A second attempt at the same list gets the same answer.
+                last = answers.try_recv().unwrap_or(last);
+                let _ = client.read(&mut [0; 4096]);
+                let _ = client.write_all(&last);
+            }
+        });
+        (Podman::new(path), sender)
+    });
+    answers.send(data.to_vec()).expect("the server runs");
+    let begun = Instant::now();
+    if let Ok(containers) = podman.list("io.silvasonic.owner", "controller") {
+        assert!(containers.len() <= data.len());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(11));
+}
+
+/// A profile file is refused or whole: what was read is read again from its own JSON.
+pub(crate) fn profile(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match Profile::from_yaml(text) {
+        Ok(profile) => {
+            let again = silvasonic_controller::profile::Config::from_json(&profile.config.to_json()).expect("its own JSON is valid");
+            assert_eq!(again.recorder_json(), profile.config.recorder_json());
+        }
+        Err(faults) => assert!(!faults.is_empty() && faults.iter().all(|fault| !fault.contains('\n') && fault.len() < 4096), "{faults:?}"),
+    }
+}
