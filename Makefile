@@ -9,7 +9,7 @@ RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
 RUST_TEST_THREADS ?= 4
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 bench fuzz lint clean
+.PHONY: help setup recorder run plug unplug test test-podman5 bench fuzz soak lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,7 +38,7 @@ test: setup recorder ## run all tests
 
 test-podman5: setup recorder ## run the tests that touch Podman on 5.x, in a chroot of Debian trixie (made by debootstrap)
 	@tests/podman-sandbox up /tmp/sv-trixie --suite trixie --rootfs /var/tmp/silvasonic-trixie >/dev/null; tests/podman-sandbox down /tmp/sv-trixie
-	STATION_PODMAN="--suite trixie --rootfs /var/tmp/silvasonic-trixie --fake-snd" cargo test --test it -- start:: logs:: plug:: arrival:: --skip rootless
+	STATION_PODMAN="--suite trixie --rootfs /var/tmp/silvasonic-trixie --fake-snd" cargo test --test it -- start:: logs:: plug:: arrival:: ends:: --skip rootless
 
 bench: setup recorder ## measure size, speed and cost on real services (release build); BENCH="--json quiet", PEER="command"
 	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
@@ -52,6 +52,10 @@ fuzz: ## fuzz each parser for FUZZ_S seconds (60), with coverage but without san
 		$(TARGET)/fuzz/*/release/$$target -max_total_time=$(or $(FUZZ_S),60) -max_len=8192 -verbosity=0 -print_final_stats=1 \
 			-artifact_prefix=$(TARGET)/fuzz/$$target- $(TARGET)/fuzz/corpus/$$target || exit 1; \
 	done
+
+soak: setup recorder ## random plugs, faults and kills for SOAK_MINUTES (10), and a ledger of what was lost, doubled or leaked
+	@cargo build --quiet --bins --example soak
+	@$(SUDO) $(TARGET)/debug/examples/soak
 
 lint: ## check format and lints
 	cargo fmt --check

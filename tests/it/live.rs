@@ -226,3 +226,24 @@ fn the_logs_command_shows_lines_as_they_come() {
     json.wait_log("three", SOON);
     assert_eq!(json.log().lines().next().unwrap(), line("a", "info", "one\u{7}"));
 }
+
+#[test]
+fn hostile_nudges_are_neither_obeyed_nor_kept() {
+    let station = Station::up();
+    let controller = slow(&station);
+    eventually(SOON, "the subscription", || (station.redis.subscribers(NUDGE) == 1).then_some(()));
+    let so_far = reads(&station);
+    let mut redis = station.redis.connection();
+    for payload in
+        [vec![b'x'; 10 << 20], vec![0xff; 1 << 20], b"reconcile\0".to_vec(), b"RECONCILE".to_vec(), Vec::new(), vec![b'['; 100_000]]
+    {
+        redis::cmd("PUBLISH").arg(NUDGE).arg(payload).exec(&mut redis).unwrap();
+    }
+    // Served after all those, so they have been read.
+    station.redis.publish(NUDGE, "reconcile");
+    eventually(SOON, "one cycle", || (reads(&station) > so_far).then_some(()));
+    assert!(reads(&station) <= so_far + 1);
+    let status = fs::read_to_string(format!("/proc/{}/status", controller.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u32>().ok()).unwrap();
+    assert!(peak < 40 << 10, "{peak} KiB");
+}

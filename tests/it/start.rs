@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::station::{NETWORK, RECORDER, Station, eventually};
+use super::station::{Controller, NETWORK, RECORDER, Station, eventually};
 use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -284,4 +284,28 @@ fn without_privilege_a_recorder_has_the_sound_devices_and_no_others() {
         let node = said.lines().find(|line| line.contains("pcmC9D0c")).unwrap_or_else(|| panic!("{said}"));
         assert!(node.contains("No such device"), "{options:?}: {said}");
     }
+}
+
+#[test]
+fn a_user_without_any_rights_but_the_socket_and_the_workspace_records() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let nobody = 65_534;
+    std::os::unix::fs::chown(station.workspace().join("recorder"), Some(nobody), Some(nobody)).unwrap();
+    std::os::unix::fs::chown(station.podman.socket(), Some(nobody), Some(nobody)).unwrap();
+    let own = station.controller_command(&[]);
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]);
+    command.arg(own.get_program()).current_dir("/").env_clear();
+    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut controller = Controller::run(command);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", controller.id())).unwrap();
+    for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Uid:\t65534\t65534\t65534\t65534"] {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    eventually(SOON, "health", || controller.get("/healthy").filter(|(status, _)| *status == 200));
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+    assert_eq!(station.containers(), Vec::<Value>::new());
 }

@@ -1,0 +1,295 @@
+//! `make soak`: a station for SOAK_MINUTES (10) with random plugs, faults and kills, and a ledger at the end.
+//!
+//! Five microphones; the first is never touched, so that its Recorder must not miss a moment. A watcher looks every 100 ms
+//! which Recorder processes live. Time without one counts as lost, unless something that was done to this very Recorder
+//! within the last seconds, or something that keeps Podman or the hardware from being seen at this moment, explains it.
+//! In the second half the Controller is not killed any more, so that what it uses can be compared. Ends with 1 if anything
+//! was lost, doubled, leaked or grown. `SOAK_SEED` repeats a run's dice.
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
+
+/// The parts, shared with the integration tests.
+#[allow(dead_code)]
+mod it {
+    pub(crate) mod station;
+    pub(crate) mod tree;
+}
+
+use it::station::{Controller, Station, eventually};
+use it::tree::Card;
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(60);
+const COUNT: usize = 5;
+/// What a Recorder may take to come (back): two seconds, a back-off of as much, and Podman's own time.
+const ALLOWANCE: Duration = Duration::from_secs(6);
+const LOOK: Duration = Duration::from_millis(100);
+/// What an allocator may keep for itself.
+const TOLERANCE_KIB: i64 = 512;
+
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+/// What the watcher must know and what it finds, by microphone.
+struct Book {
+    wanted: [bool; COUNT],
+    excused: [Instant; COUNT],
+    /// Podman or the hardware cannot be seen: who is not there yet cannot come.
+    blind: bool,
+    lost: [f64; COUNT],
+    explained: [f64; COUNT],
+    doubled: u32,
+}
+
+/// Ids of the living Recorder processes of this station, by microphone.
+fn recorders(url: &str) -> [Vec<u32>; COUNT] {
+    let mut found: [Vec<u32>; COUNT] = Default::default();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if !fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.starts_with("silvasonic-reco")) {
+            continue;
+        }
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&environment);
+        if text.split('\0').any(|pair| pair.strip_prefix("SILVASONIC_REDIS_URL=") == Some(url)) {
+            let number = text.split('\0').find_map(|pair| pair.strip_prefix("SILVASONIC_INSTANCE_ID=0869-0389-SER")?.parse::<usize>().ok());
+            number.and_then(|number| found.get_mut(number)).into_iter().for_each(|ids| ids.push(id));
+        }
+    }
+    found
+}
+
+fn watch(url: &str, book: &Mutex<Book>, stop: &AtomicBool) {
+    let mut last = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        thread::sleep(LOOK);
+        let alive = recorders(url);
+        let mut book = book.lock().unwrap();
+        let (now, span) = (Instant::now(), last.elapsed().as_secs_f64());
+        last = now;
+        for (n, ids) in alive.iter().enumerate() {
+            book.doubled += u32::from(ids.len() > 1);
+            if ids.is_empty() && book.wanted[n] {
+                if book.blind || now < book.excused[n] {
+                    book.explained[n] += span;
+                } else {
+                    book.lost[n] += span;
+                }
+            }
+        }
+    }
+}
+
+/// Resident memory in KiB, open files, threads.
+fn usage(controller: &Controller) -> [i64; 3] {
+    let id = controller.id();
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok()).unwrap();
+    [field("VmRSS:"), fs::read_dir(format!("/proc/{id}/fd")).unwrap().count() as i64, field("Threads:")]
+}
+
+fn service(station: &Station, signal: &str) {
+    let pattern = format!("system service .*{}/podman/", station.dir().display());
+    Command::new("pkill").arg(format!("-{signal}")).arg("-f").arg(pattern).status().unwrap();
+}
+
+fn main() -> ExitCode {
+    let minutes: f64 = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(10.0);
+    let seed = std::env::var("SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| RandomState::new().hash_one(1) | 1);
+    println!("a station for {minutes} minutes; SOAK_SEED={seed}");
+    let mut dice = Dice(seed);
+    let mut station = Station::up();
+    let card = |n: usize| {
+        let index = n as u32;
+        Card::ultramic().index(index).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))
+    };
+    let name = |n: usize| format!("silvasonic-recorder-ultramic-384-evo-{n:04}");
+    let mut plugged = [true; COUNT];
+    let set =
+        |station: &Station, plugged: &[bool; COUNT]| station.tree.set(&(0..COUNT).filter(|n| plugged[*n]).map(card).collect::<Vec<_>>());
+    set(&station, &plugged);
+    let mut controller = station.controller();
+    let names: Vec<String> = (0..COUNT).map(name).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    station.podman.wait_running(SOON, &names);
+    controller.wait_log("seeded user", SOON);
+
+    let now = Instant::now();
+    let book = Arc::new(Mutex::new(Book {
+        wanted: plugged,
+        excused: [now + ALLOWANCE; COUNT],
+        blind: false,
+        lost: [0.0; COUNT],
+        explained: [0.0; COUNT],
+        doubled: 0,
+    }));
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = {
+        let (book, stop, url) = (Arc::clone(&book), Arc::clone(&stop), station.redis.url());
+        thread::spawn(move || watch(&url, &book, &stop))
+    };
+    let excuse = |who: std::ops::Range<usize>| who.for_each(|n| book.lock().unwrap().excused[n] = Instant::now() + ALLOWANCE);
+    let mut ledger: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut fault: Option<&str> = None;
+    let (begun, length) = (Instant::now(), Duration::from_secs_f64(minutes * 60.0));
+    let mut before = None;
+    while begun.elapsed() < length {
+        thread::sleep(Duration::from_millis(300 + dice.below(2500) as u64));
+        // At most one thing is away at a time; what is done to microphones goes on meanwhile.
+        if let Some(present) = fault {
+            if dice.below(3) == 0 {
+                match present {
+                    "PostgreSQL stopped" => station.postgres.start(),
+                    "PostgreSQL frozen" => station.postgres.resume(),
+                    "Redis stopped" => station.redis.start(),
+                    "Redis frozen" => station.redis.resume(),
+                    "Podman's service stopped" => station.podman.start_api(),
+                    "Podman's service frozen" => service(&station, "CONT"),
+                    _ => set(&station, &plugged),
+                }
+                excuse(1..COUNT);
+                book.lock().unwrap().blind = false;
+                fault = None;
+            }
+        } else if dice.below(4) == 0 {
+            let kinds = [
+                "PostgreSQL stopped",
+                "PostgreSQL frozen",
+                "Redis stopped",
+                "Redis frozen",
+                "Podman's service stopped",
+                "Podman's service frozen",
+                "cards unreadable",
+            ];
+            let kind = kinds[dice.below(kinds.len())];
+            book.lock().unwrap().blind = kind.starts_with("Podman") || kind.starts_with("cards");
+            match kind {
+                "PostgreSQL stopped" => station.postgres.stop(),
+                "PostgreSQL frozen" => station.postgres.stop_hung(),
+                "Redis stopped" => station.redis.stop(),
+                "Redis frozen" => station.redis.pause(),
+                "Podman's service stopped" => station.podman.stop_api(),
+                "Podman's service frozen" => service(&station, "STOP"),
+                _ => station.tree.alter(|root| fs::write(root.join("proc/asound/cards"), "garbage").unwrap()),
+            }
+            *ledger.entry(kind).or_default() += 1;
+            fault = Some(kind);
+            continue;
+        }
+        let n = 1 + dice.below(COUNT - 1);
+        let podman_answers = !fault.is_some_and(|fault| fault.starts_with("Podman"));
+        let kind = match dice.below(8) {
+            0..=3 if fault != Some("cards unreadable") => {
+                plugged[n] = !plugged[n];
+                let mut book = book.lock().unwrap();
+                (book.wanted[n], book.excused[n]) = (plugged[n], Instant::now() + ALLOWANCE);
+                drop(book);
+                set(&station, &plugged);
+                if plugged[n] { "plugged" } else { "unplugged" }
+            }
+            4 => {
+                excuse(n..n + 1);
+                let Some(id) = recorders(&station.redis.url())[n].first().and_then(|id| Pid::from_raw(*id as i32)) else { continue };
+                let _ = kill_process(id, Signal::KILL);
+                "Recorder killed"
+            }
+            5 if podman_answers => {
+                excuse(n..n + 1);
+                station.podman.delete(&format!("/containers/{}?force=true&timeout=0", name(n)));
+                "container removed by hand"
+            }
+            6 if begun.elapsed() < length / 2 => {
+                excuse(1..COUNT);
+                controller.kill();
+                controller = station.controller();
+                "Controller killed"
+            }
+            7 if fault.is_none() => {
+                station.redis.publish("silvasonic:nudge", "reconcile");
+                "nudge"
+            }
+            _ => continue,
+        };
+        *ledger.entry(kind).or_default() += 1;
+        if before.is_none() && fault.is_none() && begun.elapsed() >= length / 2 {
+            excuse(1..COUNT);
+            plugged = [true; COUNT];
+            book.lock().unwrap().wanted = plugged;
+            before = Some(at_rest(&station, &plugged, &controller, set, &names));
+        }
+    }
+    match fault {
+        Some("PostgreSQL stopped") => station.postgres.start(),
+        Some("PostgreSQL frozen") => station.postgres.resume(),
+        Some("Redis stopped") => station.redis.start(),
+        Some("Redis frozen") => station.redis.resume(),
+        Some("Podman's service stopped") => station.podman.start_api(),
+        Some("Podman's service frozen") => service(&station, "CONT"),
+        _ => {}
+    }
+    excuse(1..COUNT);
+    book.lock().unwrap().blind = false;
+    plugged = [true; COUNT];
+    book.lock().unwrap().wanted = plugged;
+    let after = at_rest(&station, &plugged, &controller, set, &names);
+    let left = station.containers().len().saturating_sub(COUNT);
+    stop.store(true, Ordering::Relaxed);
+    watcher.join().unwrap();
+
+    let book = book.lock().unwrap();
+    println!("\n{:<44} {:>8}", "done to the station", "times");
+    ledger.iter().for_each(|(kind, count)| println!("{kind:<44} {count:>8}"));
+    println!("\n{:<44} {:>8}", "found", "");
+    let grown = before.map(|before: [i64; 3]| [after[0] - before[0], after[1] - before[1], after[2] - before[2]]).unwrap_or_default();
+    let lost: f64 = book.lost.iter().sum();
+    for (what, value) in [
+        ("seconds without a Recorder, explained", book.explained.iter().sum()),
+        ("seconds without a Recorder, unexplained", lost),
+        ("  of them the untouched microphone's", book.lost[0] + book.explained[0]),
+        ("looks at which a microphone had two", f64::from(book.doubled)),
+        ("containers left over", left as f64),
+        ("memory grown in the second half, KiB", grown[0] as f64),
+        ("open files grown", grown[1] as f64),
+        ("threads grown", grown[2] as f64),
+    ] {
+        println!("{what:<44} {value:>8.1}");
+    }
+    let sound =
+        lost + book.explained[0] == 0.0 && book.doubled == 0 && left == 0 && grown[0] <= TOLERANCE_KIB && grown[1] <= 0 && grown[2] <= 0;
+    if before.is_none() || !sound {
+        println!("\nNOT SOUND; the Controller's last lines:\n{}", controller.log().lines().rev().take(60).collect::<Vec<_>>().join("\n"));
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// Everything plugged in and running for a while: what the Controller uses then.
+fn at_rest(
+    station: &Station,
+    plugged: &[bool; COUNT],
+    controller: &Controller,
+    set: impl Fn(&Station, &[bool; COUNT]),
+    names: &[&str],
+) -> [i64; 3] {
+    set(station, plugged);
+    station.podman.wait_running(Duration::from_secs(90), names);
+    eventually(SOON, "health", || controller.get("/healthy").filter(|(_, health)| health["components"]["redis"]["healthy"] == true));
+    // Threads of actions and of logs that ended are gone, connections are open again.
+    thread::sleep(Duration::from_secs(12));
+    usage(controller)
+}
