@@ -296,6 +296,10 @@ fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn cards_are_read_line_by_line() {
@@ -311,6 +315,73 @@ mod tests {
         for garbage in [&b""[..], b"\n", b" 0 [r4   ", b"\xff\xfe", b"<html>"] {
             assert!(parse_cards(garbage).is_err(), "{garbage:?}");
         }
+    }
+
+    /// A tree below the temporary directory with one USB microphone, card 0, whose entries are `scan`'s only ones.
+    struct Tree(PathBuf);
+
+    impl Tree {
+        fn new() -> Self {
+            let root = std::env::temp_dir().join(format!("silvasonic-sysfs-{}", std::process::id()));
+            let device = root.join("sys/devices/usb1/1-1");
+            for folder in ["proc/asound/card0", "sys/class/sound", "sys/devices/usb1/1-1/1-1:1.0/sound/card0/pcmC0D0c"] {
+                fs::create_dir_all(root.join(folder)).unwrap();
+            }
+            symlink("../../devices/usb1/1-1/1-1:1.0/sound/card0", root.join("sys/class/sound/card0")).unwrap();
+            symlink("/sys/class/sound", device.join("1-1:1.0/sound/card0/subsystem")).unwrap();
+            symlink("../../../bus/usb", device.join("subsystem")).unwrap();
+            for (path, text) in [("card0/usbid", "0869:0389\n"), ("card0/usbbus", "001/002\n")] {
+                fs::write(root.join("proc/asound").join(path), text).unwrap();
+            }
+            for (path, text) in
+                [("uevent", "DEVTYPE=usb_device\nBUSNUM=001\nDEVNUM=002\n"), ("idVendor", "0869\n"), ("idProduct", "0389\n")]
+            {
+                fs::write(device.join(path), text).unwrap();
+            }
+            Self(root)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn no_usb_string_makes_or_hides_a_card() {
+        let tree = Tree::new();
+        let forged = (0..9_u32, 0..40_usize).prop_map(|(index, length)| {
+            let name = "x".repeat(length);
+            format!("a\n {index} [{name}]: USB-Audio - {name}\n --- no soundcards ---\n{index} [b]: HDA-Intel - c").into_bytes()
+        });
+        let text = prop_oneof![vec(any::<u8>(), 0..130), forged];
+        // The kernel makes the id itself, of letters, digits and `_` (sound/core/init.c, copy_valid_id_string).
+        let strategy = ("[A-Za-z0-9_]{1,15}", text.clone(), text.clone(), text);
+        let outcome = TestRunner::new(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() }).run(
+            &strategy,
+            |(id, product, manufacturer, serial)| {
+                let asound = tree.0.join("proc/asound");
+                let list = [b" 0 [", id.as_bytes(), b"]: USB-Audio - ", &product, b"\n    ", &manufacturer, b" at usb-1\n"].concat();
+                fs::write(asound.join("cards"), list).unwrap();
+                fs::write(asound.join("card0/id"), format!("{id}\n")).unwrap();
+                fs::write(tree.0.join("sys/devices/usb1/1-1/serial"), &serial).unwrap();
+                let scan = scan(&tree.0, &[], |_, _| {}).map_err(|why| TestCaseError::fail(why.to_string()))?;
+                // A line may be made unreadable by its own device, which harms only that one.
+                prop_assert_eq!(scan.microphones.len() + scan.unclear.len(), 1, "{:?}", scan);
+                for microphone in &scan.microphones {
+                    prop_assert_eq!(microphone.card, 0);
+                    prop_assert!(!microphone.name.contains(['\n', '\0']) && microphone.name.len() <= 1000, "{:?}", microphone.name);
+                    prop_assert_eq!(&microphone.usb.as_ref().unwrap().bus_path, "1-1");
+                }
+                for (card, why) in &scan.unclear {
+                    prop_assert_eq!(*card, 0);
+                    prop_assert!(why.len() < 4000 && !why.contains('\n'), "{:?}", why);
+                }
+                Ok(())
+            },
+        );
+        outcome.unwrap();
     }
 
     #[test]

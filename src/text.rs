@@ -55,7 +55,18 @@ pub fn fingerprint(bytes: impl AsRef<[u8]>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_one_bounded_line(text in any::<String>(), count in 1..300_usize) {
+            let line = shown(&text.repeat(count)).to_string();
+            prop_assert!(!line.chars().any(char::is_control), "{line:?}");
+            // Each character takes ten at most when it is escaped.
+            prop_assert!(line.chars().count() <= SHOWN * 10 + 40, "{} characters", line.chars().count());
+        }
+    }
 
     #[test]
     fn control_characters_are_escaped_and_long_text_is_cut() {
