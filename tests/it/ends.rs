@@ -1,6 +1,7 @@
 //! Recorders that end, however they do, and Recorders that cannot begin because something is missing.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -186,4 +187,70 @@ fn what_a_start_needs_is_named_and_found_as_soon_as_it_is_there() {
     fs::remove_file(&folder).unwrap();
     station.podman.exec(&["rm", "-f", "-t", "0", RODE]);
     station.podman.wait_running(AGAIN, &[ULTRAMIC, RODE, generic]);
+}
+
+#[test]
+fn what_is_left_created_or_stopping_becomes_a_running_recorder() {
+    let station = Station::up();
+    // Does not end when it is asked to.
+    let image = station.image("stubborn", "trap '' TERM; while :; do sleep 1; done");
+    station.tree.set(&microphones(2));
+    let settings = [("SILVASONIC_RECORDER_IMAGE", image.as_str())];
+    let mut first = station.controller_with(&settings);
+    wait_running(&station, 2);
+    first.wait_log("seeded user", SOON);
+    first.kill();
+    // As a Controller leaves it that was killed between creating and starting.
+    let labels = station.inspect(&name(0)).unwrap()["Config"]["Labels"].clone();
+    station.podman.delete(&format!("/containers/{}?force=true&timeout=0", name(0)));
+    let (status, created) = station.podman.post("/containers/create", &json!({"name": name(0), "image": image, "labels": labels}));
+    assert_eq!(status, 201, "{created}");
+    assert_eq!(state(&station, &name(0), "Status"), "created");
+    let before = ids(&station);
+    let controller = station.controller_with(&settings);
+    wait_running(&station, 2);
+    assert_ne!(ids(&station)[&name(0)], before[&name(0)]);
+    controller.wait_log("container was created but never started", SOON);
+
+    // Somebody stops it by hand, which takes a while: it is waited for, and then there is a new one.
+    std::thread::scope(|scope| {
+        scope.spawn(|| station.podman.post(&format!("/containers/{}/stop?timeout=3", name(1)), &Value::Null));
+        eventually(SOON, "stopping", || (state(&station, &name(1), "Status") == "stopping").then_some(()));
+        assert_eq!(ids(&station)[&name(1)], before[&name(1)]);
+    });
+    eventually(AGAIN, "a new container", || ids(&station).get(&name(1)).filter(|id| **id != before[&name(1)]).map(|_| ()));
+    wait_running(&station, 2);
+}
+
+/// A file system of a few blocks below a station; unmounted at the end, also by the station's guard.
+struct Disk(std::path::PathBuf);
+
+impl Disk {
+    fn mount(path: std::path::PathBuf, options: &str) -> Disk {
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path).status().unwrap();
+        assert!(mounted.success());
+        Disk(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_room_is_found_as_soon_as_it_is_there() {
+    let station = Station::up();
+    let workspace = station.workspace().join("recorder");
+    // The root directory and one file; a folder is one too many.
+    let _disk = Disk::mount(workspace.clone(), "size=64k,nr_inodes=3,mode=755");
+    fs::write(workspace.join("one"), "").unwrap();
+    fs::write(workspace.join("two"), "").unwrap();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller_with(&[("SILVASONIC_LOG_LEVEL", "debug")]);
+    in_vain(&controller, "cannot be created: workspace folder");
+    controller.wait_log("cannot be kept for a start without database", SOON);
+    fs::remove_file(workspace.join("one")).unwrap();
+    eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
 }

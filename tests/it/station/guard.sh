@@ -40,4 +40,6 @@ gone 400 podman-sandbox || signal KILL podman-sandbox
 if [ -f "$DIR/podman/sandbox.env" ]; then "$SANDBOX" down "$DIR/podman" >/dev/null 2>"$DIR/down.log" || cat "$DIR/down.log" >&2; fi
 gone 100 postgres initdb || signal KILL postgres initdb
 if [ -f "$DIR/redis/address" ]; then ip address del "$(cat "$DIR/redis/address")" dev lo 2>/dev/null; fi
+# file systems that a test mounted and could not unmount any more
+grep -o " $DIR/[^ ]*" /proc/self/mounts | sort -r | while read -r place; do umount -l "$place"; done
 rm -rf --one-file-system "$DIR"
