@@ -241,16 +241,21 @@ impl Drop for Disk {
 
 #[test]
 fn a_full_disk_is_named_and_room_is_found_as_soon_as_it_is_there() {
-    let station = Station::up();
+    // Podman's sandbox sees what is mounted before it begins.
+    let station = Station::plan().without_podman().up();
     let workspace = station.workspace().join("recorder");
     // The root directory and one file; a folder is one too many.
     let _disk = Disk::mount(workspace.clone(), "size=64k,nr_inodes=3,mode=755");
+    station.podman.start();
+    station.podman.recorder_image();
     fs::write(workspace.join("one"), "").unwrap();
     fs::write(workspace.join("two"), "").unwrap();
     station.tree.set(&[Card::ultramic()]);
     let controller = station.controller_with(&[("SILVASONIC_LOG_LEVEL", "debug")]);
     in_vain(&controller, "cannot be created: workspace folder");
     controller.wait_log("cannot be kept for a start without database", SOON);
+    // One for the Controller's own file, one for the folder.
     fs::remove_file(workspace.join("one")).unwrap();
+    fs::remove_file(workspace.join("two")).unwrap();
     eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
 }
