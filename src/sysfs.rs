@@ -199,6 +199,8 @@ fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Mic
     let usb = match usb_parent(root, &directory)? {
         // Nothing is above what has vanished meanwhile.
         None if !directory.join("subsystem").is_symlink() => return Err(format!("{}: vanished", directory.display())),
+        // It has a USB address, so its device is only not to be seen at this moment.
+        None if entry.join("usbbus").exists() => return Err(format!("{}: no USB device above", directory.display())),
         None => None,
         Some(parent) => {
             let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;

@@ -124,7 +124,8 @@ fn lines_are_dropped_and_counted_while_redis_is_away_and_flow_again_after() {
     let back = controller.wait_log("redis back", SOON);
     assert!(back.contains("log lines were dropped") && !back.contains("; 0 log lines"), "{back}");
     stage.tell(ULTRAMIC, "echo after");
-    assert_eq!(message(&lines), "after");
+    // Late ones of the five thousand may still come before it.
+    while message(&lines) != "after" {}
     assert_eq!(stage.station.containers().len(), 1);
 }
 
