@@ -77,7 +77,7 @@ pub(crate) fn answer(data: &[u8]) {
     answers.send(data.to_vec()).expect("the server runs");
     let begun = Instant::now();
     if let Ok(containers) = podman.list("io.silvasonic.owner", "controller") {
-        assert!(containers.len() <= data.len());
+        assert!(containers.len() < 10_000);
     }
     assert!(begun.elapsed() < Duration::from_secs(11));
 }
