@@ -5,8 +5,8 @@ SOURCES := $(shell find src profiles defaults.yml Cargo.toml Cargo.lock -type f 
 # with a Podman of your own (SILVASONIC_CONTAINER_SOCKET), `make run` does without root
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
-# tests mostly wait for processes, so more of them than cores run side by side
-RUST_TEST_THREADS ?= 4
+# as many as the smallest machine has cores: what a test waits for, such as Podman, needs them, too
+RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
 .PHONY: help setup recorder run plug unplug test test-podman5 bench fuzz soak lint clean

@@ -9,7 +9,7 @@ use super::tree::Card;
 const SOON: Duration = Duration::from_secs(20);
 /// How soon things happen that do not need the database, and all is as it should be once it is back: two seconds, and
 /// Podman's own time.
-const SERVED: Duration = Duration::from_secs(3);
+const SERVED: Duration = Duration::from_secs(10);
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
 

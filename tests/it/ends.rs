@@ -11,9 +11,10 @@ use super::start::ids;
 use super::station::{Controller, RECORDER, Station, eventually};
 use super::tree::Card;
 
-const SOON: Duration = Duration::from_secs(15);
-/// How soon things work again after their cause is gone: two seconds between tries, and Podman's own time.
-const AGAIN: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
+/// How soon things work again after their cause is gone: two seconds between tries, and Podman's own time on a busy
+/// machine; doubling pauses would be longer by then.
+const AGAIN: Duration = Duration::from_secs(7);
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
 
@@ -68,7 +69,7 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
     let lost = station.inspect(&name(3)).unwrap();
     kill(&lost["State"]["ConmonPid"]);
     kill(&lost["State"]["Pid"]);
-    eventually(AGAIN, "four new containers that run", || {
+    eventually(SOON, "four new containers that run", || {
         let now = ids(&station);
         let fresh = (0..4).all(|n| now.get(&name(n)).is_some_and(|id| *id != before[&name(n)]));
         (fresh && now.len() == 5 && (0..4).all(|n| state(&station, &name(n), "Status") == "running")).then_some(())
@@ -93,7 +94,7 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
         crash(code);
         controller.wait_log(line, SOON);
         let another = || ids(&station).get(&name(4)).filter(|id| **id != old).map(|_| ());
-        eventually(AGAIN, "a new container", || another().filter(|()| state(&station, &name(4), "Status") == "running"));
+        eventually(SOON, "a new container", || another().filter(|()| state(&station, &name(4), "Status") == "running"));
     }
     let heartbeat = || station.redis.get("silvasonic:status:controller").and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let expected = json!({"last": "ended with code 4", "count": 2});
@@ -136,7 +137,7 @@ fn a_recorder_that_takes_too_much_memory_is_killed_alone_and_comes_back() {
     let before = ids(&station);
     fs::write(station.workspace().join("recorder/ultramic-384-evo-0000/end"), "").unwrap();
     controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 137 (SIGKILL, as when memory runs out)", SOON);
-    eventually(AGAIN, "a new container", || ids(&station).get(&name(0)).filter(|id| **id != before[&name(0)]).map(|_| ()));
+    eventually(SOON, "a new container", || ids(&station).get(&name(0)).filter(|id| **id != before[&name(0)]).map(|_| ()));
     assert_eq!(ids(&station)[&name(1)], before[&name(1)]);
 }
 
@@ -217,7 +218,7 @@ fn what_is_left_created_or_stopping_becomes_a_running_recorder() {
         eventually(SOON, "stopping", || (state(&station, &name(1), "Status") == "stopping").then_some(()));
         assert_eq!(ids(&station)[&name(1)], before[&name(1)]);
     });
-    eventually(AGAIN, "a new container", || ids(&station).get(&name(1)).filter(|id| **id != before[&name(1)]).map(|_| ()));
+    eventually(SOON, "a new container", || ids(&station).get(&name(1)).filter(|id| **id != before[&name(1)]).map(|_| ()));
     wait_running(&station, 2);
 }
 

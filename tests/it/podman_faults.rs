@@ -12,8 +12,9 @@ use super::station::{Controller, Fault, Proxy, Station, eventually};
 use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(15);
-/// How soon all is as wanted after a fault: two seconds, and Podman's own time for a start or a stop.
-const CAUGHT_UP: Duration = Duration::from_secs(3);
+/// How soon all is as wanted after a fault: two seconds, and Podman's own time for a start or a stop
+/// on a busy machine.
+const CAUGHT_UP: Duration = Duration::from_secs(10);
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
 const THIRD: &str = "silvasonic-recorder-generic-usb-p1d9";
