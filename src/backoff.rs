@@ -29,10 +29,7 @@ struct Backoff {
 impl Backoffs {
     /// The start with a spec of this hash failed, or the container made from it ended. Returns how long to wait.
     pub fn failed(&mut self, device: &str, spec: &str, now: Instant) -> Duration {
-        let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(spec, now));
-        if backoff.spec != spec {
-            *backoff = Backoff::new(spec, now);
-        }
+        let backoff = self.of(device, spec, now);
         if backoff.running_since.take().is_some_and(|since| now.saturating_duration_since(since) >= PROVEN) {
             backoff.failures = 0;
         }
@@ -45,12 +42,17 @@ impl Backoffs {
     /// A start could not even be tried, as something that it needs is not there. That is no failure of the Recorder: it
     /// is tried again steadily, so that it works as soon as the cause is gone.
     pub fn lacking(&mut self, device: &str, spec: &str, now: Instant) -> Duration {
+        self.of(device, spec, now).until = now + LACKING;
+        LACKING
+    }
+
+    /// The failures with this spec; another spec begins with a clean slate.
+    fn of(&mut self, device: &str, spec: &str, now: Instant) -> &mut Backoff {
         let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(spec, now));
         if backoff.spec != spec {
             *backoff = Backoff::new(spec, now);
         }
-        backoff.until = now + LACKING;
-        LACKING
+        backoff
     }
 
     /// A Recorder of this device was seen running.

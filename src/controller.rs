@@ -33,7 +33,7 @@ use crate::spec::DEVICE_ID;
 use crate::store::{Request, Store};
 use crate::sysfs::{Scan, Unknown};
 use crate::text::shown;
-use crate::vitals::{Facts, Vitals};
+use crate::vitals::{Ends, Facts, Vitals};
 use crate::want::{Specs, Want, wants};
 use crate::witness::Witness;
 
@@ -149,8 +149,7 @@ pub struct Controller {
     containers: Option<(u64, Vec<Container>)>,
     in_between: BTreeMap<String, Instant>,
     witness: Witness,
-    /// How the last Recorder of each device ended, and how many did in this run.
-    ends: BTreeMap<String, (String, u32)>,
+    ends: Ends,
     ended: BTreeSet<String>,
     known_running: BTreeMap<String, String>,
     holds: BTreeMap<String, String>,
@@ -215,7 +214,7 @@ impl Controller {
             containers: None,
             in_between: BTreeMap::new(),
             witness: Witness::default(),
-            ends: BTreeMap::new(),
+            ends: Ends::new(),
             ended: BTreeSet::new(),
             known_running: BTreeMap::new(),
             holds: BTreeMap::new(),
@@ -243,7 +242,7 @@ impl Controller {
         }
         self.logs.stop();
         let facts = self.facts();
-        self.vitals.finish(&facts, Instant::now() + FAREWELL);
+        self.vitals.finish(&facts, &self.ends, Instant::now() + FAREWELL);
     }
 
     /// Sleeps until there is something to do, and takes in every event that is there.
@@ -280,7 +279,7 @@ impl Controller {
         let facts = self.facts();
         // Half a tick early is better than another wake-up.
         if now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.vitals.due() {
-            self.vitals.report(&facts, now);
+            self.vitals.report(&facts, &self.ends, now);
         } else {
             self.vitals.show(&facts);
         }
@@ -305,7 +304,6 @@ impl Controller {
                 silent.fold("readable".to_owned(), |details, card| details + &card)
             }),
             containers,
-            ends: self.ends.clone(),
             activity: match (self.leaving, running) {
                 (Some(_), _) => "stopping",
                 (None, 0) => "idle",

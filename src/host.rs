@@ -148,11 +148,16 @@ fn host_ticks(stat: &str) -> Option<(u64, u64)> {
     Some((all.saturating_sub(idle), all))
 }
 
-/// User plus system ticks from `/proc/self/stat`; the program's name before them may hold blanks and brackets.
+/// User plus system ticks from `/proc/self/stat`.
 fn own_ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut fields = fields(stat)?.skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(next()? + next()?)
+}
+
+/// What a `/proc/…/stat` tells behind the program's name, from the state on; that name may hold blanks and brackets.
+pub(crate) fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace())
 }
 
 /// The number behind a name, as in `VmRSS:   1234 kB`.

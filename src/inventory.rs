@@ -64,12 +64,9 @@ impl Worker {
     }
 
     fn list(&mut self) -> Result<Vec<Container>, Error> {
-        if self.overdue {
-            // A hung service is asked briefly, so that its return is not missed for the rest of a list's deadline.
-            self.podman.ping()?;
-        }
-        if self.engine.is_none() {
-            let version = self.podman.ping()?;
+        // A hung service is asked briefly, so that its return is not missed for the rest of a list's deadline.
+        let version = if self.overdue || self.engine.is_none() { Some(self.podman.ping()?) } else { None };
+        if let Some(version) = version.filter(|_| self.engine.is_none()) {
             let engine = self.podman.info(version)?;
             info!(
                 "connected to Podman {version} ({}, {}, cgroups {})",

@@ -217,9 +217,9 @@ impl Spec {
         compare("memory", &text("/HostConfig/Memory"), &parts.memory.to_string());
         compare("cpu_quota", &text("/HostConfig/CpuQuota"), &parts.cpu_quota.to_string());
         compare("restart_tries", &text("/HostConfig/RestartPolicy/MaximumRetryCount"), &parts.restart_tries.to_string());
+        compare("privileged", &text("/HostConfig/Privileged"), &parts.privileged.to_string());
         let networks = inspect.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
         let networks: Vec<&str> = networks.into_iter().flat_map(|map| map.keys().map(String::as_str)).collect();
-        compare("privileged", &text("/HostConfig/Privileged"), &parts.privileged.to_string());
         compare("network", &networks.join(" "), &parts.network);
         let mounts = inspect.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
         let source = mounts.filter(|mount| mount["Destination"] == "/app/workspace").find_map(|mount| mount["Source"].as_str());

@@ -196,21 +196,13 @@ fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Mic
     }
     let id = attribute(&entry.join("id"))?;
     let name = usb_lines.iter().find(|line| line.id == id).unwrap_or(&usb_lines[0]).name.clone();
-    let usb = match usb_parent(root, &directory)? {
-        // Nothing is above what has vanished meanwhile.
-        None if !directory.join("subsystem").is_symlink() => return Err(format!("{}: vanished", directory.display())),
-        // It has a USB address, so its device is only not to be seen at this moment.
-        None if entry.join("usbbus").exists() => return Err(format!("{}: no USB device above", directory.display())),
-        None => None,
-        Some(parent) => {
-            let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;
-            if ids != format!("{}:{}", usb.vendor, usb.product) {
-                return Err(format!("USB ids {}:{} in sysfs, {} in /proc/asound", usb.vendor, usb.product, shown(&ids)));
-            }
-            Some(usb)
-        }
-    };
-    Ok(Some(Microphone { card, name, usb }))
+    // It has USB ids, so its device is only not to be seen at this moment.
+    let parent = usb_parent(root, &directory)?.ok_or_else(|| format!("{}: no USB device above", directory.display()))?;
+    let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;
+    if ids != format!("{}:{}", usb.vendor, usb.product) {
+        return Err(format!("USB ids {}:{} in sysfs, {} in /proc/asound", usb.vendor, usb.product, shown(&ids)));
+    }
+    Ok(Some(Microphone { card, name, usb: Some(usb) }))
 }
 
 /// Does the card's directory hold a `pcmC<N>D<M>c`?

@@ -22,11 +22,12 @@ pub fn check(folder: Option<PathBuf>) -> Result<(bool, String), String> {
         _ => Seeder::new(folder.clone()).profile_sources(&mut unread)?,
     };
     let seeder = Seeder::new(folder);
+    let settings_faults = seeder.settings_faults();
     for name in [DEFAULTS, OVERRIDE] {
         match seeder.read(name) {
             Ok(Some(source)) => {
-                let faults = seeder.settings_faults().into_iter().filter(|fault| fault.starts_with(name));
-                report.note(name, faults.map(|fault| with_line(name, &source.text, &fault)).collect());
+                let faults = settings_faults.iter().filter(|fault| fault.starts_with(name));
+                report.note(name, faults.map(|fault| with_line(name, &source.text, fault)).collect());
             }
             Ok(None) => {}
             Err(why) => report.note(name, vec![why]),

@@ -25,11 +25,12 @@ pub struct Facts {
     pub hardware: Result<String, String>,
     /// Whether every wanted Recorder runs.
     pub containers: Result<String, String>,
-    /// How the last Recorder of each device ended, and how many did in this run.
-    pub ends: BTreeMap<String, (String, u32)>,
     /// What the station does: `idle`, `recording` or `stopping`.
     pub activity: &'static str,
 }
+
+/// How the last Recorder of each device ended, and how many did in this run.
+pub type Ends = BTreeMap<String, (String, u32)>;
 
 /// Keeps the board and sends heartbeats.
 pub struct Vitals {
@@ -68,15 +69,15 @@ impl Vitals {
     }
 
     /// Writes the facts on the board and sends the heartbeat.
-    pub fn report(&mut self, facts: &Facts, now: Instant) {
+    pub fn report(&mut self, facts: &Facts, ends: &Ends, now: Instant) {
         self.next = now + self.interval;
-        let json = self.heartbeat(facts, now);
+        let json = self.heartbeat(facts, ends, now);
         self.bus.heartbeat(json, self.ttl());
     }
 
     /// Sends a last heartbeat, waiting for it until `deadline`.
-    pub fn finish(&mut self, facts: &Facts, deadline: Instant) {
-        let json = self.heartbeat(facts, Instant::now());
+    pub fn finish(&mut self, facts: &Facts, ends: &Ends, deadline: Instant) {
+        let json = self.heartbeat(facts, ends, Instant::now());
         let _ = self.bus.finish(json, self.ttl(), deadline);
     }
 
@@ -85,11 +86,11 @@ impl Vitals {
         (self.interval * 3).max(Duration::from_secs(30))
     }
 
-    fn heartbeat(&mut self, facts: &Facts, now: Instant) -> String {
+    fn heartbeat(&mut self, facts: &Facts, ends: &Ends, now: Instant) -> String {
         self.show(facts);
         let mut meta = self.meter.sample();
-        if !facts.ends.is_empty() {
-            let ends = facts.ends.iter().map(|(device, (how, count))| (device.clone(), json!({"last": how, "count": count})));
+        if !ends.is_empty() {
+            let ends = ends.iter().map(|(device, (how, count))| (device.clone(), json!({"last": how, "count": count})));
             meta.insert("ends".to_owned(), Value::Object(ends.collect()));
         }
         self.board.heartbeat(now, SystemTime::now(), meta).to_string()

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use crate::host;
 use crate::podman::{Container, State};
 
 /// Podman itself takes 30-300 ms to notice an end.
@@ -55,9 +56,9 @@ impl Witness {
 /// When the process began; `None` if there is none, or only what its parent has not collected yet.
 fn started(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name before the last bracket may hold anything.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    (!matches!(*fields.first()?, "Z" | "X")).then(|| fields.get(19).map(|&started| started.to_owned()))?
+    let mut fields = host::fields(&stat)?;
+    let lives = !matches!(fields.next()?, "Z" | "X");
+    fields.nth(18).filter(|_| lives).map(str::to_owned)
 }
 
 fn is_of(pid: u32, container: &str) -> bool {
