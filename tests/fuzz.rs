@@ -4,46 +4,40 @@
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
-/// A generator that gives the same numbers everywhere.
-struct Dice(u64);
+#[path = "it/station/dice.rs"]
+#[allow(dead_code, clippy::print_stdout)]
+mod dice;
 
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit.max(1) as u64) as usize
-    }
+use dice::Dice;
 
-    /// One of the samples with up to eight changes: bytes set, cut out, doubled, or taken from another sample.
-    fn mutated(&mut self, samples: &[&[u8]]) -> Vec<u8> {
-        let mut bytes = samples[self.below(samples.len())].to_vec();
-        for _ in 0..self.below(9) {
-            let (at, length) = (self.below(bytes.len()), self.below(16));
-            let end = (at + length).min(bytes.len());
-            match self.below(4) {
-                0 if !bytes.is_empty() => bytes[at] = [0, 0xff, b'\n', b'[', b'{', self.below(256) as u8][self.below(6)],
-                1 => drop(bytes.drain(at..end)),
-                2 => {
-                    let copy = bytes[at..end].to_vec();
-                    bytes.splice(at..at, copy);
-                }
-                _ => {
-                    let other = samples[self.below(samples.len())];
-                    let from = self.below(other.len());
-                    bytes.splice(at..end, other[from..(from + length).min(other.len())].iter().copied());
-                }
+/// One of the samples with up to eight changes: bytes set, cut out, doubled, or taken from another sample.
+fn mutated(dice: &mut Dice, samples: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = samples[dice.below(samples.len())].to_vec();
+    for _ in 0..dice.below(9) {
+        let (at, length) = (dice.below(bytes.len()), dice.below(16));
+        let end = (at + length).min(bytes.len());
+        match dice.below(4) {
+            0 if !bytes.is_empty() => bytes[at] = [0, 0xff, b'\n', b'[', b'{', dice.below(256) as u8][dice.below(6)],
+            1 => drop(bytes.drain(at..end)),
+            2 => {
+                let copy = bytes[at..end].to_vec();
+                bytes.splice(at..at, copy);
+            }
+            _ => {
+                let other = samples[dice.below(samples.len())];
+                let from = dice.below(other.len());
+                bytes.splice(at..end, other[from..(from + length).min(other.len())].iter().copied());
             }
         }
-        bytes
     }
+    bytes
 }
 
 fn run(target: fn(&[u8]), count: usize, samples: &[&[u8]]) {
     let mut dice = Dice(0x5eed_1234_5678_9abc);
     samples.iter().for_each(|sample| target(sample));
     for _ in 0..count {
-        target(&dice.mutated(samples));
+        target(&mutated(&mut dice, samples));
     }
 }
 

@@ -14,13 +14,12 @@ mod it {
     pub(crate) mod tree;
 }
 
-use it::station::{Controller, Station, eventually};
+use it::station::{Controller, Dice, Station, eventually};
 use it::tree::Card;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs;
-use std::hash::{BuildHasher, RandomState};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -34,16 +33,46 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What an allocator may keep for itself.
 const TOLERANCE_KIB: i64 = 512;
 
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
+/// Something that is away for a while.
+struct Fault {
+    name: &'static str,
+    /// Podman or the hardware cannot be seen then.
+    blinds: bool,
+    begin: fn(&mut Station),
+    end: fn(&mut Station),
 }
+
+const FAULTS: [Fault; 7] = [
+    Fault { name: "PostgreSQL stopped", blinds: false, begin: |station| station.postgres.stop(), end: |station| station.postgres.start() },
+    Fault {
+        name: "PostgreSQL frozen",
+        blinds: false,
+        begin: |station| station.postgres.stop_hung(),
+        end: |station| station.postgres.resume(),
+    },
+    Fault { name: "Redis stopped", blinds: false, begin: |station| station.redis.stop(), end: |station| station.redis.start() },
+    Fault { name: "Redis frozen", blinds: false, begin: |station| station.redis.pause(), end: |station| station.redis.resume() },
+    Fault {
+        name: "Podman's service stopped",
+        blinds: true,
+        begin: |station| station.podman.stop_api(),
+        end: |station| station.podman.start_api(),
+    },
+    Fault {
+        name: "Podman's service frozen",
+        blinds: true,
+        begin: |station| station.podman.freeze_api(),
+        end: |station| station.podman.thaw_api(),
+    },
+    Fault {
+        name: CARDS,
+        blinds: true,
+        begin: |station| station.tree.alter(|root| fs::write(root.join("proc/asound/cards"), "garbage").unwrap()),
+        // The cards are shown anew after every fault.
+        end: |_| {},
+    },
+];
+const CARDS: &str = "cards unreadable";
 
 /// What the watcher must know and what it finds, by microphone.
 struct Book {
@@ -97,35 +126,23 @@ fn watch(url: &str, book: &Mutex<Book>, stop: &AtomicBool) {
 
 /// Resident memory in KiB, open files, threads.
 fn usage(controller: &Controller) -> [i64; 3] {
-    let id = controller.id();
-    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok()).unwrap();
-    [field("VmRSS:"), fs::read_dir(format!("/proc/{id}/fd")).unwrap().count() as i64, field("Threads:")]
-}
-
-fn service(station: &Station, signal: &str) {
-    let pattern = format!("system service .*{}/podman/", station.dir().display());
-    Command::new("pkill").arg(format!("-{signal}")).arg("-f").arg(pattern).status().unwrap();
+    let files = fs::read_dir(format!("/proc/{}/fd", controller.id())).unwrap().count() as i64;
+    [controller.status("VmRSS:"), files, controller.status("Threads:")]
 }
 
 fn main() -> ExitCode {
     let minutes: f64 = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(10.0);
-    let seed = std::env::var("SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| RandomState::new().hash_one(1) | 1);
-    println!("a station for {minutes} minutes; SOAK_SEED={seed}");
-    let mut dice = Dice(seed);
+    println!("a station for {minutes} minutes");
+    let mut dice = Dice(Dice::seed("SOAK_SEED"));
     let mut station = Station::up();
-    let card = |n: usize| {
-        let index = n as u32;
-        Card::ultramic().index(index).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))
-    };
-    let name = |n: usize| format!("silvasonic-recorder-ultramic-384-evo-{n:04}");
+    let name = |n: usize| Card::numbered_recorder(n as u32);
     let mut plugged = [true; COUNT];
-    let set =
-        |station: &Station, plugged: &[bool; COUNT]| station.tree.set(&(0..COUNT).filter(|n| plugged[*n]).map(card).collect::<Vec<_>>());
+    let set = |station: &Station, plugged: &[bool; COUNT]| {
+        station.tree.set(&(0..COUNT).filter(|n| plugged[*n]).map(|n| Card::numbered(n as u32)).collect::<Vec<_>>());
+    };
     set(&station, &plugged);
     let mut controller = station.controller();
     let names: Vec<String> = (0..COUNT).map(name).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     station.podman.wait_running(SOON, &names);
     controller.wait_log("seeded user", SOON);
 
@@ -145,7 +162,7 @@ fn main() -> ExitCode {
     };
     let excuse = |who: std::ops::Range<usize>| who.for_each(|n| book.lock().unwrap().excused[n] = Instant::now() + ALLOWANCE);
     let mut ledger: BTreeMap<&str, u32> = BTreeMap::new();
-    let mut fault: Option<&str> = None;
+    let mut fault: Option<&Fault> = None;
     let (begun, length) = (Instant::now(), Duration::from_secs_f64(minutes * 60.0));
     let mut before = None;
     while begun.elapsed() < length {
@@ -153,48 +170,24 @@ fn main() -> ExitCode {
         // At most one thing is away at a time; what is done to microphones goes on meanwhile.
         if let Some(present) = fault {
             if dice.below(3) == 0 {
-                match present {
-                    "PostgreSQL stopped" => station.postgres.start(),
-                    "PostgreSQL frozen" => station.postgres.resume(),
-                    "Redis stopped" => station.redis.start(),
-                    "Redis frozen" => station.redis.resume(),
-                    "Podman's service stopped" => station.podman.start_api(),
-                    "Podman's service frozen" => service(&station, "CONT"),
-                    _ => set(&station, &plugged),
-                }
+                (present.end)(&mut station);
+                set(&station, &plugged);
                 excuse(1..COUNT);
                 book.lock().unwrap().blind = false;
                 fault = None;
             }
         } else if dice.below(4) == 0 {
-            let kinds = [
-                "PostgreSQL stopped",
-                "PostgreSQL frozen",
-                "Redis stopped",
-                "Redis frozen",
-                "Podman's service stopped",
-                "Podman's service frozen",
-                "cards unreadable",
-            ];
-            let kind = kinds[dice.below(kinds.len())];
-            book.lock().unwrap().blind = kind.starts_with("Podman") || kind.starts_with("cards");
-            match kind {
-                "PostgreSQL stopped" => station.postgres.stop(),
-                "PostgreSQL frozen" => station.postgres.stop_hung(),
-                "Redis stopped" => station.redis.stop(),
-                "Redis frozen" => station.redis.pause(),
-                "Podman's service stopped" => station.podman.stop_api(),
-                "Podman's service frozen" => service(&station, "STOP"),
-                _ => station.tree.alter(|root| fs::write(root.join("proc/asound/cards"), "garbage").unwrap()),
-            }
-            *ledger.entry(kind).or_default() += 1;
-            fault = Some(kind);
+            let next = &FAULTS[dice.below(FAULTS.len())];
+            book.lock().unwrap().blind = next.blinds;
+            (next.begin)(&mut station);
+            *ledger.entry(next.name).or_default() += 1;
+            fault = Some(next);
             continue;
         }
         let n = 1 + dice.below(COUNT - 1);
-        let podman_answers = !fault.is_some_and(|fault| fault.starts_with("Podman"));
+        let podman_answers = !fault.is_some_and(|fault| fault.name.starts_with("Podman"));
         let kind = match dice.below(8) {
-            0..=3 if fault != Some("cards unreadable") => {
+            0..=3 if fault.is_none_or(|fault| fault.name != CARDS) => {
                 plugged[n] = !plugged[n];
                 let mut book = book.lock().unwrap();
                 (book.wanted[n], book.excused[n]) = (plugged[n], Instant::now() + ALLOWANCE);
@@ -233,14 +226,8 @@ fn main() -> ExitCode {
             before = Some(at_rest(&station, &plugged, &controller, set, &names));
         }
     }
-    match fault {
-        Some("PostgreSQL stopped") => station.postgres.start(),
-        Some("PostgreSQL frozen") => station.postgres.resume(),
-        Some("Redis stopped") => station.redis.start(),
-        Some("Redis frozen") => station.redis.resume(),
-        Some("Podman's service stopped") => station.podman.start_api(),
-        Some("Podman's service frozen") => service(&station, "CONT"),
-        _ => {}
+    if let Some(fault) = fault {
+        (fault.end)(&mut station);
     }
     excuse(1..COUNT);
     book.lock().unwrap().blind = false;
@@ -284,7 +271,7 @@ fn at_rest(
     plugged: &[bool; COUNT],
     controller: &Controller,
     set: impl Fn(&Station, &[bool; COUNT]),
-    names: &[&str],
+    names: &[String],
 ) -> [i64; 3] {
     set(station, plugged);
     station.podman.wait_running(Duration::from_secs(90), names);

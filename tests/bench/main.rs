@@ -69,22 +69,21 @@ impl Subject {
 
     /// Starts it with this station's environment.
     fn controller(&self, station: &Station, overrides: &[(&str, &str)]) -> Controller {
-        let own = station.controller_command(overrides);
-        let Some(peer) = &self.peer else { return Controller::run(own) };
+        let Some(peer) = &self.peer else { return station.controller_with(overrides) };
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("exec {peer}")).current_dir(station.dir());
-        command.env_clear().envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.arg("-c").arg(format!("exec {peer}"));
+        station.dress(&mut command, overrides);
         Controller::run(command)
     }
 }
 
 /// `count` UltraMics with serials of their own.
 fn microphones(count: u32) -> Vec<Card> {
-    (0..count).map(|n| Card::ultramic().index(n).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))).collect()
+    (0..count).map(Card::numbered).collect()
 }
 
 fn names(count: u32) -> Vec<String> {
-    (0..count).map(|n| format!("silvasonic-recorder-ultramic-384-evo-{n:04}")).collect()
+    (0..count).map(Card::numbered_recorder).collect()
 }
 
 /// A station whose database is seeded and whose Podman is warm.
@@ -98,6 +97,5 @@ fn seeded() -> Station {
 
 /// Waits until all of the first `count` microphones are recorded.
 fn wait_running(station: &Station, count: u32) {
-    let names = names(count);
-    station.podman.wait_running(SOON, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    station.podman.wait_running(SOON, &names(count));
 }

@@ -73,8 +73,7 @@ fn whatever_postgresql_does_known_microphones_are_recorded() {
     let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
     station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     controller.wait_log("seeded user", SOON);
-    let mark = |station: &Station| station.inspect(ULTRAMIC).map(|inspect| (inspect["Id"].clone(), inspect["State"]["StartedAt"].clone()));
-    let before = mark(&station);
+    let before = station.podman.mark(ULTRAMIC);
     for (number, fault) in FAULTS.iter().enumerate() {
         station.tree.set(&both[..1]);
         station.podman.wait_running(SOON, &[ULTRAMIC]);
@@ -92,7 +91,7 @@ fn whatever_postgresql_does_known_microphones_are_recorded() {
         station.podman.wait_running(SERVED, &[ULTRAMIC]);
         station.postgres.exec("UPDATE devices SET enabled = TRUE WHERE name LIKE '19f7%'");
         station.podman.wait_running(SERVED, &[ULTRAMIC, RODE]);
-        assert_eq!(mark(&station), before, "after fault {number}");
+        assert_eq!(station.podman.mark(ULTRAMIC), before, "after fault {number}");
     }
     is_well(&controller);
 }

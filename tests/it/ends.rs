@@ -23,11 +23,7 @@ const MORTAL: &str =
     "while [ ! -e /app/workspace/end ]; do usleep 20000; done; read code < /app/workspace/end; rm /app/workspace/end; exit $code";
 
 fn microphones(count: u32) -> Vec<Card> {
-    (0..count).map(|n| Card::ultramic().index(n).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))).collect()
-}
-
-fn name(n: u32) -> String {
-    format!("silvasonic-recorder-ultramic-384-evo-{n:04}")
+    (0..count).map(Card::numbered).collect()
 }
 
 fn state(station: &Station, name: &str, key: &str) -> Value {
@@ -39,8 +35,7 @@ fn kill(id: &Value) {
 }
 
 fn wait_running(station: &Station, count: u32) {
-    let names: Vec<String> = (0..count).map(name).collect();
-    station.podman.wait_running(SOON, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    station.podman.wait_running(SOON, &(0..count).map(Card::numbered_recorder).collect::<Vec<_>>());
 }
 
 #[test]
@@ -56,7 +51,7 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
     let controller = station.controller_with(&settings);
     wait_running(&station, 5);
     let before = ids(&station);
-    let untouched = state(&station, &name(4), "StartedAt");
+    let untouched = state(&station, &Card::numbered_recorder(4), "StartedAt");
     let end = |n: u32, code: &str| {
         let folder = station.workspace().join(format!("recorder/ultramic-384-evo-{n:04}"));
         fs::write(folder.join("new"), format!("{code}\n")).unwrap();
@@ -64,33 +59,35 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
     };
     // Done on purpose, removed and stopped by hand.
     end(0, "0");
-    station.podman.delete(&format!("/containers/{}?force=true&timeout=0", name(1)));
-    station.podman.post(&format!("/containers/{}/stop?timeout=0", name(2)), &Value::Null);
+    station.podman.delete(&format!("/containers/{}?force=true&timeout=0", Card::numbered_recorder(1)));
+    station.podman.post(&format!("/containers/{}/stop?timeout=0", Card::numbered_recorder(2)), &Value::Null);
     eventually(SOON, "three new containers that run", || {
         let now = ids(&station);
-        let fresh = (0..3).all(|n| now.get(&name(n)).is_some_and(|id| *id != before[&name(n)]));
-        (fresh && now.len() == 5 && (0..3).all(|n| state(&station, &name(n), "Status") == "running")).then_some(())
+        let fresh = (0..3).all(|n| now.get(&Card::numbered_recorder(n)).is_some_and(|id| *id != before[&Card::numbered_recorder(n)]));
+        (fresh && now.len() == 5 && (0..3).all(|n| state(&station, &Card::numbered_recorder(n), "Status") == "running")).then_some(())
     });
     controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 0; next start in 0 s", SOON);
-    assert_eq!(ids(&station)[&name(4)], before[&name(4)]);
-    assert_eq!(state(&station, &name(4), "StartedAt"), untouched);
+    assert_eq!(ids(&station)[&Card::numbered_recorder(4)], before[&Card::numbered_recorder(4)]);
+    assert_eq!(state(&station, &Card::numbered_recorder(4), "StartedAt"), untouched);
 
     // Crashes again and again: Podman's own try is spent each time, and the time between ours grows.
     let crash = |code: &str| {
-        let pid = state(&station, &name(4), "Pid");
+        let pid = state(&station, &Card::numbered_recorder(4), "Pid");
         end(4, code);
-        eventually(SOON, "Podman's own try", || Some(state(&station, &name(4), "Pid")).filter(|now| *now != pid && *now != 0));
+        eventually(SOON, "Podman's own try", || {
+            Some(state(&station, &Card::numbered_recorder(4), "Pid")).filter(|now| *now != pid && *now != 0)
+        });
         end(4, code);
     };
     for (code, line) in [
         ("3", "the Recorder of 0869-0389-SER0004 ended with code 3; next start in 0 s"),
         ("4", "the Recorder of 0869-0389-SER0004 ended with code 4; next start in 1 s"),
     ] {
-        let old = ids(&station)[&name(4)].clone();
+        let old = ids(&station)[&Card::numbered_recorder(4)].clone();
         crash(code);
         controller.wait_log(line, SOON);
-        let another = || ids(&station).get(&name(4)).filter(|id| **id != old).map(|_| ());
-        eventually(SOON, "a new container", || another().filter(|()| state(&station, &name(4), "Status") == "running"));
+        let another = || ids(&station).get(&Card::numbered_recorder(4)).filter(|id| **id != old).map(|_| ());
+        eventually(SOON, "a new container", || another().filter(|()| state(&station, &Card::numbered_recorder(4), "Status") == "running"));
     }
     let heartbeat = || station.redis.get("silvasonic:status:controller").and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let expected = json!({"last": "ended with code 4", "count": 2});
@@ -133,8 +130,10 @@ fn a_recorder_that_takes_too_much_memory_is_killed_alone_and_comes_back() {
     let before = ids(&station);
     fs::write(station.workspace().join("recorder/ultramic-384-evo-0000/end"), "").unwrap();
     controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 137 (SIGKILL, as when memory runs out)", SOON);
-    eventually(SOON, "a new container", || ids(&station).get(&name(0)).filter(|id| **id != before[&name(0)]).map(|_| ()));
-    assert_eq!(ids(&station)[&name(1)], before[&name(1)]);
+    eventually(SOON, "a new container", || {
+        ids(&station).get(&Card::numbered_recorder(0)).filter(|id| **id != before[&Card::numbered_recorder(0)]).map(|_| ())
+    });
+    assert_eq!(ids(&station)[&Card::numbered_recorder(1)], before[&Card::numbered_recorder(1)]);
 }
 
 /// Waits until a start was tried in vain for so long that doubling pauses would be longer than [`AGAIN`].
@@ -197,24 +196,27 @@ fn what_is_left_created_or_stopping_becomes_a_running_recorder() {
     first.wait_log("seeded user", SOON);
     first.kill();
     // As a Controller leaves it that was killed between creating and starting.
-    let labels = station.inspect(&name(0)).unwrap()["Config"]["Labels"].clone();
-    station.podman.delete(&format!("/containers/{}?force=true&timeout=0", name(0)));
-    let (status, created) = station.podman.post("/containers/create", &json!({"name": name(0), "image": image, "labels": labels}));
+    let labels = station.inspect(&Card::numbered_recorder(0)).unwrap()["Config"]["Labels"].clone();
+    station.podman.delete(&format!("/containers/{}?force=true&timeout=0", Card::numbered_recorder(0)));
+    let (status, created) =
+        station.podman.post("/containers/create", &json!({"name": Card::numbered_recorder(0), "image": image, "labels": labels}));
     assert_eq!(status, 201, "{created}");
-    assert_eq!(state(&station, &name(0), "Status"), "created");
+    assert_eq!(state(&station, &Card::numbered_recorder(0), "Status"), "created");
     let before = ids(&station);
     let controller = station.controller_with(&settings);
     wait_running(&station, 2);
-    assert_ne!(ids(&station)[&name(0)], before[&name(0)]);
+    assert_ne!(ids(&station)[&Card::numbered_recorder(0)], before[&Card::numbered_recorder(0)]);
     controller.wait_log("container was created but never started", SOON);
 
     // Somebody stops it by hand, which takes a while: it is waited for, and then there is a new one.
     std::thread::scope(|scope| {
-        scope.spawn(|| station.podman.post(&format!("/containers/{}/stop?timeout=3", name(1)), &Value::Null));
-        eventually(SOON, "stopping", || (state(&station, &name(1), "Status") == "stopping").then_some(()));
-        assert_eq!(ids(&station)[&name(1)], before[&name(1)]);
+        scope.spawn(|| station.podman.post(&format!("/containers/{}/stop?timeout=3", Card::numbered_recorder(1)), &Value::Null));
+        eventually(SOON, "stopping", || (state(&station, &Card::numbered_recorder(1), "Status") == "stopping").then_some(()));
+        assert_eq!(ids(&station)[&Card::numbered_recorder(1)], before[&Card::numbered_recorder(1)]);
     });
-    eventually(SOON, "a new container", || ids(&station).get(&name(1)).filter(|id| **id != before[&name(1)]).map(|_| ()));
+    eventually(SOON, "a new container", || {
+        ids(&station).get(&Card::numbered_recorder(1)).filter(|id| **id != before[&Card::numbered_recorder(1)]).map(|_| ())
+    });
     wait_running(&station, 2);
 }
 

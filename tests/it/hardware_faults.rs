@@ -316,10 +316,8 @@ fn fifty_microphones_at_once_are_all_recorded() {
     controller.wait_log("seeded user", SOON);
     station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 50}' WHERE key = 'system'");
     let lines = controller.count_log("");
-    let card = |n: u32| Card::ultramic().index(n).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1));
-    station.tree.set(&(0..50).map(card).collect::<Vec<_>>());
-    let names: Vec<String> = (0..50).map(|n| format!("silvasonic-recorder-ultramic-384-evo-{n:04}")).collect();
-    station.podman.wait_running(Duration::from_secs(120), &names.iter().map(String::as_str).collect::<Vec<_>>());
+    station.tree.set(&(0..50).map(Card::numbered).collect::<Vec<_>>());
+    station.podman.wait_running(Duration::from_secs(120), &(0..50).map(Card::numbered_recorder).collect::<Vec<_>>());
     eventually(SOON, "health", || (controller.get("/healthy")?.1["components"]["containers"]["details"] == "50 running").then_some(()));
     // Plugged in, enrolled, started.
     assert!((100..=200).contains(&(controller.count_log("") - lines)), "{}", controller.log());

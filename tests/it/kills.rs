@@ -2,13 +2,12 @@
 //! should be is there seconds after the last start.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, RandomState};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::station::{Station, eventually};
+use super::station::{Dice, Station, eventually};
 use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -17,26 +16,6 @@ const KILLS: u32 = 300;
 const CONVERGED: Duration = Duration::from_secs(30);
 /// Every so many kills it is left alone until all is as wanted.
 const ROUND: u32 = 25;
-
-/// A generator of one's own, so that a seed that failed can be tried again (`KILLS_SEED`).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
-fn card(n: u32) -> Card {
-    Card::ultramic().index(n).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))
-}
-
-fn name(n: u32) -> String {
-    format!("silvasonic-recorder-ultramic-384-evo-{n:04}")
-}
 
 /// Whoever is not over, by the device in its label.
 fn alive(station: &Station) -> Vec<String> {
@@ -47,26 +26,24 @@ fn alive(station: &Station) -> Vec<String> {
 
 #[test]
 fn a_controller_that_is_killed_at_any_moment_leaves_nothing_double_and_interrupts_nobody() {
-    let seed = std::env::var("KILLS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| RandomState::new().hash_one(1) | 1);
-    println!("KILLS_SEED={seed}");
+    let seed = Dice::seed("KILLS_SEED");
     let mut dice = Dice(seed);
     let station = Station::up();
     let quick = [("SILVASONIC_RECONCILE_INTERVAL_S", "0.1"), ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.2")];
     let mut plugged: BTreeSet<u32> = (0..5).collect();
-    let set = |plugged: &BTreeSet<u32>| station.tree.set(&plugged.iter().map(|n| card(*n)).collect::<Vec<_>>());
+    let set = |plugged: &BTreeSet<u32>| station.tree.set(&plugged.iter().copied().map(Card::numbered).collect::<Vec<_>>());
     let wait = |plugged: &BTreeSet<u32>, within: Duration| {
-        let names: Vec<String> = plugged.iter().map(|n| name(*n)).collect();
-        station.podman.wait_running(within, &names.iter().map(String::as_str).collect::<Vec<_>>());
+        station.podman.wait_running(within, &plugged.iter().copied().map(Card::numbered_recorder).collect::<Vec<_>>());
     };
     set(&plugged);
     let mut controller = station.controller_with(&quick);
     controller.wait_log("seeded user", SOON);
     wait(&plugged, SOON);
     // This one is never touched.
-    let mark = || station.inspect(&name(0)).map(|inspect| (inspect["Id"].clone(), inspect["State"]["StartedAt"].clone()));
+    let mark = || station.podman.mark(&Card::numbered_recorder(0));
     let before = mark();
     for kill in 1..=KILLS {
-        thread::sleep(Duration::from_millis(dice.below(220)));
+        thread::sleep(Duration::from_millis(dice.below(220) as u64));
         controller.kill();
         if dice.below(3) > 0 {
             let n = 1 + dice.below(4) as u32;

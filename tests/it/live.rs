@@ -243,7 +243,6 @@ fn hostile_nudges_are_neither_obeyed_nor_kept() {
     station.redis.publish(NUDGE, "reconcile");
     eventually(SOON, "one cycle", || (reads(&station) > so_far).then_some(()));
     assert!(reads(&station) <= so_far + 1);
-    let status = fs::read_to_string(format!("/proc/{}/status", controller.id())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u32>().ok()).unwrap();
+    let peak = controller.status("VmHWM:");
     assert!(peak < 40 << 10, "{peak} KiB");
 }

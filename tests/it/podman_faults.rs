@@ -1,8 +1,5 @@
 //! A Podman that hangs, lies, floods or goes away: running Recorders are left alone, and all is caught up with after it.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -27,18 +24,11 @@ fn proxied(station: &Station) -> (Proxy, Controller) {
 
 /// What an untouched Recorder keeps.
 fn marks(station: &Station, names: &[&str]) -> Vec<(Value, Value)> {
-    let mark = |name: &&str| station.inspect(name).map(|inspect| (inspect["Id"].clone(), inspect["State"]["StartedAt"].clone()));
-    names.iter().map(|name| mark(name).unwrap()).collect()
+    names.iter().map(|name| station.podman.mark(name).unwrap()).collect()
 }
 
 fn answer(status: &str, body: &str) -> Fault {
     Fault::Answer(format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
-}
-
-/// To the API service only, not to conmon.
-fn signal(sandbox: &Path, signal: &str) {
-    let service = format!("system service .*{}/", sandbox.display());
-    assert!(Command::new("pkill").arg(format!("-{signal}")).arg("-f").arg(service).status().unwrap().success());
 }
 
 fn third(station: &Station, enabled: bool) {
@@ -79,10 +69,9 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
     let last = faults.len();
     for (number, (told, fault)) in faults.into_iter().enumerate() {
         let (unknown, known) = (controller.count_log(told), controller.count_log("Podman answers again"));
-        let sandbox = station.dir().join("podman");
         match number + 1 {
             n if n == last - 1 => station.podman.stop_api(),
-            n if n == last => signal(&sandbox, "STOP"),
+            n if n == last => station.podman.freeze_api(),
             _ => proxy.set(all, fault),
         }
         third(&station, number % 2 == 0);
@@ -91,7 +80,7 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
         eventually(SOON, "health 503", status);
         match number + 1 {
             n if n == last - 1 => station.podman.start_api(),
-            n if n == last => signal(&sandbox, "CONT"),
+            n if n == last => station.podman.thaw_api(),
             _ => proxy.clear(),
         }
         let begun = Instant::now();
@@ -101,8 +90,7 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
         eventually(SOON, "the closing line", || (controller.count_log("Podman answers again") > known).then_some(()));
         assert_eq!(marks(&station, &[ULTRAMIC, RODE]), before, "after fault {number}");
     }
-    let status = fs::read_to_string(format!("/proc/{}/status", controller.id())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u32>().ok()).unwrap();
+    let peak = controller.status("VmHWM:");
     assert!(peak < 40 << 10, "{peak} KiB");
 }
 

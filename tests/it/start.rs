@@ -293,11 +293,11 @@ fn a_user_without_any_rights_but_the_socket_and_the_workspace_records() {
     let nobody = 65_534;
     std::os::unix::fs::chown(station.workspace().join("recorder"), Some(nobody), Some(nobody)).unwrap();
     std::os::unix::fs::chown(station.podman.socket(), Some(nobody), Some(nobody)).unwrap();
-    let own = station.controller_command(&[]);
     let mut command = std::process::Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]);
-    command.arg(own.get_program()).current_dir("/").env_clear();
-    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.arg(station.controller_command(&[]).get_program());
+    station.dress(&mut command, &[]);
+    command.current_dir("/");
     let mut controller = Controller::run(command);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let status = std::fs::read_to_string(format!("/proc/{}/status", controller.id())).unwrap();

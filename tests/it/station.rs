@@ -8,6 +8,7 @@
 //! dropped, when a test panics, and when this process is killed.
 
 mod controller;
+mod dice;
 mod http;
 mod image;
 mod podman;
@@ -17,6 +18,8 @@ mod proxy;
 mod redis;
 
 pub(crate) use controller::Controller;
+#[allow(unused_imports)]
+pub(crate) use dice::Dice;
 pub(crate) use podman::{NETWORK, Podman, RECORDER};
 pub(crate) use postgres::Postgres;
 #[allow(unused_imports)]
@@ -211,9 +214,14 @@ impl Station {
         let program = option_env!("CARGO_BIN_EXE_silvasonic-controller")
             .map_or_else(|| image::profile_dir().join("silvasonic-controller"), PathBuf::from);
         let mut command = Command::new(program);
+        self.dress(&mut command, overrides);
+        command
+    }
+
+    /// Gives a command this station's environment and none of ours, but for `overrides`, and its directory.
+    pub(crate) fn dress(&self, command: &mut Command, overrides: &[(&str, &str)]) {
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         command.envs(self.environment()).envs(overrides.iter().copied()).current_dir(&self.dir);
-        command
     }
 
     /// Starts the Controller.

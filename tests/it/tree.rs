@@ -57,6 +57,16 @@ impl Card {
         Card::usb("r4", "Dodotronic", "UltraMic384K_EVO 16bit r4", "0869:0389", "1-1").serial("034F6A21")
     }
 
+    /// The nth of many UltraMics: its own card index, serial and port.
+    pub(crate) fn numbered(n: u32) -> Card {
+        Card::ultramic().index(n).id(&format!("r4_{n}")).serial(format!("SER{n:04}")).at(&format!("1-{}", n + 1))
+    }
+
+    /// The name of its Recorder's container.
+    pub(crate) fn numbered_recorder(n: u32) -> String {
+        format!("silvasonic-recorder-ultramic-384-evo-{n:04}")
+    }
+
     /// 19f7:0003 without a serial, at 1-2; it can play as well.
     pub(crate) fn rode() -> Card {
         Card { playback: true, ..Card::usb("NTUSB", "RODE Microphones", "RODE NT-USB", "19f7:0003", "1-2") }

@@ -104,6 +104,13 @@ impl Controller {
         eventually(deadline, "the Controller ends", || self.process.exit_code())
     }
 
+    /// A number of `/proc/PID/status` by its name, such as `VmHWM:`, the most memory it ever had, in KiB.
+    pub(crate) fn status(&self, field: &str) -> i64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let number = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("{field} in {status}"))
+    }
+
     /// The TCP port it listens on, as the kernel tells it.
     pub(crate) fn port(&self) -> Option<u16> {
         let process = format!("/proc/{}", self.process.id());

@@ -63,6 +63,21 @@ impl Podman {
         self.sandbox("restart", &[]);
     }
 
+    /// Freezes the API service: it takes requests and answers none. Not conmon, so containers run on.
+    pub(crate) fn freeze_api(&self) {
+        self.signal_api("STOP");
+    }
+
+    /// Undoes [`Podman::freeze_api`].
+    pub(crate) fn thaw_api(&self) {
+        self.signal_api("CONT");
+    }
+
+    fn signal_api(&self, signal: &str) {
+        let service = format!("system service .*{}/", self.dir.display());
+        assert!(Command::new("pkill").arg(format!("-{signal}")).arg("-f").arg(service).status().unwrap().success());
+    }
+
     /// What a power failure leaves: no container runs, all of them still exist.
     pub(crate) fn reboot(&self) {
         self.sandbox("reboot", &[]);
@@ -125,6 +140,11 @@ impl Podman {
         }
     }
 
+    /// What a container keeps while nobody touches it: its id, and when it was started last.
+    pub(crate) fn mark(&self, name: &str) -> Option<(Value, Value)> {
+        self.inspect(name).map(|inspect| (inspect["Id"].clone(), inspect["State"]["StartedAt"].clone()))
+    }
+
     /// The container of that name, if there is one.
     pub(crate) fn inspect(&self, name: &str) -> Option<Value> {
         match self.get(&format!("/containers/{}/json", http::encode(name))) {
@@ -184,8 +204,10 @@ impl Podman {
     }
 
     /// Waits until exactly these containers run, and no other one.
-    pub(crate) fn wait_running(&self, deadline: Duration, names: &[&str]) {
-        eventually(deadline, &format!("exactly {names:?} run"), || {
+    pub(crate) fn wait_running(&self, deadline: Duration, names: &[impl AsRef<str>]) {
+        let mut wanted: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+        wanted.sort_unstable();
+        eventually(deadline, &format!("exactly {wanted:?} run"), || {
             let mut running: Vec<String> = self
                 .containers()
                 .iter()
@@ -193,8 +215,6 @@ impl Podman {
                 .filter_map(|c| c["Names"][0].as_str().map(str::to_owned))
                 .collect();
             running.sort();
-            let mut wanted = names.to_vec();
-            wanted.sort_unstable();
             (running == wanted).then_some(())
         });
     }
