@@ -18,6 +18,7 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::config::{Config, Shutdown};
 use crate::device::identify;
+use crate::events::Events;
 use crate::execute::{Failure, execute};
 use crate::hardware::{Hardware, Look};
 use crate::inventory::Inventory;
@@ -39,6 +40,13 @@ use crate::witness::Witness;
 
 /// Starts under way at a time: Podman gains nothing from more, and a Pi has four cores.
 const STARTS_AT_ONCE: usize = 8;
+/// How often Podman is asked for a list while it tells of events, nothing is in between and nothing is to be done.
+const QUIET: Duration = Duration::from_secs(15);
+/// What is done is planned from a list that came no longer ago. What happens meanwhile is told by an event, but late.
+const FRESH: Duration = Duration::from_secs(1);
+/// Podman's own clean-up or restart takes 30-300 ms: so often, and for so long, its end is looked for.
+const RECHECK: Duration = Duration::from_millis(100);
+const RESTLESS: Duration = Duration::from_secs(2);
 /// How often `last_seen` of present microphones is refreshed.
 const TOUCH: Duration = Duration::from_secs(300);
 /// An in-between state of a container that lasts so long has no end of its own.
@@ -69,6 +77,8 @@ pub enum Event {
     Terminate,
     /// Somebody wants a cycle at once.
     Nudge,
+    /// Podman says that something happened to a container of ours, or that it can no longer say so.
+    Changed,
     /// What a look at the sound cards found, or why nothing.
     Hardware {
         /// Which thread's it is.
@@ -142,8 +152,15 @@ pub struct Controller {
 
     inventory: Inventory,
     logs: Logs,
+    hints: Events,
     sequence: u64,
     asked_podman: bool,
+    /// Something happened while a list was on its way, which may be older.
+    list_again: bool,
+    /// When the next list is due before the next tick.
+    recheck: Option<Instant>,
+    /// When the last list came.
+    listed: Instant,
     engine: Option<Engine>,
     podman_state: Result<(), String>,
     containers: Option<(u64, Vec<Container>)>,
@@ -180,7 +197,8 @@ impl Controller {
         Ok(Self {
             store: Store::start(&config, 0, events.clone())?,
             logs: Logs::new(&podman, bus),
-            inventory: Inventory::start(podman.clone(), config.recorder.clone(), events.clone())?,
+            inventory: Inventory::start(podman.clone(), &config, events.clone())?,
+            hints: Events::start(podman.clone(), &config.recorder.owner, events.clone())?,
             cards: Hardware::start(&config.host_root, events.clone())?,
             presences: Presences::new(config.grace),
             specs: Specs::new(config.recorder.clone()),
@@ -209,6 +227,9 @@ impl Controller {
             recorded: false,
             sequence: 0,
             asked_podman: false,
+            list_again: false,
+            recheck: None,
+            listed: now,
             engine: None,
             podman_state: Err(NOT_YET.to_owned()),
             containers: None,
@@ -232,6 +253,9 @@ impl Controller {
             if now >= self.next_tick || self.nudge_is_due(now) {
                 self.observe();
             }
+            if self.recheck.is_some_and(|due| now >= due) {
+                self.ask_podman();
+            }
             self.wait();
             if self.is_done() {
                 break;
@@ -248,7 +272,7 @@ impl Controller {
     /// Sleeps until there is something to do, and takes in every event that is there.
     fn wait(&mut self) {
         let nudge = self.nudged.then_some(self.next_nudge);
-        let deadlines = [Some(self.next_tick), Some(self.vitals.due()), nudge, self.leaving];
+        let deadlines = [Some(self.next_tick), Some(self.vitals.due()), nudge, self.recheck, self.leaving];
         let until = deadlines.into_iter().flatten().min().unwrap_or(self.next_tick);
         let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()).min(LONGEST_SLEEP));
         while let Ok(next) = event {
@@ -269,6 +293,7 @@ impl Controller {
         self.nudged = false;
         self.nudge_pending.store(false, Ordering::Release);
         self.ask_again = self.asked_store.is_some();
+        self.ask_podman();
         true
     }
 
@@ -327,7 +352,9 @@ impl Controller {
             Look::Unknown(why) => self.note_hardware(Err(why)),
         }
         self.ask_store();
-        self.ask_podman();
+        if self.doubts_list(now) {
+            self.ask_podman();
+        }
     }
 
     fn note_hardware(&mut self, scan: Result<Scan, String>) {
@@ -433,9 +460,18 @@ impl Controller {
         }
     }
 
+    /// Whether the last list may no longer hold although no event says so.
+    fn doubts_list(&self, now: Instant) -> bool {
+        let old = now.saturating_duration_since(self.listed) >= QUIET;
+        let quiet = self.hints.is_up() && self.containers.is_some() && self.in_between.is_empty() && !self.witness.misses_one();
+        old || !quiet
+    }
+
     fn ask_podman(&mut self) {
+        self.recheck = None;
         if !self.asked_podman {
             self.asked_podman = true;
+            self.hints.taken();
             self.sequence += 1;
             self.inventory.ask(self.sequence);
         }
@@ -445,6 +481,10 @@ impl Controller {
         match event {
             Event::Terminate => self.leave(),
             Event::Nudge => self.nudged = true,
+            Event::Changed => {
+                self.list_again = self.asked_podman;
+                self.ask_podman();
+            }
             Event::Hardware { generation, scan } => {
                 if let Some(scan) = self.cards.answered(generation, scan) {
                     self.note_hardware(scan.map_err(|why| why.to_string()));
@@ -463,7 +503,7 @@ impl Controller {
                 self.engine = engine;
                 self.note_containers(sequence, containers);
                 // An action ended after this list was asked for: its outcome is in the next one.
-                if self.settled.values().any(|settled| *settled >= sequence) {
+                if std::mem::take(&mut self.list_again) || self.settled.values().any(|settled| *settled >= sequence) {
                     self.ask_podman();
                 }
             }
@@ -525,12 +565,21 @@ impl Controller {
             Ok(mut containers) => {
                 self.cleared("podman", "Podman answers again");
                 self.podman_state = Ok(());
+                self.hints.open();
                 self.logs.keep(&containers);
                 let now = Instant::now();
+                self.listed = now;
                 self.witness.judge(&mut containers, now);
                 let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
                 let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
                 self.in_between = containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))).collect();
+                // What an action of ours does, its end tells.
+                let restless = |container: &Container| {
+                    let since = self.in_between.get(&container.id);
+                    let ours = container.labels.get(DEVICE_ID).is_some_and(|device| self.jobs.contains_key(device));
+                    !ours && since.is_some_and(|since| now.saturating_duration_since(*since) < RESTLESS)
+                };
+                self.recheck = containers.iter().any(restless).then(|| now + RECHECK);
                 self.containers = Some((sequence, containers));
             }
         }
@@ -610,8 +659,10 @@ impl Controller {
                 now,
             });
             self.tell(&plan, &containers);
-            for action in plan.actions {
-                self.start(action);
+            if plan.actions.is_empty() || now.saturating_duration_since(self.listed) < FRESH {
+                plan.actions.into_iter().for_each(|action| self.start(action));
+            } else {
+                self.ask_podman();
             }
         }
         self.containers = Some((sequence, containers));
@@ -689,6 +740,8 @@ impl Controller {
             self.leaving = Some(Instant::now() + SHUTDOWN);
             // Nothing that failed before may keep a Recorder from being stopped now.
             self.backoffs = Backoffs::default();
+            // Whether any is left, a fresh list says.
+            self.containers = None;
             self.config.interval = self.config.interval.min(Duration::from_secs(1));
             self.next_tick = Instant::now();
         }

@@ -1,15 +1,24 @@
 //! The `podman` thread: lists our containers when asked, and learns once per connection what engine it talks to.
 //!
 //! Only reads. A hung Podman blocks this thread for the list's deadline and nobody else.
+//!
+//! Asking Podman what it is takes 0.2-0.3 s (`info` starts conmon, the OCI runtime and dpkg). What it was at the last
+//! start holds while it answers with the same version on a socket of the same owner; a short-lived thread asks when the
+//! first Recorders run, and its answer replaces what was remembered. Only the form of a create request depends on it.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread;
+use std::time::Duration;
 
 use log::{info, warn};
 
-use crate::config::Recorder;
+use crate::config::{Config, Recorder};
 use crate::controller::Event;
-use crate::podman::{Container, Engine, Error, Podman};
+use crate::memory;
+use crate::podman::{Container, Engine, Error, Podman, Version};
 use crate::spec::{OWNER, SERVICE};
 
 /// The other end of the `podman` thread.
@@ -23,9 +32,11 @@ impl Inventory {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(podman: Podman, recorder: Recorder, events: SyncSender<Event>) -> std::io::Result<Self> {
+    pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let worker = Worker { podman, recorder, events, engine: None, overdue: false };
+        let place =
+            Place { podman, socket: config.socket.clone(), workspace: config.workspace_local.clone(), recorder: config.recorder.clone() };
+        let worker = Worker { place, events, engine: None, check: Check::Due(false), overdue: false };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests })
     }
@@ -37,13 +48,33 @@ impl Inventory {
     }
 }
 
-struct Worker {
+/// The first Recorders start sooner if Podman does nothing else meanwhile.
+const FIRST_STARTS: Duration = Duration::from_secs(5);
+
+/// What the threads here need to know.
+#[derive(Clone)]
+struct Place {
     podman: Podman,
+    socket: PathBuf,
+    workspace: PathBuf,
     recorder: Recorder,
+}
+
+struct Worker {
+    place: Place,
     events: SyncSender<Event>,
     engine: Option<Engine>,
+    check: Check,
     /// The last list did not come in time: Podman hangs, or the list is slow.
     overdue: bool,
+}
+
+/// The second look at this connection's Podman, which is not waited for.
+enum Check {
+    /// Due when the first list is out, and whether the engine is what was remembered.
+    Due(bool),
+    /// Brings what the engine is if that is not what was remembered.
+    UnderWay(Receiver<Engine>),
 }
 
 impl Worker {
@@ -55,33 +86,91 @@ impl Worker {
             if matches!(containers, Err(Error::Unreachable(_))) {
                 self.engine = None;
             }
+            let listed = containers.is_ok();
             let containers = containers.map_err(|error| error.to_string());
             let engine = self.engine.clone();
             if self.events.send(Event::Containers { sequence, containers, engine }).is_err() {
                 return;
+            }
+            if listed {
+                self.check();
             }
         }
     }
 
     fn list(&mut self) -> Result<Vec<Container>, Error> {
         // A hung service is asked briefly, so that its return is not missed for the rest of a list's deadline.
-        let version = if self.overdue || self.engine.is_none() { Some(self.podman.ping()?) } else { None };
+        let version = if self.overdue || self.engine.is_none() { Some(self.place.podman.ping()?) } else { None };
         if let Some(version) = version.filter(|_| self.engine.is_none()) {
-            let engine = self.podman.info(version)?;
-            info!(
-                "connected to Podman {version} ({}, {}, cgroups {})",
-                if engine.rootless { "rootless" } else { "rootful" },
-                engine.runtime,
-                engine.cgroups
-            );
+            let remembered = self.place.remembered(version);
+            self.check = Check::Due(remembered.is_some());
+            let engine = remembered.map_or_else(|| self.place.podman.info(version), Ok)?;
+            tell(&engine);
             self.engine = Some(engine);
-            self.check_needs();
+        }
+        if let Check::UnderWay(answer) = &self.check {
+            if let Ok(engine) = answer.try_recv() {
+                tell(&engine);
+                self.engine = Some(engine);
+            }
         }
         // Other services of a station carry the same owner label; they are not this program's.
-        let mut containers = self.podman.list(OWNER, &self.recorder.owner)?;
+        let owner = &self.place.recorder.owner;
+        let mut containers = self.place.podman.list(OWNER, owner)?;
         let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
-        containers.retain(|container| is(container, OWNER, &self.recorder.owner) && is(container, SERVICE, "recorder"));
+        containers.retain(|container| is(container, OWNER, owner) && is(container, SERVICE, "recorder"));
         Ok(containers)
+    }
+
+    /// Once per connection, when the first list is out: whether all is as remembered and as needed.
+    fn check(&mut self) {
+        let (Check::Due(remembered), Some(mut engine)) = (&self.check, self.engine.clone()) else { return };
+        let (answer, check) = channel();
+        let (place, remembered) = (self.place.clone(), *remembered);
+        let run = move || {
+            place.check_needs();
+            if remembered {
+                thread::sleep(FIRST_STARTS);
+                let Ok(found) = place.podman.info(engine.version) else { return };
+                if found != engine {
+                    // Nobody listens when another Podman has come meanwhile.
+                    let _ = answer.send(found.clone());
+                }
+                engine = found;
+            }
+            place.remember(&engine);
+        };
+        if let Err(why) = thread::Builder::new().name("engine".to_owned()).stack_size(256 << 10).spawn(run) {
+            warn!("no thread to look at Podman a second time: {why}");
+        }
+        self.check = Check::UnderWay(check);
+    }
+}
+
+impl Place {
+    /// What the engine was at the last start, if there is no sign that it is another one now.
+    fn remembered(&self, version: Version) -> Option<Engine> {
+        let remembered = memory::load_engine(&self.workspace).unwrap_or_else(|why| {
+            warn!("what Podman was is ignored: {why}");
+            None
+        });
+        let (engine, owner) = remembered?;
+        (engine.version == version && Some(owner) == self.socket_owner()).then_some(engine)
+    }
+
+    fn socket_owner(&self) -> Option<u32> {
+        fs::metadata(&self.socket).map(|socket| socket.uid()).ok()
+    }
+
+    /// Keeps what the engine is for the next start, if that is news.
+    fn remember(&self, engine: &Engine) {
+        let Some(owner) = self.socket_owner() else { return };
+        if memory::load_engine(&self.workspace).ok().flatten().is_some_and(|known| known == (engine.clone(), owner)) {
+            return;
+        }
+        if let Err(why) = memory::save_engine(&self.workspace, engine, owner) {
+            warn!("what Podman is cannot be kept for the next start: {why}");
+        }
     }
 
     /// What will be missing at the first start is better known before it.
@@ -94,4 +183,9 @@ impl Worker {
             warn!("network {network} does not exist: no Recorder can start until `podman network create {network}`");
         }
     }
+}
+
+fn tell(engine: &Engine) {
+    let Engine { version, rootless, runtime, cgroups } = engine;
+    info!("connected to Podman {version} ({}, {runtime}, cgroups {cgroups})", if *rootless { "rootless" } else { "rootful" });
 }

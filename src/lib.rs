@@ -7,13 +7,13 @@
 //!                             ├─▶ controller (the loop)─┤
 //!  store/db ─rows─▶ registry ─┤   wait observe decide   └──▶ plan ──▶ execute ──▶ podman
 //!  inventory ─containers──────┘   act record report ──▶ vitals ──▶ healthz, bus ──▶ Redis
-//!  nudge ──(look now)─────────┘                     logs ──(a thread a container)──┘
+//!  events, nudge ─(look now)──┘                     logs ──(a thread a container)──┘
 //! ```
 //!
 //! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`completion`], [`device`], [`line`],
 //! [`manual`], [`notice`], [`plan`],
 //! [`position`], [`presence`], [`profile`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
-//! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
+//! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`events`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
 //! and [`seed`] (database).
 //!
 //! # Invariants
@@ -22,6 +22,7 @@
 //!   "offline".
 //! - Only containers with our owner label and `service=recorder` are touched.
 //! - Decisions are made from the whole state, never from what changed; an empty plan means that nothing is left to do.
+//! - Podman's events are hints: what is done is planned from a list of containers that is fresh.
 //! - The main loop waits for nothing but its own tick and events; what can block has a thread and a deadline.
 
 pub mod backoff;
@@ -34,6 +35,7 @@ pub mod config;
 pub mod controller;
 pub mod db;
 pub mod device;
+pub mod events;
 pub mod execute;
 pub mod hardware;
 pub mod health;

@@ -39,7 +39,7 @@ use crate::bus::Bus;
 use crate::line::{Joiner, Origin, Said};
 use crate::notice::Notices;
 use crate::podman::frames::{BadFrame, Frames, Output};
-use crate::podman::{Closer, Container, Error, LogRequest, Podman, Run, State};
+use crate::podman::{Closer, Container, Error, Podman, Run, State, StreamRequest};
 use crate::position::{Position, Skip};
 use crate::spec::{DEVICE_ID, SERVICE};
 use crate::text::shown;
@@ -505,7 +505,7 @@ impl Follower {
         over
     }
 
-    fn read(&mut self, request: LogRequest, follow: bool, skip: &mut Skip) -> Over {
+    fn read(&mut self, request: StreamRequest, follow: bool, skip: &mut Skip) -> Over {
         {
             let mut wish = self.shared.wish();
             if wish.end || (follow && wish.is_urgent()) {

@@ -14,8 +14,8 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ureq::http::Response;
 use ureq::{Agent, Body, Timeout};
@@ -38,6 +38,8 @@ const INFO: Duration = Duration::from_secs(20);
 const CHANGE: Duration = Duration::from_secs(60);
 /// What a stop or removal may take beyond the container's own time.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
+/// What changes a container's row in the list. `cleanup` follows `died` when nothing restarts it.
+const EVENTS: [&str; 8] = ["start", "died", "cleanup", "remove", "pause", "unpause", "restart", "rename"];
 /// Ten megabytes of log that are not followed.
 const LOG: Duration = Duration::from_secs(20);
 
@@ -89,7 +91,7 @@ impl Error {
 }
 
 /// Version of the engine, as its headers tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Version(pub u16, pub u16, pub u16);
 
 impl fmt::Display for Version {
@@ -107,7 +109,7 @@ impl Version {
 }
 
 /// What differs between engines; asked once per connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Engine {
     /// Podman's version.
     pub version: Version,
@@ -230,15 +232,15 @@ pub struct Podman {
     socket: PathBuf,
 }
 
-/// A part of a container's log that is to be read, on a connection of its own.
+/// An answer that is to be read bit by bit, on a connection of its own: a part of a container's log, or events.
 #[derive(Debug)]
-pub struct LogRequest {
+pub struct StreamRequest {
     agent: Agent,
     url: String,
     limit: Option<Duration>,
 }
 
-/// Ends a [`LogRequest`] from another thread, whatever it waits for.
+/// Ends a [`StreamRequest`] from another thread, whatever it waits for.
 #[derive(Clone, Debug)]
 pub struct Closer(Agent);
 
@@ -249,7 +251,7 @@ impl Closer {
     }
 }
 
-impl LogRequest {
+impl StreamRequest {
     /// What closes the connection.
     #[must_use]
     pub fn closer(&self) -> Closer {
@@ -258,7 +260,7 @@ impl LogRequest {
 
     /// Sends the request and waits for the answer, of which the body can then be read.
     ///
-    /// While it follows, Podman 4.3 answers no sooner than there is a first line.
+    /// While it follows a log, Podman 4.3 answers no sooner than there is a first line.
     ///
     /// # Errors
     /// [`Error`].
@@ -272,7 +274,7 @@ impl Podman {
     /// A client for the service on `socket`. Connects when a call needs it, so the socket may appear later.
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
-        Self { agent: agent(socket.clone(), 8 << 10), socket }
+        Self { agent: agent(socket.clone(), 8 << 10, None), socket }
     }
 
     /// The log of a container from a second on (0: from its beginning), each frame with its time in whole seconds.
@@ -280,7 +282,7 @@ impl Podman {
     /// It can follow the log until the container's current run ends; then it has no deadline, and only [`Closer`] ends
     /// the wait. A connection of its own has a price (a socket, 17 kB), and the point that closing it harms nobody else.
     #[must_use]
-    pub fn log(&self, id: &str, since: u64, follow: bool) -> LogRequest {
+    pub fn log(&self, id: &str, since: u64, follow: bool) -> StreamRequest {
         let mut url = format!("{BASE}/containers/{}/logs?stdout=true&stderr=true&timestamps=true", query(id));
         if since > 0 {
             url.push_str(&format!("&since={since}"));
@@ -288,7 +290,17 @@ impl Podman {
         if follow {
             url.push_str("&follow=true");
         }
-        LogRequest { agent: agent(self.socket.clone(), 1 << 10), url, limit: (!follow).then_some(LOG) }
+        StreamRequest { agent: agent(self.socket.clone(), 1 << 10, None), url, limit: (!follow).then_some(LOG) }
+    }
+
+    /// What happens from now on to containers with this label value, a line of JSON an event. It ends with the service.
+    ///
+    /// Health checks and the like, which leave a container's row in the list as it is, are left out.
+    #[must_use]
+    pub fn events(&self, label: &str, value: &str) -> StreamRequest {
+        let filters = serde_json::json!({ "type": ["container"], "label": [format!("{label}={value}")], "event": EVENTS });
+        let url = format!("{BASE}/events?stream=true&filters={}", query(&filters.to_string()));
+        StreamRequest { agent: agent(self.socket.clone(), 1 << 10, Some(QUICK)), url, limit: None }
     }
 
     /// Is the service there, and which version?
@@ -472,14 +484,15 @@ impl Podman {
     }
 }
 
-/// A client of its own; `output` is the room for a request's head.
-fn agent(path: PathBuf, output: usize) -> Agent {
+/// A client of its own; `output` is the room for a request's head, `begin` the time limit for the beginning of an answer.
+fn agent(path: PathBuf, output: usize, begin: Option<Duration>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
         .user_agent("silvasonic-controller")
         .max_redirects(0)
         .timeout_connect(Some(CONNECT))
+        .timeout_recv_response(begin)
         .max_response_header_size(16 << 10)
         .input_buffer_size(16 << 10)
         .output_buffer_size(output)

@@ -51,6 +51,12 @@ impl Witness {
             }
         }
     }
+
+    /// Whether a process that was seen is gone, whatever the last list said.
+    #[must_use]
+    pub fn misses_one(&self) -> bool {
+        self.seen.values().any(|sight| started(sight.pid).as_ref() != Some(&sight.started))
+    }
 }
 
 /// When the process began; `None` if there is none, or only what its parent has not collected yet.

@@ -10,7 +10,7 @@ use super::tree::Card;
 const SOON: Duration = Duration::from_secs(15);
 
 #[test]
-fn a_quiet_cycle_is_one_statement_and_one_podman_request_at_most() {
+fn a_quiet_cycle_is_one_statement_and_no_podman_request() {
     let station = Station::up();
     log_statements(&station);
     let proxy = Proxy::new(station.dir().join("counted.sock"), station.podman.socket());
@@ -24,6 +24,8 @@ fn a_quiet_cycle_is_one_statement_and_one_podman_request_at_most() {
         log.lines().filter(|line| line.starts_with("<silvasonic-controller>LOG:  execute")).map(str::to_owned).collect()
     };
     let reads = |statements: &[String]| statements.iter().filter(|line| line.contains("SELECT kind, key")).count();
+    // The second look at what was remembered of Podman is over.
+    eventually(SOON, "the engine kept", || station.workspace().join("recorder/.controller-engine").exists().then_some(()));
     // The first reads of the steady state have passed.
     let settled = reads(&statements());
     eventually(SOON, "a quiet cycle", || (reads(&statements()) > settled + 1).then_some(()));
@@ -36,5 +38,6 @@ fn a_quiet_cycle_is_one_statement_and_one_podman_request_at_most() {
     let statements = statements();
     let since = &statements[before..];
     assert!(since.iter().all(|line| line.contains("SELECT kind, key")), "{since:#?}");
-    assert!((1..=cycles + 1).contains(&asked), "{asked} Podman requests in {cycles} cycles");
+    // The one that looks whether the events told everything may fall into this time.
+    assert!(asked <= 1, "{asked} Podman requests in {cycles} cycles");
 }
