@@ -126,15 +126,16 @@ impl Worker {
     fn check(&mut self) {
         let (Check::Due(remembered), Some(mut engine)) = (&self.check, self.engine.clone()) else { return };
         let (answer, check) = channel();
-        let (place, remembered) = (self.place.clone(), *remembered);
+        let (place, events, remembered) = (self.place.clone(), self.events.clone(), *remembered);
         let run = move || {
             place.check_needs();
             if remembered {
                 thread::sleep(FIRST_STARTS);
                 let Ok(found) = place.podman.info(engine.version) else { return };
                 if found != engine {
-                    // Nobody listens when another Podman has come meanwhile.
+                    // Nobody listens when another Podman has come meanwhile. The next list brings it to the main loop.
                     let _ = answer.send(found.clone());
+                    let _ = events.send(Event::Changed);
                 }
                 engine = found;
             }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
+use silvasonic_controller::memory;
+use silvasonic_controller::podman::Engine;
 
 use super::start::ids;
 use super::station::{Controller, Fault, Proxy, Station, eventually};
@@ -129,4 +132,70 @@ fn answers_that_come_late_end_in_one_container_a_microphone() {
     });
     assert_eq!(station.containers().len(), 2);
     assert_eq!(marks(&station, &[ULTRAMIC, RODE]), before);
+}
+
+#[test]
+fn events_wake_the_loop_and_without_them_lists_go_on() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    let proxy = Proxy::new(station.dir().join("proxy.sock"), station.podman.socket());
+    // Only an event can be the reason for a list within the next minute.
+    let rare = [("SILVASONIC_CONTAINER_SOCKET", proxy.path()), ("SILVASONIC_RECONCILE_INTERVAL_S", "60"), ("SILVASONIC_SHUTDOWN", "keep")];
+    let first = station.controller();
+    station.podman.wait_running(SOON, &[RODE, ULTRAMIC]);
+    drop(first);
+    let mut second = station.controller_with(&rare);
+    second.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    let before = marks(&station, &[RODE]);
+    let open = || (proxy.requests_for("/events") == 1).then_some(());
+    eventually(SOON, "the stream", open);
+    station.podman.exec(&["rm", "-f", "-t", "0", ULTRAMIC]);
+    station.podman.wait_running(CAUGHT_UP, &[RODE, ULTRAMIC]);
+    assert_eq!(marks(&station, &[RODE]), before);
+    second.signal(Signal::TERM);
+    second.wait_exit(SOON);
+
+    // What Podman 4.3 answers when it has no events.
+    proxy.set("/events", answer("200 OK", "{\"cause\":\"x\",\"message\":\"no events\",\"response\":500}\n"));
+    let third = station.controller_with(&[rare[0]]);
+    third.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    let asked = proxy.requests_for("/containers/json");
+    eventually(SOON, "a list at each tick", || (proxy.requests_for("/containers/json") >= asked + 4).then_some(()));
+    station.podman.exec(&["rm", "-f", "-t", "0", ULTRAMIC]);
+    station.podman.wait_running(CAUGHT_UP, &[RODE, ULTRAMIC]);
+    assert_eq!(marks(&station, &[RODE]), before);
+}
+
+#[test]
+fn what_podman_was_at_the_last_start_is_gone_by_until_it_says_otherwise() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let (proxy, mut first) = proxied(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let workspace = station.workspace().join("recorder");
+    let kept = || memory::load_engine(&workspace).unwrap();
+    let (engine, owner) = eventually(SOON, "the engine kept", kept);
+    first.signal(Signal::TERM);
+    first.wait_exit(SOON);
+
+    // It is slow to say what it is, which delays nothing.
+    proxy.set("/info", Fault::Hang);
+    let second = station.controller_with(&[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]);
+    station.podman.wait_running(CAUGHT_UP, &[ULTRAMIC]);
+    drop(second);
+    proxy.clear();
+    station.podman.exec(&["rm", "-f", "-t", "0", ULTRAMIC]);
+
+    // The memory is wrong: of another engine, which is found out, and behind another socket, which is seen at once.
+    let wrong = Engine { runtime: "another".to_owned(), ..engine.clone() };
+    memory::save_engine(&workspace, &wrong, owner).unwrap();
+    let third = station.controller_with(&[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]);
+    third.wait_log("(rootful, another, cgroups", SOON);
+    third.wait_log(&format!("(rootful, {}, cgroups", engine.runtime), SOON);
+    assert_eq!(eventually(SOON, "the engine kept", kept), (engine, owner));
+    drop(third);
+    memory::save_engine(&workspace, &wrong, owner + 1).unwrap();
+    let fourth = station.controller();
+    fourth.wait_log("connected to Podman", SOON);
+    assert_eq!(fourth.count_log("another, cgroups"), 0);
 }

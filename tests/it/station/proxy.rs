@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -33,14 +32,15 @@ pub(crate) struct Proxy {
 
 struct Shared {
     target: PathBuf,
-    requests: AtomicUsize,
+    /// Their first lines.
+    requests: Mutex<Vec<String>>,
     /// A part of the request's first line, and what happens to such requests.
     fault: Mutex<Option<(String, Fault)>>,
 }
 
 impl Proxy {
     pub(crate) fn new(path: PathBuf, target: &Path) -> Proxy {
-        let shared = Arc::new(Shared { target: target.to_owned(), requests: AtomicUsize::new(0), fault: Mutex::new(None) });
+        let shared = Arc::new(Shared { target: target.to_owned(), requests: Mutex::default(), fault: Mutex::new(None) });
         let listener = UnixListener::bind(&path).unwrap();
         let server = Arc::clone(&shared);
         thread::spawn(move || {
@@ -58,7 +58,12 @@ impl Proxy {
 
     /// How many requests have come.
     pub(crate) fn requests(&self) -> usize {
-        self.shared.requests.load(Ordering::SeqCst)
+        self.requests_for("")
+    }
+
+    /// How many of them contain `part` in their first line.
+    pub(crate) fn requests_for(&self, part: &str) -> usize {
+        self.shared.requests.lock().unwrap().iter().filter(|first| first.contains(part)).count()
     }
 
     /// From now on this happens to requests whose first line contains `part`.
@@ -82,8 +87,8 @@ fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
     let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     client.read_exact(&mut body)?;
-    shared.requests.fetch_add(1, Ordering::SeqCst);
     let first = head.lines().next().unwrap_or_default();
+    shared.requests.lock().unwrap().push(first.to_owned());
     let fault = shared.fault.lock().unwrap().clone().filter(|(part, _)| first.contains(part.as_str()));
     match fault.map(|(_, fault)| fault) {
         None => {}
