@@ -463,8 +463,10 @@ impl Controller {
     /// Whether the last list may no longer hold although no event says so.
     fn doubts_list(&self, now: Instant) -> bool {
         let old = now.saturating_duration_since(self.listed) >= QUIET;
-        let quiet = self.hints.is_up() && self.containers.is_some() && self.in_between.is_empty() && !self.witness.misses_one();
-        old || !quiet
+        let known = self.hints.is_up() && self.containers.is_some();
+        // An action that lasts may have met a Podman that hangs.
+        let quiet = self.jobs.is_empty() && self.in_between.is_empty() && !self.witness.misses_one();
+        old || !known || !quiet
     }
 
     fn ask_podman(&mut self) {

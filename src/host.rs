@@ -5,12 +5,15 @@
 //! Invariant: a number that could not be read is `null`, never 0 and never an error; metrics stop nothing. As `statvfs`
 //! waits for a disk that does not answer, it has a thread of its own; the files of `/proc` wait for nobody.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
+use rustix::fs::OFlags;
 use serde_json::{Map, Value, json};
 
 const MIB: f64 = 1_048_576.0;
@@ -153,6 +156,11 @@ fn own_ticks(stat: &str) -> Option<u64> {
     let mut fields = fields(stat)?.skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(next()? + next()?)
+}
+
+/// Opens a file for reading. Never waits, not even for a pipe in the place of a file.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
 }
 
 /// What a `/proc/…/stat` tells behind the program's name, from the state on; that name may hold blanks and brackets.

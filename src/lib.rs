@@ -53,6 +53,7 @@ pub mod plan;
 pub mod podman;
 pub mod position;
 pub mod presence;
+pub mod process;
 pub mod profile;
 pub mod registry;
 pub mod scan;

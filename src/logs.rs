@@ -12,9 +12,10 @@
 //!
 //! A stream that follows cannot be trusted beyond the end of a run: 0.25 s after it learnt of that, Podman begins to leave
 //! out lines at random (nxadm/tail, which chooses between sending a line and stopping), those of the next run too. So
-//! what a stream brings is taken only if the run was seen to be alive [`TRUST`] ago or later, which costs a request for
-//! a line after a pause and seven a second in a flood. Otherwise it is thrown away, and the rest of the run is read
-//! without following, which leaves nothing out.
+//! what a stream brings is taken only while the run's process lives, which costs a system call for each piece. Where
+//! the processes of the host cannot be seen, Podman is asked whether the run is alive, but not again for [`TRUST`]: a
+//! request for a line after a pause and seven a second in a flood. Otherwise it is thrown away, and the rest of the run is
+//! read without following, which leaves nothing out.
 //!
 //! What cannot be had, with Podman 4.3 and conmon 2.1:
 //! - Beyond its size limit conmon throws the log file away and begins anew. Podman looks four times a second, and what
@@ -41,6 +42,7 @@ use crate::notice::Notices;
 use crate::podman::frames::{BadFrame, Frames, Output};
 use crate::podman::{Closer, Container, Error, Podman, Run, State, StreamRequest};
 use crate::position::{Position, Skip};
+use crate::process::Process;
 use crate::spec::{DEVICE_ID, SERVICE};
 use crate::text::shown;
 
@@ -202,6 +204,7 @@ impl Logs {
             first_frame: None,
             checked: 0,
             run: None,
+            process: None,
             notices: Notices::default(),
         };
         // The kernel shows fifteen bytes; the end of a name tells more than its beginning.
@@ -351,6 +354,8 @@ struct Follower {
     checked: u64,
     /// The run that a stream follows, and when it was seen to be alive.
     run: Option<(Run, Instant)>,
+    /// Its process, where that can be seen.
+    process: Option<Process>,
     notices: Notices,
 }
 
@@ -399,7 +404,10 @@ impl Follower {
     fn follow(&mut self) {
         let begun = Instant::now();
         match self.podman.last_run(&self.id) {
-            Ok(Some(run)) if run.is_alive() => self.run = Some((run, begun)),
+            Ok(Some(run)) if run.is_alive() => {
+                self.process = Process::of(run.pid, &self.id);
+                self.run = Some((run, begun));
+            }
             Ok(Some(run)) => {
                 self.end_run();
                 return if matches!(run.state, State::Exited | State::Created) { self.rest() } else { self.pause() };
@@ -440,6 +448,9 @@ impl Follower {
 
     /// Whether the run that is followed was alive a moment ago, so that Podman has left out nothing yet.
     fn is_trusted(&mut self) -> bool {
+        if let Some(process) = &self.process {
+            return process.lives();
+        }
         let now = Instant::now();
         let Some((run, seen)) = &mut self.run else { return false };
         if now.saturating_duration_since(*seen) < TRUST {

@@ -156,6 +156,8 @@ pub struct Run {
     pub state: State,
     /// When it began, to the nanosecond, in Podman's words.
     pub started: String,
+    /// Its process in Podman's PID namespace; 0 = none.
+    pub pid: u32,
 }
 
 impl Run {
@@ -398,9 +400,11 @@ impl Podman {
         struct Inner {
             status: State,
             started_at: String,
+            #[serde(default)]
+            pid: u32,
         }
         match self.get(&format!("/containers/{}/json", query(id)), QUICK) {
-            Ok(Inspect { state }) => Ok(Some(Run { state: state.status, started: state.started_at })),
+            Ok(Inspect { state }) => Ok(Some(Run { state: state.status, started: state.started_at, pid: state.pid })),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }

@@ -4,7 +4,7 @@
 //! is in the database already is never changed, as it may be a user's wish.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::builtin;
 use crate::db::{self, Db, reason};
+use crate::host;
 use crate::notice::Notices;
 use crate::profile::Profile;
 use crate::text::shown;
@@ -299,10 +300,14 @@ pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) 
     Ok(sources)
 }
 
-/// A whole file, or as much as shows that it is too large.
+/// A whole file, or as much as shows that it is too large. Opening a pipe would wait for whoever writes to it.
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(yaml::SIZE_LIMIT as u64 + 1).read_to_string(&mut text)?;
+    let file = host::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("expected a file"));
+    }
+    file.take(yaml::SIZE_LIMIT as u64 + 1).read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -368,6 +373,26 @@ mod tests {
         let (profiles, faults) = seeder.read_profiles().unwrap();
         assert_eq!(faults, Vec::<String>::new());
         assert_eq!(profiles.len(), builtin::PROFILES.len());
+    }
+
+    #[test]
+    fn pipes_folders_and_huge_files_are_faults_and_hold_nobody_up() {
+        let folder = std::env::temp_dir().join(format!("silvasonic-seed-{}", std::process::id()));
+        let profiles = folder.join("profiles");
+        fs::create_dir_all(profiles.join("folder.yml")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, profiles.join("pipe.yml"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        fs::File::create(profiles.join("huge.yml")).unwrap().set_len(100 << 20).unwrap();
+        let (read, faults) = Seeder::new(Some(folder.clone())).read_profiles().unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(read.is_empty());
+        assert_eq!(
+            faults,
+            [
+                "profiles/folder.yml: expected a file",
+                "profiles/pipe.yml: expected a file",
+                "profiles/huge.yml: expected at most 65536 bytes, got 65537"
+            ]
+        );
     }
 
     #[test]

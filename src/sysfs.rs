@@ -13,14 +13,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
 
 use crate::device::{Microphone, Usb, serial};
+use crate::host;
 use crate::text::shown;
 
 /// Much more than 32 cards need.
@@ -56,7 +55,7 @@ impl Marks {
         let asound = root.join("proc/asound");
         let mut buffer = [0; 8 << 10];
         // The kernel makes each of these small files anew when it is opened and hands it out whole.
-        let mut is = |path: PathBuf, expected: &[u8]| match open(&path).and_then(|mut file| file.read(&mut buffer)) {
+        let mut is = |path: PathBuf, expected: &[u8]| match host::open(&path).and_then(|mut file| file.read(&mut buffer)) {
             Ok(length) => buffer[..length] == *expected,
             Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
         };
@@ -82,7 +81,7 @@ impl fmt::Display for Unknown {
 /// [`Unknown`], when `/proc/asound` cannot be read or makes no sense.
 pub fn scan(root: &Path, stuck: &[(u32, Generation)], begin: impl Fn(u32, &Generation)) -> Result<Scan, Unknown> {
     let asound = root.join("proc/asound");
-    let text = match read(open(&asound.join("cards")), CARDS_LIMIT) {
+    let text = match read(host::open(&asound.join("cards")), CARDS_LIMIT) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && sound_is_not_loaded(root) => return Ok(Scan::default()),
         Err(error) => return Err(Unknown(format!("{}: {error}", asound.join("cards").display()))),
@@ -94,7 +93,7 @@ pub fn scan(root: &Path, stuck: &[(u32, Generation)], begin: impl Fn(u32, &Gener
     }
     let mut scan = Scan { marks: Marks { cards: text, generations: BTreeMap::new() }, ..Scan::default() };
     for card in present {
-        let generation = read(open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
+        let generation = read(host::open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
         scan.marks.generations.insert(card, generation.clone());
         let known = (card, generation);
         if stuck.contains(&known) {
@@ -274,11 +273,6 @@ fn usb_id(parent: &Path, name: &str) -> Result<String, String> {
 fn attribute(path: &Path) -> Result<String, String> {
     let raw = read(File::open(path), ATTRIBUTE_LIMIT).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(String::from_utf8_lossy(&raw).trim_end().to_owned())
-}
-
-/// Opens a file of `/proc/asound`. Never waits, not even for a pipe in the place of a file.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
 }
 
 fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {

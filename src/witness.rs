@@ -3,14 +3,13 @@
 //!
 //! A wrong "dead" would interrupt a recording, so only this counts: a process that was seen in the control group of that
 //! very container is gone, and a second later Podman still names it. A Controller that cannot see the processes of the
-//! host (another PID namespace) never saw them, and judges nobody.
+//! host never saw them, and judges nobody.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::host;
 use crate::podman::{Container, State};
+use crate::process::Process;
 
 /// Podman itself takes 30-300 ms to notice an end.
 const CONFIRMED: Duration = Duration::from_secs(1);
@@ -23,9 +22,7 @@ pub struct Witness {
 
 #[derive(Debug)]
 struct Sight {
-    pid: u32,
-    /// In clock ticks since boot: tells a process from a later one with its number.
-    started: String,
+    process: Process,
     gone: Option<Instant>,
 }
 
@@ -33,15 +30,14 @@ impl Witness {
     /// Marks the containers of a fresh list as [`State::Lost`] whose process is known to be gone.
     pub fn judge(&mut self, containers: &mut [Container], now: Instant) {
         self.seen.retain(|id, _| containers.iter().any(|container| &container.id == id && container.state == State::Running));
-        for container in containers.iter_mut().filter(|container| container.state == State::Running && container.pid > 0) {
-            let alive = started(container.pid);
-            match self.seen.get_mut(&container.id).filter(|sight| sight.pid == container.pid) {
+        for container in containers.iter_mut().filter(|container| container.state == State::Running) {
+            match self.seen.get_mut(&container.id).filter(|sight| sight.process.pid == container.pid) {
                 None => {
-                    if let Some(started) = alive.filter(|_| is_of(container.pid, &container.id)) {
-                        self.seen.insert(container.id.clone(), Sight { pid: container.pid, started, gone: None });
+                    if let Some(process) = Process::of(container.pid, &container.id) {
+                        self.seen.insert(container.id.clone(), Sight { process, gone: None });
                     }
                 }
-                Some(sight) if alive.as_ref() == Some(&sight.started) => sight.gone = None,
+                Some(sight) if sight.process.lives() => sight.gone = None,
                 Some(sight) => {
                     let since = *sight.gone.get_or_insert(now);
                     if now.saturating_duration_since(since) >= CONFIRMED {
@@ -55,18 +51,6 @@ impl Witness {
     /// Whether a process that was seen is gone, whatever the last list said.
     #[must_use]
     pub fn misses_one(&self) -> bool {
-        self.seen.values().any(|sight| started(sight.pid).as_ref() != Some(&sight.started))
+        self.seen.values().any(|sight| !sight.process.lives())
     }
-}
-
-/// When the process began; `None` if there is none, or only what its parent has not collected yet.
-fn started(pid: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = host::fields(&stat)?;
-    let lives = !matches!(fields.next()?, "Z" | "X");
-    fields.nth(18).filter(|_| lives).map(str::to_owned)
-}
-
-fn is_of(pid: u32, container: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(container))
 }
