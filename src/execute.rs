@@ -102,10 +102,9 @@ fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), Failure> 
     }
     // The log goes with the container.
     drainer.drain(&old.id, &old.name);
-    podman
-        .remove(&old.id, (old.running || old.lost).then_some(PATIENCE))
-        .map(|_| ())
-        .map_err(|error| format!("{} could not be removed: {error}", old.name).into())
+    // A process that is lost has no use for patience.
+    let patience = if old.lost { Some(Duration::ZERO) } else { old.running.then_some(PATIENCE) };
+    podman.remove(&old.id, patience).map(|_| ()).map_err(|error| format!("{} could not be removed: {error}", old.name).into())
 }
 
 fn start(podman: &Podman, engine: &Engine, workspace: &Path, spec: &Spec) -> Result<String, Failure> {

@@ -284,19 +284,18 @@ impl Seeder {
 /// The `*.yml` of a folder by name, behind a prefix; those that cannot be read become faults.
 pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) -> Result<Vec<Source>, String> {
     let in_folder = |error: io::Error| format!("{}: {error}", folder.display());
-    let mut sources = Vec::new();
+    let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder).map_err(in_folder)? {
-        let name = entry.map_err(in_folder)?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".yml") {
-            let text = read_text(&folder.join(&name));
-            let name = format!("{prefix}{name}");
-            match text {
-                Ok(text) => sources.push(Source { name, text }),
-                Err(error) => faults.push(format!("{name}: {error}")),
-            }
+        names.insert(entry.map_err(in_folder)?.file_name().to_string_lossy().into_owned());
+    }
+    let mut sources = Vec::new();
+    for file in names.iter().filter(|name| name.ends_with(".yml")) {
+        let name = format!("{prefix}{file}");
+        match read_text(&folder.join(file)) {
+            Ok(text) => sources.push(Source { name, text }),
+            Err(error) => faults.push(format!("{name}: {error}")),
         }
     }
-    sources.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(sources)
 }
 
@@ -390,7 +389,7 @@ mod tests {
             [
                 "profiles/folder.yml: expected a file",
                 "profiles/pipe.yml: expected a file",
-                "profiles/huge.yml: expected at most 65536 bytes, got 65537"
+                "profiles/huge.yml:expected at most 65536 bytes, got 65537"
             ]
         );
     }

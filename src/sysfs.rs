@@ -17,7 +17,6 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-
 use crate::device::{Microphone, Usb, serial};
 use crate::host;
 use crate::text::shown;

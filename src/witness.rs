@@ -24,23 +24,31 @@ pub struct Witness {
 struct Sight {
     process: Process,
     gone: Option<Instant>,
+    /// For good, whatever state a removal that failed leaves behind.
+    lost: bool,
 }
 
 impl Witness {
     /// Marks the containers of a fresh list as [`State::Lost`] whose process is known to be gone.
     pub fn judge(&mut self, containers: &mut [Container], now: Instant) {
-        self.seen.retain(|id, _| containers.iter().any(|container| &container.id == id && container.state == State::Running));
-        for container in containers.iter_mut().filter(|container| container.state == State::Running) {
-            match self.seen.get_mut(&container.id).filter(|sight| sight.process.pid == container.pid) {
-                None => {
+        let keeps = |id: &String, sight: &Sight| {
+            containers.iter().any(|container| &container.id == id && (sight.lost || container.state == State::Running))
+        };
+        self.seen.retain(|id, sight| keeps(id, sight));
+        for container in containers {
+            let running = container.state == State::Running;
+            match self.seen.get_mut(&container.id).filter(|sight| sight.process.pid == container.pid || (sight.lost && !running)) {
+                None if running => {
                     if let Some(process) = Process::of(container.pid, &container.id) {
-                        self.seen.insert(container.id.clone(), Sight { process, gone: None });
+                        self.seen.insert(container.id.clone(), Sight { process, gone: None, lost: false });
                     }
                 }
+                None => {}
                 Some(sight) if sight.process.lives() => sight.gone = None,
                 Some(sight) => {
                     let since = *sight.gone.get_or_insert(now);
-                    if now.saturating_duration_since(since) >= CONFIRMED {
+                    sight.lost |= now.saturating_duration_since(since) >= CONFIRMED;
+                    if sight.lost && !container.state.is_over() {
                         container.state = State::Lost;
                     }
                 }

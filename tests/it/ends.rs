@@ -57,16 +57,20 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
         fs::write(folder.join("new"), format!("{code}\n")).unwrap();
         fs::rename(folder.join("new"), folder.join("end")).unwrap();
     };
-    // Done on purpose, removed and stopped by hand.
+    // Done on purpose, removed and stopped by hand, and one whose conmon is killed with it.
     end(0, "0");
     station.podman.delete(&format!("/containers/{}?force=true&timeout=0", Card::numbered_recorder(1)));
     station.podman.post(&format!("/containers/{}/stop?timeout=0", Card::numbered_recorder(2)), &Value::Null);
-    eventually(SOON, "three new containers that run", || {
+    let lost = station.inspect(&Card::numbered_recorder(3)).unwrap();
+    kill(&lost["State"]["ConmonPid"]);
+    kill(&lost["State"]["Pid"]);
+    eventually(SOON, "four new containers that run", || {
         let now = ids(&station);
-        let fresh = (0..3).all(|n| now.get(&Card::numbered_recorder(n)).is_some_and(|id| *id != before[&Card::numbered_recorder(n)]));
-        (fresh && now.len() == 5 && (0..3).all(|n| state(&station, &Card::numbered_recorder(n), "Status") == "running")).then_some(())
+        let fresh = (0..4).all(|n| now.get(&Card::numbered_recorder(n)).is_some_and(|id| *id != before[&Card::numbered_recorder(n)]));
+        (fresh && now.len() == 5 && (0..4).all(|n| state(&station, &Card::numbered_recorder(n), "Status") == "running")).then_some(())
     });
     controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 0; next start in 0 s", SOON);
+    controller.wait_log("the Recorder of 0869-0389-SER0003 lost its process, unseen by Podman as conmon was killed", SOON);
     assert_eq!(ids(&station)[&Card::numbered_recorder(4)], before[&Card::numbered_recorder(4)]);
     assert_eq!(state(&station, &Card::numbered_recorder(4), "StartedAt"), untouched);
 
