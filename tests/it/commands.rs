@@ -140,7 +140,7 @@ profiles/b.yml:2: slug: 0001 is that of profiles/a.yml, too
 profiles/b.yml:7: audio.match: 0869:0001 are the USB ids of profiles/a.yml, too, so neither is chosen by itself
 profiles/c.yml:5: audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\"
 profiles/d.yml:2: did not find expected node content, while parsing a flow node
-profiles/f.yml: Is a directory (os error 21)
+profiles/f.yml: expected a file
 ";
     let line = format!("profiles check {}", folder.display());
     assert_eq!(check(&line), (Some(1), expected.to_owned(), String::new()));
