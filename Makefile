@@ -9,7 +9,7 @@ RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 bench fuzz soak lint clean
+.PHONY: help setup recorder run plug unplug test test-podman5 bench aarch64 fuzz soak lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,6 +44,11 @@ bench: setup recorder ## measure size, speed and cost on real services (release 
 	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
 	@cargo build --release --quiet --bins --example bench
 	@$(SUDO) $(TARGET)/release/examples/bench $(BENCH)
+
+aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, and try it under emulation
+	@$(SUDO) tests/aarch64 $(TARGET)/aarch64
+	qemu-aarch64-static $(TARGET)/aarch64/silvasonic-controller --version
+	STATION_CONTROLLER="qemu-aarch64-static $(abspath $(TARGET))/aarch64/silvasonic-controller" cargo test --test it -- arrival::seeding arrival::a_long scan::
 
 fuzz: ## fuzz each parser for FUZZ_S seconds (60), with coverage but without sanitizers, on the stable toolchain
 	cd fuzz && RUSTFLAGS="-C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table -C codegen-units=1" cargo build --quiet --release --bins --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir ../$(TARGET)/fuzz

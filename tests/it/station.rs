@@ -211,9 +211,15 @@ impl Station {
 
     /// The Controller's command line: this station's environment and none of ours, but for `overrides`.
     pub(crate) fn controller_command(&self, overrides: &[(&str, &str)]) -> Command {
-        let program = option_env!("CARGO_BIN_EXE_silvasonic-controller")
-            .map_or_else(|| image::profile_dir().join("silvasonic-controller"), PathBuf::from);
-        let mut command = Command::new(program);
+        let built = || {
+            option_env!("CARGO_BIN_EXE_silvasonic-controller")
+                .map_or_else(|| image::profile_dir().join("silvasonic-controller"), PathBuf::from)
+        };
+        // Another build, perhaps behind an emulator: `make aarch64`.
+        let other = std::env::var("STATION_CONTROLLER").ok();
+        let mut words = other.iter().flat_map(|line| line.split_whitespace());
+        let mut command = Command::new(words.next().map_or_else(built, PathBuf::from));
+        command.args(words);
         self.dress(&mut command, overrides);
         command
     }
