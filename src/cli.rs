@@ -18,6 +18,20 @@ pub enum Name {
     Run,
     /// Show the log lines of Recorders as they come.
     Logs,
+    /// Show microphones and why they are recorded or not.
+    Devices,
+    /// Record a microphone.
+    Enroll,
+    /// Leave a microphone alone.
+    Ignore,
+    /// Ask again about a microphone.
+    Reset,
+    /// Switch a microphone on.
+    Enable,
+    /// Switch a microphone off.
+    Disable,
+    /// Look whether everything that a station needs is there.
+    Check,
     /// Show what is plugged in.
     Scan,
     /// Validate the settings' files.
@@ -37,8 +51,8 @@ pub struct Entry {
     pub name: Name,
     /// What is typed, one word or two.
     pub words: &'static str,
-    /// What may follow it, and whether it must.
-    pub operand: Option<(Value, bool)>,
+    /// What may follow it, in this order, and whether it must.
+    pub operands: &'static [(Value, bool)],
     /// Its options.
     pub options: &'static [Choice],
     /// One line, beginning with a verb.
@@ -81,13 +95,14 @@ pub enum Kind {
 }
 
 const JSON: &str = "as JSON, for programs";
+const ID: (Value, bool) = (Value { name: "ID", kind: Kind::Text }, true);
 
 /// Every command; the first is what happens without one.
 pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::Run,
         words: "run",
-        operand: None,
+        operands: &[],
         options: &[],
         about: "control the station until SIGTERM; also without a command",
         more: "SIGTERM and SIGINT stop all Recorders, unless SILVASONIC_SHUTDOWN says otherwise; a second one ends the program at once.",
@@ -95,7 +110,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::Logs,
         words: "logs",
-        operand: None,
+        operands: &[],
         options: &[
             Choice { name: "--device", value: Some(Value { name: "ID", kind: Kind::Text }), about: "only those of this microphone" },
             Choice {
@@ -109,9 +124,55 @@ pub const COMMANDS: &[Entry] = &[
         more: "They come from Redis; it is waited for.",
     },
     Entry {
+        name: Name::Devices,
+        words: "devices",
+        operands: &[],
+        options: &[
+            Choice { name: "--watch", value: None, about: "again every second" },
+            Choice { name: "--json", value: None, about: JSON },
+        ],
+        about: "show all microphones, and why each is recorded or not",
+        more: "Reads hardware, database and Podman, so it works without a running Controller. What only that one knows, such as when a \
+               failed Recorder is tried again and whether sound comes in, is taken from its last heartbeat.",
+    },
+    Entry {
+        name: Name::Enroll,
+        words: "enroll",
+        operands: &[ID, (Value { name: "PROFILE", kind: Kind::Text }, false)],
+        options: &[],
+        about: "record a microphone with a profile",
+        more: "Without PROFILE with the one that it has or that was suggested. The beginning of an ID is enough if no other begins so.",
+    },
+    Entry { name: Name::Ignore, words: "ignore", operands: &[ID], options: &[], about: "leave a microphone alone, for good", more: "" },
+    Entry {
+        name: Name::Reset,
+        words: "reset",
+        operands: &[ID],
+        options: &[],
+        about: "forget what was decided about a microphone",
+        more: "It is pending then, without a profile, and is not enrolled by itself again.",
+    },
+    Entry { name: Name::Enable, words: "enable", operands: &[ID], options: &[], about: "switch a microphone on again", more: "" },
+    Entry {
+        name: Name::Disable,
+        words: "disable",
+        operands: &[ID],
+        options: &[],
+        about: "switch a microphone off; its enrolment stays",
+        more: "",
+    },
+    Entry {
+        name: Name::Check,
+        words: "check",
+        operands: &[],
+        options: &[Choice { name: "--json", value: None, about: JSON }],
+        about: "look whether everything that a station needs is there",
+        more: "Changes nothing. One line each: ok, warning or failed, and the cure. Exits with 1 if anything failed.",
+    },
+    Entry {
         name: Name::Scan,
         words: "scan",
-        operand: None,
+        operands: &[],
         options: &[
             Choice { name: "--profile", value: None, about: "print a profile file for the microphone" },
             Choice { name: "--card", value: Some(Value { name: "N", kind: Kind::Number }), about: "only this sound card" },
@@ -124,7 +185,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::CheckProfiles,
         words: "profiles check",
-        operand: Some((Value { name: "DIR", kind: Kind::Folder }, false)),
+        operands: &[(Value { name: "DIR", kind: Kind::Folder }, false)],
         options: &[],
         about: "validate defaults.yml and profiles/*.yml of a folder",
         more: "Without DIR those that the Controller would use: in SILVASONIC_CONFIG_DIR, or built in. A folder without profiles/ may \
@@ -133,7 +194,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::Health,
         words: "health",
-        operand: None,
+        operands: &[],
         options: &[],
         about: "ask the Controller that runs on this machine how it is",
         more: "Exits with 0 if it is well, with 1 if it is not or does not answer within 3 seconds: a health check for containers.",
@@ -141,7 +202,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::Completions,
         words: "completions",
-        operand: Some((Value { name: "SHELL", kind: Kind::Word(&["bash", "zsh", "fish"]) }, true)),
+        operands: &[(Value { name: "SHELL", kind: Kind::Word(&["bash", "zsh", "fish"]) }, true)],
         options: &[],
         about: "print the completions of this command line for a shell",
         more: "",
@@ -149,7 +210,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::Man,
         words: "man",
-        operand: None,
+        operands: &[],
         options: &[],
         about: "print the manual page",
         more: "To read it: silvasonic-controller man | man -l -",
@@ -208,7 +269,7 @@ pub enum Wish<'a> {
     Version,
 }
 
-/// A command with its options and operand.
+/// A command with its options and operands.
 #[derive(Debug)]
 pub struct Given<'a> {
     /// Which command.
@@ -263,22 +324,23 @@ pub fn parse(words: &[String]) -> Result<Wish<'_>, Misuse> {
     while let Some(word) = rest.next() {
         let (name, attached) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
         let choice = entry.options.iter().find(|choice| choice.name == name);
-        match (choice, &entry.operand) {
+        // The first one that is not given yet.
+        match (choice, entry.operands.iter().find(|(value, _)| !given.has(value.name))) {
             _ if matches!(word, "--help" | "-h") => return Ok(Wish::Help(Some(entry))),
             (Some(Choice { name, value: None, .. }), _) if attached.is_none() => given.values.push((name, "")),
             (Some(Choice { name, value: Some(value), .. }), _) => {
                 let text = attached.or_else(|| rest.next()).ok_or_else(|| Misuse(format!("{name}: expected {}", expected(value))))?;
                 given.values.push((name, checked(name, value, text)?));
             }
-            (None, Some((value, _))) if !word.starts_with('-') && !given.has(value.name) => {
+            (None, Some((value, _))) if !word.starts_with('-') => {
                 given.values.push((value.name, checked(value.name, value, word)?));
             }
             _ => return Err(Misuse(format!("expected {}, got {word:?}", usage(entry)))),
         }
     }
-    match &entry.operand {
-        Some((value, true)) if !given.has(value.name) => Err(Misuse(format!("{}: expected {}", entry.words, expected(value)))),
-        _ => Ok(Wish::Do(given)),
+    match entry.operands.iter().find(|(value, must)| *must && !given.has(value.name)) {
+        Some((value, _)) => Err(Misuse(format!("{}: expected {}", entry.words, expected(value)))),
+        None => Ok(Wish::Do(given)),
     }
 }
 
@@ -322,10 +384,8 @@ pub fn usage(entry: &Entry) -> String {
     for choice in entry.options {
         text.push_str(&format!(" [{}]", shape(choice)));
     }
-    match &entry.operand {
-        Some((value, true)) => text.push_str(&format!(" {}", value.name)),
-        Some((value, false)) => text.push_str(&format!(" [{}]", value.name)),
-        None => {}
+    for (value, must) in entry.operands {
+        text.push_str(&if *must { format!(" {}", value.name) } else { format!(" [{}]", value.name) });
     }
     text
 }
@@ -339,7 +399,7 @@ pub fn shape(choice: &Choice) -> String {
     }
 }
 
-/// The options of a command and the operand if it is one of some words: how they look, and what they mean.
+/// The options of a command and the operands that are one of some words: how they look, and what they mean.
 #[must_use]
 pub fn details(entry: &Entry) -> Vec<(String, String)> {
     let meaning = |about: &str, value: Option<&Value>| match value.map(|value| &value.kind) {
@@ -348,8 +408,8 @@ pub fn details(entry: &Entry) -> Vec<(String, String)> {
         _ => about.to_owned(),
     };
     let options = entry.options.iter().map(|choice| (shape(choice), meaning(choice.about, choice.value.as_ref())));
-    let operand = entry.operand.iter().map(|(value, _)| (value.name.to_owned(), meaning("", Some(value))));
-    options.chain(operand).filter(|(_, meaning)| !meaning.is_empty()).collect()
+    let operands = entry.operands.iter().map(|(value, _)| (value.name.to_owned(), meaning("", Some(value))));
+    options.chain(operands).filter(|(_, meaning)| !meaning.is_empty()).collect()
 }
 
 /// What `--help` prints.
@@ -431,6 +491,8 @@ mod tests {
             ("scan --card 3 --profile", r#"Scan [("--card", "3"), ("--profile", "")]"#),
             ("profiles check", "CheckProfiles []"),
             ("profiles check /etc/x", r#"CheckProfiles [("DIR", "/etc/x")]"#),
+            ("enroll 0869 generic_usb", r#"Enroll [("ID", "0869"), ("PROFILE", "generic_usb")]"#),
+            ("enroll 0869", r#"Enroll [("ID", "0869")]"#),
             ("completions Fi", r#"Completions [("SHELL", "fish")]"#),
         ];
         for (line, expected) in table {
@@ -443,7 +505,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_named_with_what_was_expected() {
-        let commands = "expected run, logs, scan, profiles check, health, completions, man, --help, --version or nothing, got";
+        let commands = "expected run, logs, devices, enroll, ignore, reset, enable, disable, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
         let table = [
             ("log", format!("{commands} \"log\"; see --help")),
             ("profiles", format!("{commands} \"profiles\"; see --help")),
@@ -456,6 +518,8 @@ mod tests {
             ("logs --level loud", "--level: expected debug, info, warning, error, critical, got \"loud\"; see --help".to_owned()),
             ("scan --card one", "--card: expected a whole number, got \"one\"; see --help".to_owned()),
             ("profiles check a b", "expected profiles check [DIR], got \"b\"; see --help".to_owned()),
+            ("enroll", "enroll: expected ID; see --help".to_owned()),
+            ("enroll a b c", "expected enroll ID [PROFILE], got \"c\"; see --help".to_owned()),
             ("completions", "completions: expected bash, zsh, fish; see --help".to_owned()),
         ];
         for (line, expected) in table {

@@ -33,7 +33,7 @@ fn places() -> Vec<Place<'static>> {
                 places.push(Place { behind: format!("\" {} \"*\"{} \"", entry.words, choice.name), words, folders });
             }
         }
-        let (mut words, folders) = entry.operand.as_ref().map_or((Vec::new(), false), |(value, _)| choices(value));
+        let (mut words, folders) = entry.operands.first().map_or((Vec::new(), false), |(value, _)| choices(value));
         words.extend(entry.options.iter().map(|choice| (choice.name, choice.about)));
         words.push(("--help", "show how it is used"));
         places.push(Place { behind: format!("\" {} \"*", entry.words), words, folders });
@@ -101,7 +101,14 @@ fn fish() -> String {
             let when = format!("__fish_seen_subcommand_from {first}; and not __fish_seen_subcommand_from {second}");
             line(&when, &format!("-a {second}"), entry.about);
         }
-        let when = format!("__fish_seen_subcommand_from {}", entry.words.rsplit(' ').next().unwrap_or_default());
+        // `check` is a command of its own, and one behind `profiles`.
+        let longer = COMMANDS.iter().filter_map(|other| other.words.split_once(' ')).find(|(_, second)| *second == entry.words);
+        let seen = |word: &str| format!("__fish_seen_subcommand_from {word}");
+        let when = match (entry.words.split_once(' '), longer) {
+            (Some((first, second)), _) => format!("{}; and {}", seen(first), seen(second)),
+            (None, Some((first, _))) => format!("{}; and not {}", seen(entry.words), seen(first)),
+            (None, None) => seen(entry.words),
+        };
         let words = |value: &'static Value| match choices(value) {
             (_, true) => "-a '(__fish_complete_directories)'".to_owned(),
             (words, _) => format!("-a '{}'", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" ")),
@@ -110,7 +117,7 @@ fn fish() -> String {
             let value = choice.value.as_ref().map_or_else(String::new, |value| format!(" -r {}", words(value)));
             line(&when, &format!("-l {}{value}", choice.name.trim_start_matches('-')), choice.about);
         }
-        if let Some((value, _)) = &entry.operand {
+        for (value, _) in entry.operands {
             line(&when, &words(value), value.name);
         }
     }

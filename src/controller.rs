@@ -12,9 +12,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, error, info, warn};
+use serde_json::{Map, Value, json};
 
 use crate::backoff::Backoffs;
 use crate::bus::Bus;
+use crate::capture::{Capture, Proof};
 use crate::clock;
 use crate::config::{Config, Shutdown};
 use crate::device::identify;
@@ -22,6 +24,8 @@ use crate::events::Events;
 use crate::execute::{Failure, execute};
 use crate::hardware::{Hardware, Look};
 use crate::inventory::Inventory;
+use crate::journal::Journal;
+use crate::limits::Limits;
 use crate::logs::Logs;
 use crate::memory;
 use crate::notice::Notices;
@@ -29,6 +33,8 @@ use crate::nudge::{self, Pending};
 use crate::plan::{Action, Plan, STOP, View, count_ends, plan};
 use crate::podman::{Container, Engine, Podman, State};
 use crate::presence::{self, Presence, Presences};
+use crate::profile;
+use crate::reason::{Known, Reason, online, reasons};
 use crate::registry::{Registry, Row};
 use crate::spec::DEVICE_ID;
 use crate::store::{Request, Store};
@@ -75,6 +81,8 @@ const SHUTDOWN: Duration = Duration::from_millis(11_500);
 pub enum Event {
     /// A termination signal.
     Terminate,
+    /// Somebody wants to see state and last decisions in the log.
+    Dump,
     /// Somebody wants a cycle at once.
     Nudge,
     /// Podman says that something happened to a container of ours, or that it can no longer say so.
@@ -166,6 +174,9 @@ pub struct Controller {
     containers: Option<(u64, Vec<Container>)>,
     in_between: BTreeMap<String, Instant>,
     witness: Witness,
+    limits: Limits,
+    capture: Capture,
+    journal: Journal,
     ends: Ends,
     ended: BTreeSet<String>,
     known_running: BTreeMap<String, String>,
@@ -194,6 +205,7 @@ impl Controller {
             warn!("the last known desired state is ignored: {why}");
             None
         });
+        let (limits, capture) = (Limits::new(&config.recorder), Capture::start(&config.host_root)?);
         Ok(Self {
             store: Store::start(&config, 0, events.clone())?,
             logs: Logs::new(&podman, bus),
@@ -235,6 +247,9 @@ impl Controller {
             containers: None,
             in_between: BTreeMap::new(),
             witness: Witness::default(),
+            limits,
+            capture,
+            journal: Journal::default(),
             ends: Ends::new(),
             ended: BTreeSet::new(),
             known_running: BTreeMap::new(),
@@ -266,7 +281,8 @@ impl Controller {
         }
         self.logs.stop();
         let facts = self.facts();
-        self.vitals.finish(&facts, &self.ends, Instant::now() + FAREWELL);
+        let devices = self.devices();
+        self.vitals.finish(&facts, &self.ends, devices, Instant::now() + FAREWELL);
     }
 
     /// Sleeps until there is something to do, and takes in every event that is there.
@@ -304,10 +320,61 @@ impl Controller {
         let facts = self.facts();
         // Half a tick early is better than another wake-up.
         if now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.vitals.due() {
-            self.vitals.report(&facts, &self.ends, now);
+            let devices = self.devices();
+            self.vitals.report(&facts, &self.ends, devices, now);
         } else {
             self.vitals.show(&facts);
         }
+    }
+
+    /// How it is with each microphone; none while the database never answered.
+    fn reasons(&mut self) -> BTreeMap<String, Reason> {
+        let Some(registry) = &self.registry else { return BTreeMap::new() };
+        let wants = wants(registry, self.database.is_ok(), &self.presences, &mut self.specs);
+        let containers = match (&self.containers, &self.podman_state) {
+            (Some((_, containers)), _) => Ok(&containers[..]),
+            (None, Err(why)) => Err(why.as_str()),
+            (None, Ok(())) => Err(NOT_YET),
+        };
+        reasons(&Known { registry, presences: &self.presences, wants: &wants, holds: &self.holds, containers })
+    }
+
+    /// The same for programs, with the proof of capture.
+    fn devices(&mut self) -> Map<String, Value> {
+        let reasons = self.reasons();
+        let entry = |(id, reason): (String, Reason)| {
+            let capture = self.capture.of(&id).filter(|_| reason.recording == Some(true)).map(Proof::to_json);
+            (id, json!({"recording": reason.recording, "reason": reason.text, "capture": capture}))
+        };
+        reasons.into_iter().map(entry).collect()
+    }
+
+    /// Has the PCMs of running Recorders looked at, now and then.
+    fn look_at_capture(&mut self, now: Instant) {
+        let (running, presences, registry) = (&self.known_running, &self.presences, &self.registry);
+        self.capture.look(now, || {
+            let recorder = |id: &String| {
+                let device = registry.as_ref()?.devices.get(id)?.as_ref().ok()?;
+                let profile = registry.as_ref()?.profiles.get(device.profile.as_ref()?)?.as_ref().ok();
+                Some((id.clone(), online(presences, id)?.card, profile.map(profile::Config::capture)))
+            };
+            running.keys().filter_map(recorder).collect()
+        });
+    }
+
+    /// State and last decisions to the log.
+    fn dump(&mut self) {
+        let told = |state: &Result<(), String>| state.clone().map_or_else(|why| why, |()| "fine".to_owned());
+        info!("dump: hardware {}; database {}; podman {}", told(&self.hardware), told(&self.database), told(&self.podman_state));
+        let events = if self.hints.is_up() { "come" } else { "do not come" };
+        info!("dump: list {} of containers, {:.1} s old; events {events}", self.sequence, self.listed.elapsed().as_secs_f64());
+        for (id, reason) in self.reasons() {
+            let capture = self.capture.of(&id).map(|proof| format!("; PCM {proof}")).unwrap_or_default();
+            let busy = if self.jobs.contains_key(&id) { "; an action is under way" } else { "" };
+            info!("dump: microphone {}: {}{capture}{busy}", shown(&id), reason.text);
+        }
+        self.journal.lines().for_each(|line| info!("dump: {line}"));
+        info!("dump: end");
     }
 
     fn facts(&self) -> Facts {
@@ -351,6 +418,7 @@ impl Controller {
             Look::Asked => {}
             Look::Unknown(why) => self.note_hardware(Err(why)),
         }
+        self.look_at_capture(now);
         self.ask_store();
         if self.doubts_list(now) {
             self.ask_podman();
@@ -482,6 +550,7 @@ impl Controller {
     fn take_in(&mut self, event: Event) {
         match event {
             Event::Terminate => self.leave(),
+            Event::Dump => self.dump(),
             Event::Nudge => self.nudged = true,
             Event::Changed => {
                 self.list_again = self.asked_podman;
@@ -572,6 +641,7 @@ impl Controller {
                 let now = Instant::now();
                 self.listed = now;
                 self.witness.judge(&mut containers, now);
+                self.limits.look(&containers).iter().for_each(|line| warn!("{line}"));
                 let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
                 let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
                 self.in_between = containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))).collect();
@@ -596,11 +666,11 @@ impl Controller {
             Ok(started) => {
                 self.cleared(&topic, "works again");
                 if let (Some(spec), Some(id)) = (&action.start, started) {
-                    info!("{} started in {:.2} s: {}", spec.name, took.as_secs_f64(), action.reason);
+                    self.decided(format!("{} started in {:.2} s: {}", spec.name, took.as_secs_f64(), action.reason));
                     self.known_running.insert(device.clone(), id);
                 } else {
                     let names: Vec<&str> = action.old.iter().map(|old| old.name.as_str()).collect();
-                    info!("{} stopped and removed in {:.2} s: {}", names.join(", "), took.as_secs_f64(), action.reason);
+                    self.decided(format!("{} stopped and removed in {:.2} s: {}", names.join(", "), took.as_secs_f64(), action.reason));
                     let removed = |id: &String| action.old.iter().any(|old| &old.id == id);
                     self.known_running.retain(|_, id| !removed(id));
                 }
@@ -619,6 +689,7 @@ impl Controller {
                         why
                     }
                 };
+                self.journal.note(why.clone());
                 self.fault(&topic, &why);
             }
         }
@@ -684,7 +755,9 @@ impl Controller {
 
     fn count_ends(&mut self, containers: &[Container], wants: &BTreeMap<String, Want>, now: Instant) {
         for end in count_ends(containers, wants, &mut self.ended, &mut self.backoffs, now) {
-            warn!("the Recorder of {} {}; next start in {} s", end.device, end.how, end.wait.as_secs());
+            let line = format!("the Recorder of {} {}; next start in {} s", end.device, end.how, end.wait.as_secs());
+            warn!("{line}");
+            self.journal.note(line);
             let count = self.ends.get(&end.device).map_or(0, |(_, count)| *count);
             self.ends.insert(end.device, (end.how, count + 1));
         }
@@ -698,7 +771,9 @@ impl Controller {
         for (device, id) in &plan.kept {
             if self.known_running.get(device) != Some(id) {
                 let name = containers.iter().find(|container| &container.id == id).map_or("", |container| &container.name);
-                info!("{name} runs as wanted and is adopted");
+                let line = format!("{name} runs as wanted and is adopted");
+                info!("{line}");
+                self.journal.note(line);
                 self.known_running.insert(device.clone(), id.clone());
             }
         }
@@ -710,6 +785,12 @@ impl Controller {
         }
         self.notices.retain("place ", |device| plan.crowded().any(|crowded| crowded == device));
         self.holds.clone_from(&plan.holds);
+    }
+
+    /// Tells what was done, and keeps it for a dump.
+    fn decided(&mut self, line: String) {
+        info!("{line}");
+        self.journal.note(line);
     }
 
     /// Hands an action to a thread of its own.

@@ -73,6 +73,19 @@ const SNAPSHOT: &str = "SELECT kind, key, CASE WHEN length(body) <= $1 THEN body
       UNION ALL SELECT 'system', key::text, value::text FROM system_config WHERE key = 'system') rows
     WHERE key IS NOT NULL ORDER BY kind, key";
 
+/// What a user can decide about a microphone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Record it with this profile.
+    Enroll(String),
+    /// Leave it alone.
+    Ignore,
+    /// Ask again.
+    Reset,
+    /// The switch.
+    Enabled(bool),
+}
+
 /// One connection.
 pub struct Db {
     client: Client,
@@ -106,6 +119,20 @@ impl Db {
     /// # Errors
     /// The statement that failed; nothing was made then.
     pub fn complete_schema(&mut self) -> Result<Vec<String>, postgres::Error> {
+        let (missing, statements) = self.missing()?;
+        if !statements.is_empty() {
+            let mut transaction = self.client.transaction()?;
+            transaction.batch_execute(&statements.join(";"))?;
+            transaction.commit()?;
+        }
+        Ok(missing)
+    }
+
+    /// What is missing of the schema, in words and as the statements that make it.
+    ///
+    /// # Errors
+    /// Why that is unknown.
+    pub fn missing(&mut self) -> Result<(Vec<String>, Vec<String>), postgres::Error> {
         let names: Vec<&str> = TABLES.iter().map(|(table, _)| *table).collect();
         let columns = "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
             WHERE c.oid = ANY(SELECT to_regclass(name) FROM unnest($1::text[]) name) AND a.attnum > 0 AND NOT a.attisdropped";
@@ -127,12 +154,7 @@ impl Db {
                 made.push(format!("column {table}.{name}"));
             }
         }
-        if !statements.is_empty() {
-            let mut transaction = self.client.transaction()?;
-            transaction.batch_execute(&statements.join(";"))?;
-            transaction.commit()?;
-        }
-        Ok(made)
+        Ok((made, statements))
     }
 
     /// The whole desired state in one statement.
@@ -193,6 +215,24 @@ impl Db {
                  WHERE name = id",
                 &[&change.device, &change.status, &change.model, &config, &change.workspace, &profile, &enrollment],
             ),
+        }
+        .map(|_| ())
+    }
+
+    /// Writes what a user decided, as the web interface does.
+    ///
+    /// # Errors
+    /// The database's refusal.
+    pub fn decide(&mut self, device: &str, decision: &Decision) -> Result<(), postgres::Error> {
+        let update = |set: &str| format!("UPDATE devices SET {set} WHERE name = $1");
+        match decision {
+            Decision::Enroll(profile) => {
+                let statement = update("enrollment_status = 'enrolled', profile_slug = $2");
+                self.client.execute(&statement, &[&device, profile])
+            }
+            Decision::Ignore => self.client.execute(&update("enrollment_status = 'ignored'"), &[&device]),
+            Decision::Reset => self.client.execute(&update("enrollment_status = 'pending', profile_slug = NULL"), &[&device]),
+            Decision::Enabled(enabled) => self.client.execute(&update("enabled = $2"), &[&device, enabled]),
         }
         .map(|_| ())
     }

@@ -12,7 +12,7 @@
 //!
 //! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`completion`], [`device`], [`line`],
 //! [`manual`], [`notice`], [`plan`],
-//! [`position`], [`presence`], [`profile`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
+//! [`position`], [`presence`], [`profile`], [`reason`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
 //! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`events`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
 //! and [`seed`] (database).
 //!
@@ -28,6 +28,7 @@
 pub mod backoff;
 pub mod builtin;
 pub mod bus;
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod completion;
@@ -35,6 +36,8 @@ pub mod config;
 pub mod controller;
 pub mod db;
 pub mod device;
+pub mod devices;
+pub mod doctor;
 pub mod events;
 pub mod execute;
 pub mod hardware;
@@ -42,6 +45,8 @@ pub mod health;
 pub mod healthz;
 pub mod host;
 pub mod inventory;
+pub mod journal;
+pub mod limits;
 pub mod line;
 pub mod logs;
 pub mod manual;
@@ -55,6 +60,7 @@ pub mod position;
 pub mod presence;
 pub mod process;
 pub mod profile;
+pub mod reason;
 pub mod registry;
 pub mod scan;
 pub mod seed;

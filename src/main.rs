@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use log::{error, info};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use silvasonic_controller::bus::Bus;
 use silvasonic_controller::cli::{self, Given, Name, Wish};
@@ -17,7 +17,7 @@ use silvasonic_controller::scan::Findings;
 use silvasonic_controller::seed::Seeder;
 use silvasonic_controller::status::Board;
 use silvasonic_controller::vitals::Vitals;
-use silvasonic_controller::{completion, health, healthz, manual, validation, viewer};
+use silvasonic_controller::{completion, devices, doctor, health, healthz, manual, validation, viewer};
 use simplelog::{ConfigBuilder, WriteLogger};
 
 const STOPPED: u8 = 0;
@@ -51,6 +51,9 @@ fn perform(given: &Given) -> Result<ExitCode, ExitCode> {
             Ok(()) => ExitCode::from(STOPPED),
             Err(why) => cannot_go_on(&why.to_string()),
         },
+        Name::Devices => conclude(devices::show(&settings()?, given)),
+        Name::Enroll | Name::Ignore | Name::Reset | Name::Enable | Name::Disable => conclude(devices::decide(&settings()?, given)),
+        Name::Check => conclude(Ok(doctor::examine(Config::read(|name| std::env::var_os(name)), given.has("--json")))),
         Name::Scan => conclude(scan(&settings()?, given)),
         Name::CheckProfiles => conclude(validation::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
         Name::Health => conclude(health::ask(settings()?.port)),
@@ -128,13 +131,23 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     Controller::new(config, events, inbox, vitals, bus)
 }
 
-/// The first termination signal is an event; the second one ends the program where it stands.
+/// The first termination signal is an event; the second one ends the program where it stands. SIGUSR1 asks for a dump.
 fn forward_signals(events: SyncSender<Event>) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     let forward = move || {
-        let mut signals = signals.forever();
-        if signals.next().is_some() && events.send(Event::Terminate).is_ok() {
-            signals.next();
+        let mut terminated = false;
+        for signal in signals.forever() {
+            let sent = match signal {
+                SIGUSR1 => events.send(Event::Dump),
+                _ if terminated => break,
+                _ => {
+                    terminated = true;
+                    events.send(Event::Terminate)
+                }
+            };
+            if sent.is_err() {
+                break;
+            }
         }
         std::process::exit(STOPPED.into());
     };

@@ -309,7 +309,7 @@ mod tests {
             let (device, word) = pair(text);
             let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!'))).unwrap();
             let own = spec(&device, u32::from(word.ends_with('!')));
-            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1, pid: 0 }
+            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1, pid: 0, started: 0 }
         };
         Scene {
             wants: wants.split_whitespace().map(want).collect(),
@@ -516,7 +516,7 @@ mod tests {
                 if let Some(spec) = &action.start {
                     let id = format!("new {}", action.device);
                     let (name, labels) = (spec.name.clone(), spec.labels());
-                    self.containers.push(Container { id, name, state: State::Running, labels, exit_code: 0, pid: 0 });
+                    self.containers.push(Container { id, name, state: State::Running, labels, exit_code: 0, pid: 0, started: 0 });
                 }
             }
             self.stuck.retain(|id| self.containers.iter().any(|container| &container.id == id));

@@ -191,6 +191,8 @@ pub struct Container {
     pub exit_code: i64,
     /// Its first process in Podman's PID namespace; 0 = none.
     pub pid: u32,
+    /// When its last run began, in seconds since 1970; 0 = never.
+    pub started: u64,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +206,8 @@ struct ListRow {
     exit_code: i64,
     #[serde(default)]
     pid: i64,
+    #[serde(default)]
+    started_at: i64,
 }
 
 /// A container that was created.
@@ -345,6 +349,25 @@ impl Podman {
         Ok(Engine { version, rootless: host.security.rootless, runtime: host.oci_runtime.name, cgroups: host.cgroup_version })
     }
 
+    /// The control group controllers by which this engine can limit containers.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn controllers(&self) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Info {
+            host: Host,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Host {
+            #[serde(default)]
+            cgroup_controllers: Option<Vec<String>>,
+        }
+        let Info { host } = self.get("/info", INFO)?;
+        Ok(host.cgroup_controllers.unwrap_or_default())
+    }
+
     /// All containers with this label value, running or not.
     ///
     /// # Errors
@@ -368,6 +391,7 @@ impl Podman {
                     labels: row.labels.unwrap_or_default(),
                     exit_code: row.exit_code,
                     pid: row.pid.try_into().unwrap_or(0),
+                    started: row.started_at.try_into().unwrap_or(0),
                 })
             })
             .collect()

@@ -11,6 +11,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::capture::Expected;
+use crate::device::Microphone;
 use crate::text::shown;
 use crate::yaml;
 
@@ -131,6 +133,15 @@ impl Config {
     #[must_use]
     pub fn criteria_faults(&self) -> &[Fault] {
         &self.unmatched
+    }
+
+    /// What the sound card should deliver.
+    #[must_use]
+    pub fn capture(&self) -> Expected {
+        let audio = &self.fields["audio"];
+        let number = |key: &str| audio[key].as_u64().unwrap_or_default();
+        let format = audio["format"].as_str().unwrap_or_default().to_owned();
+        Expected { rate: number("sample_rate"), channels: number("channels"), format }
     }
 
     /// By what a microphone for this profile is recognised.
@@ -295,15 +306,17 @@ pub fn score(criteria: &Criteria, vendor: Option<&str>, product: Option<&str>, c
     }
 }
 
-/// Finds the best of `profiles`.
-pub fn best<'a>(
-    profiles: impl Iterator<Item = (&'a str, &'a Criteria)>,
-    vendor: Option<&str>,
-    product: Option<&str>,
-    card_name: &str,
-) -> Match {
-    let scored: Vec<(&str, u8)> = profiles.map(|(slug, criteria)| (slug, score(criteria, vendor, product, card_name))).collect();
-    let Some(score) = scored.iter().map(|(_, score)| *score).max().filter(|score| *score > 0) else { return Match::None };
+/// The profiles that fit a microphone at all, and how well.
+pub fn scores<'a>(profiles: impl Iterator<Item = (&'a str, &'a Criteria)>, microphone: &Microphone) -> impl Iterator<Item = (&'a str, u8)> {
+    let usb = microphone.usb.as_ref();
+    let (vendor, product) = (usb.map(|usb| usb.vendor.as_str()), usb.map(|usb| usb.product.as_str()));
+    profiles.map(move |(slug, criteria)| (slug, score(criteria, vendor, product, &microphone.name))).filter(|(_, score)| *score > 0)
+}
+
+/// Finds the best of profiles that fit.
+pub fn best<'a>(scores: impl Iterator<Item = (&'a str, u8)>) -> Match {
+    let scored: Vec<(&str, u8)> = scores.collect();
+    let Some(score) = scored.iter().map(|(_, score)| *score).max() else { return Match::None };
     let mut slugs: Vec<String> = scored.into_iter().filter(|(_, own)| *own == score).map(|(slug, _)| slug.to_owned()).collect();
     match slugs.len() {
         1 => Match::One { slug: slugs.remove(0), score },
@@ -424,7 +437,8 @@ mod tests {
     #[test]
     fn equal_best_scores_are_ambiguous() {
         let (name, ids) = (criteria(None, None, Some("mic")), criteria(Some("0001"), Some("0002"), None));
-        let find = |profiles: &[(&'static str, &Criteria)]| match best(profiles.iter().copied(), Some("0001"), Some("0002"), "Mic") {
+        let scored = |criteria: &Criteria| score(criteria, Some("0001"), Some("0002"), "Mic");
+        let find = |profiles: &[(&'static str, &Criteria)]| match best(profiles.iter().map(|(slug, criteria)| (*slug, scored(criteria)))) {
             Match::None => "none".to_owned(),
             Match::One { slug, score } => format!("{slug} {score}"),
             Match::Ambiguous { slugs, score } => format!("{} {score}", slugs.join("=")),

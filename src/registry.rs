@@ -261,6 +261,18 @@ impl Registry {
         changes
     }
 
+    /// Slugs of usable profiles and how well each fits the microphone, where it does at all.
+    pub fn scores<'a>(&'a self, microphone: &'a Microphone) -> impl Iterator<Item = (&'a str, u8)> {
+        let usable = self.profiles.iter().filter_map(|(slug, config)| Some((slug.as_str(), config.as_ref().ok()?.criteria())));
+        profile::scores(usable, microphone)
+    }
+
+    /// The usable profile that fits the microphone best.
+    #[must_use]
+    pub fn fit(&self, microphone: &Microphone) -> Match {
+        profile::best(self.scores(microphone))
+    }
+
     fn insert(
         &self,
         id: &str,
@@ -322,11 +334,8 @@ impl Registry {
 
     /// Matches the microphone with the profiles: enrols, suggests, or leaves it to the user.
     fn enroll(&self, change: &mut Change, microphone: &Microphone, at: &str) {
-        let candidates = self.profiles.iter().filter_map(|(slug, config)| Some((slug.as_str(), config.as_ref().ok()?.criteria())));
-        let usb = microphone.usb.as_ref();
-        let (vendor, product) = (usb.map(|usb| usb.vendor.as_str()), usb.map(|usb| usb.product.as_str()));
         let known = change.insert.is_none();
-        match profile::best(candidates, vendor, product, &microphone.name) {
+        match self.fit(microphone) {
             Match::One { slug, score: 100 } if self.system.auto_enrollment => {
                 change.config.insert("auto_enrolled_at".to_owned(), at.into());
                 change.note = Some(format!("enrolled with profile {}: vendor and product id match", shown(&slug)));

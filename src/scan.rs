@@ -9,10 +9,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::device::{Microphone, identify};
-use crate::profile::{Match, Profile, best};
+use crate::profile::{Match, Profile, best, scores};
 use crate::stream::{self, Setting};
 use crate::sysfs;
-use crate::text::shown;
+use crate::text::{shown, table};
 
 /// Much more than the altsettings of any card need.
 const STREAM_LIMIT: u64 = 256 << 10;
@@ -42,10 +42,8 @@ impl Findings {
         let scan = sysfs::scan(root, &[], |_, _| {}).map_err(|why| why.to_string())?;
         let wanted = |index: u32| card.is_none_or(|card| card == index);
         let find = |(id, microphone): (String, Microphone)| {
-            let usb = microphone.usb.as_ref();
             let criteria = profiles.iter().map(|profile| (profile.slug.as_str(), profile.config.criteria()));
-            let ids = (usb.map(|usb| usb.vendor.as_str()), usb.map(|usb| usb.product.as_str()));
-            let fit = best(criteria, ids.0, ids.1, &microphone.name);
+            let fit = best(scores(criteria, &microphone));
             Finding { id, capture: read_stream(root, microphone.card), fit, microphone }
         };
         let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
@@ -75,18 +73,7 @@ impl Findings {
                 capture.as_ref().map_or_else(|why| format!("unknown: {why}"), |settings| stream::summary(settings)),
             ]);
         }
-        let mut text = String::new();
-        if rows.len() == 1 {
-            text.push_str("no USB microphone is plugged in\n");
-        } else {
-            let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-            let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-            for row in &rows {
-                let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-                text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-                text.push('\n');
-            }
-        }
+        let mut text = if rows.len() == 1 { "no USB microphone is plugged in\n".to_owned() } else { table(&rows) };
         for (card, why) in &self.unclear {
             let _ = writeln!(text, "card {card} cannot be told now: {}", shown(why));
         }

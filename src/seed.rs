@@ -134,7 +134,10 @@ impl Seeder {
     }
 
     /// Name and password of the admin user.
-    fn credentials(&self) -> Result<(String, String), String> {
+    ///
+    /// # Errors
+    /// What is wrong with the section.
+    pub(crate) fn credentials(&self) -> Result<(String, String), String> {
         let (settings, _) = self.merged()?;
         let auth = settings
             .get("auth")

@@ -30,10 +30,11 @@ const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
 /// Disk space for one Recorder's log; what is beyond, conmon drops.
 const LOG_BYTES: u64 = 10 << 20;
 /// The kernel's last choice when memory runs out, short of "never".
-const OOM_SCORE_ADJ: i32 = -999;
+pub const OOM_SCORE_ADJ: i32 = -999;
 /// Major number of all ALSA devices.
 const ALSA_MAJOR: u32 = 116;
-const CPU_PERIOD_US: u64 = 100_000;
+/// The period of a processor limit.
+pub const CPU_PERIOD_US: u64 = 100_000;
 /// Seconds that a Recorder gets to close its files.
 const STOP_TIMEOUT_S: u64 = 10;
 /// From here on a rootless Podman clamps an unattainable `oom_score_adj` instead of failing to start.

@@ -47,6 +47,20 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// Rows as lines, each column as wide as its widest cell.
+#[must_use]
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 /// SHA-256 as 64 hexadecimal digits.
 #[must_use]
 pub fn fingerprint(bytes: impl AsRef<[u8]>) -> String {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::bus::Bus;
 use crate::config::Config;
@@ -69,15 +69,15 @@ impl Vitals {
     }
 
     /// Writes the facts on the board and sends the heartbeat.
-    pub fn report(&mut self, facts: &Facts, ends: &Ends, now: Instant) {
+    pub fn report(&mut self, facts: &Facts, ends: &Ends, devices: Map<String, Value>, now: Instant) {
         self.next = now + self.interval;
-        let json = self.heartbeat(facts, ends, now);
+        let json = self.heartbeat(facts, ends, devices, now);
         self.bus.heartbeat(json, self.ttl());
     }
 
     /// Sends a last heartbeat, waiting for it until `deadline`.
-    pub fn finish(&mut self, facts: &Facts, ends: &Ends, deadline: Instant) {
-        let json = self.heartbeat(facts, ends, Instant::now());
+    pub fn finish(&mut self, facts: &Facts, ends: &Ends, devices: Map<String, Value>, deadline: Instant) {
+        let json = self.heartbeat(facts, ends, devices, Instant::now());
         let _ = self.bus.finish(json, self.ttl(), deadline);
     }
 
@@ -86,9 +86,10 @@ impl Vitals {
         (self.interval * 3).max(Duration::from_secs(30))
     }
 
-    fn heartbeat(&mut self, facts: &Facts, ends: &Ends, now: Instant) -> String {
+    fn heartbeat(&mut self, facts: &Facts, ends: &Ends, devices: Map<String, Value>, now: Instant) -> String {
         self.show(facts);
         let mut meta = self.meter.sample();
+        meta.insert("devices".to_owned(), Value::Object(devices));
         if !ends.is_empty() {
             let ends = ends.iter().map(|(device, (how, count))| (device.clone(), json!({"last": how, "count": count})));
             meta.insert("ends".to_owned(), Value::Object(ends.collect()));

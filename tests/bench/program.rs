@@ -86,6 +86,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
                 labels: spec.labels(),
                 exit_code: 0,
                 pid: 0,
+                started: 0,
             },
             other => panic!("{other:?}"),
         })

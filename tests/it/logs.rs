@@ -340,6 +340,7 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
         labels: [("io.silvasonic.service".to_owned(), "recorder".to_owned())].into(),
         exit_code: 0,
         pid: 0,
+        started: 0,
     };
     let begun = Instant::now();
     logs.keep(&[container]);

@@ -28,6 +28,8 @@ mod podman_faults;
 mod ends;
 // sound cards that cannot be read, hang, come half or change while they are read; clocks that jump
 mod hardware_faults;
+// what is typed about microphones, and what is told about them: devices, enroll and the like, check, the dump
+mod devices;
 // what is typed at a terminal: scan, profiles check, health, completions, man
 mod commands;
 // the images of the Containerfile

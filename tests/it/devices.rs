@@ -1,0 +1,220 @@
+//! What is told about microphones, and what a user decides about them at a terminal.
+
+use super::station::{Controller, Station, eventually};
+use super::tree::Card;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(15);
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
+
+/// Exit code, standard output and standard error of a command.
+fn typed(station: &Station, line: &str, set: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let output = station.controller_command(set).args(line.split_whitespace()).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// What `devices --json` says of a microphone.
+fn told(station: &Station, id: &str) -> Value {
+    let (code, text, why) = typed(station, "devices --json", &[]);
+    assert_eq!(code, Some(0), "{why}");
+    let all: Value = serde_json::from_str(&text).unwrap();
+    all["microphones"].as_array().unwrap().iter().find(|line| line["id"] == id).cloned().unwrap_or(Value::Null)
+}
+
+fn reason(station: &Station, id: &str) -> String {
+    told(station, id)["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+fn meta(station: &Station) -> Value {
+    let beat = station.redis.get("silvasonic:status:controller").and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    beat.map_or(Value::Null, |beat| beat["meta"]["devices"].clone())
+}
+
+fn running(station: &Station) -> Controller {
+    station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")])
+}
+
+#[test]
+fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1), Card::generic(2, "1-9")]);
+    let controller = running(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    let (ultramic, rode, generic) = ("0869-0389-034F6A21", "19f7-0003-port1-2", "0d8c-0014-port1-9");
+    let is = |id: &str, beginning: &str| {
+        eventually(SOON, &format!("{id}: {beginning}"), || reason(&station, id).starts_with(beginning).then_some(()));
+    };
+    is(ultramic, "recording since 20");
+    is(generic, "not recording: pending, no profile matches");
+    assert_eq!(told(&station, ultramic)["scores"], json!({"ultramic_192k": 50, "ultramic_384_evo": 100}));
+    let same = || meta(&station)[generic]["reason"] == "not recording: pending, no profile matches";
+    eventually(SOON, "the reason in the heartbeat", || same().then_some(()));
+
+    // Each decision is one row, and is there at once.
+    let decide = |line: &str, answer: &str| assert_eq!(typed(&station, line, &[]), (Some(0), format!("{answer}\n"), String::new()));
+    decide("enroll 0d8c generic_usb", "0d8c-0014-port1-9 is enrolled with profile generic_usb");
+    is(generic, "recording since 20");
+    decide("disable 19f7", "19f7-0003-port1-2 is disabled");
+    is(rode, "not recording: disabled");
+    decide("enable 19f7", "19f7-0003-port1-2 is enabled");
+    is(rode, "recording since 20");
+    decide("ignore 0d8c", "0d8c-0014-port1-9 is ignored");
+    is(generic, "not recording: ignored");
+    decide("reset 0d8c", "0d8c-0014-port1-9 is pending, without a profile; a user has to decide anew");
+    is(generic, "not recording: pending, no profile matches");
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 2}' WHERE key = 'system'");
+    decide("enroll 0d8c generic_usb", "0d8c-0014-port1-9 is enrolled with profile generic_usb");
+    is(generic, "not recording: max_recorders is reached");
+    station.postgres.exec("UPDATE microphone_profiles SET config = '{}' WHERE slug = 'generic_usb'");
+    is(generic, "not recording: profile generic_usb is invalid: audio.sample_rate: expected");
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    is(generic, "not recording: offline");
+
+    for (line, why) in [
+        ("enroll 0", "ID: \"0\" is the beginning of 2 ids; type more of it"),
+        ("enroll x", "ID: expected one of 0869-0389-034F6A21, 0d8c-0014-port1-9, 19f7-0003-port1-2, got \"x\""),
+        (
+            "enroll 0869 nonsense",
+            "PROFILE: expected one of audiomoth_usb, behringer_uphoria, focusrite_scarlett, generic_usb, pettersson_m500, rode_nt_usb, ultramic_192k, ultramic_384_evo, got \"nonsense\"",
+        ),
+    ] {
+        assert_eq!(typed(&station, line, &[]), (Some(1), String::new(), format!("silvasonic-controller: {why}\n")));
+    }
+    assert_eq!(station.podman.wait_running(SOON, &[ULTRAMIC, RODE]), ());
+    drop(controller);
+
+    // Without a Controller the same is read from where it is.
+    is(ultramic, "recording since 20");
+    station.podman.stop_api();
+    is(ultramic, "unknown whether it is recorded: Podman: ");
+    let (_, table, _) = typed(&station, "devices", &[]);
+    assert!(table.starts_with("ID                  NAME                       PORT  CARD  PROFILE           SCORES"), "{table}");
+    station.podman.start_api();
+}
+
+#[test]
+fn what_the_kernel_says_about_a_capture_is_told() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = running(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let id = "0869-0389-034F6A21";
+    let capture = || meta(&station)[id]["capture"].clone();
+    eventually(SOON, "closed", || (capture()["state"] == "closed").then_some(()));
+    let open = |frames: u64, rate: u32| {
+        station.tree.alter(|root: &Path| {
+            let folder = root.join("proc/asound/card0/pcm0c/sub0");
+            let status = format!("state: RUNNING\nowner_pid   : {}\nhw_ptr      : {frames}\n", std::process::id());
+            fs::write(folder.join("status"), status).unwrap();
+            fs::write(folder.join("hw_params"), format!("format: S16_LE\nchannels: 1\nrate: {rate} ({rate}/1)\n")).unwrap();
+        });
+    };
+    let mut frames = 0;
+    eventually(Duration::from_secs(30), "frames that come", || {
+        frames += 1;
+        open(frames, 384_000);
+        (capture()["state"] == "running").then_some(())
+    });
+    let told = capture();
+    assert_eq!((&told["rate"], &told["format"], &told["channels"]), (&json!(384_000), &json!("S16_LE"), &json!(1)));
+    assert_eq!((&told["pid"], &told["differences"]), (&json!(std::process::id()), &json!([])));
+    controller.wait_log("microphone 0869-0389-034F6A21 captures: running, 384000 Hz S16_LE 1 ch, held by ", SOON);
+    // The pointer stands still, at a rate that nobody asked for.
+    open(frames, 48_000);
+    controller.wait_log("runs a Recorder, but its PCM is stalled (RUNNING), 48000 Hz", Duration::from_secs(30));
+    eventually(SOON, "stalled", || (capture()["differences"] == json!(["rate 48000 instead of 384000"])).then_some(()));
+}
+
+#[test]
+fn sigusr1_writes_state_and_last_decisions_to_the_log() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = running(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    eventually(SOON, "a list with it", || (meta(&station)["0869-0389-034F6A21"]["recording"] == true).then_some(()));
+    controller.signal(Signal::USR1);
+    controller.wait_log("dump: end", SOON);
+    controller.wait_log("dump: hardware fine; database fine; podman fine", SOON);
+    controller.wait_log("dump: microphone 0869-0389-034F6A21: recording since", SOON);
+    controller.wait_log(&format!("Z {ULTRAMIC} started in"), SOON);
+    controller.signal(Signal::USR1);
+    eventually(SOON, "another dump", || (controller.count_log("dump: end") == 2).then_some(()));
+    assert_eq!(controller.exit_code(), None);
+}
+
+#[test]
+fn limits_that_the_kernel_does_not_hold_are_told() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    let controller = running(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    eventually(SOON, "both seen", || (controller.count_log(" started in ") == 2).then_some(()));
+    let pid = station.inspect(ULTRAMIC).unwrap()["State"]["Pid"].as_u64().unwrap();
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    // What holds depends on the machine: one that may not set the score says so, once for all Recorders.
+    let expected = usize::from(score.trim() != "-999");
+    if expected == 1 {
+        controller.wait_log(&format!("oom_score_adj is {} instead of -999; ", score.trim()), SOON);
+    }
+    eventually(SOON, "a heartbeat", || (meta(&station) != Value::Null).then_some(()));
+    assert_eq!(controller.count_log("oom_score_adj is"), expected);
+    assert_eq!(controller.count_log("memory is limited to") + controller.count_log("processor time is limited to"), 0);
+}
+
+#[test]
+fn check_says_what_is_missing_and_how_to_cure_it_and_changes_nothing() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let lines = |text: &str, verdict: &str| text.lines().filter(|line| line.starts_with(verdict)).count();
+    let (code, text, why) = typed(&station, "check", &[]);
+    assert_eq!((code, why.as_str(), lines(&text, "failed")), (Some(0), "", 0), "{text}");
+    for line in [
+        "ok       podman         ",
+        "ok       image          ",
+        "ok       network        ",
+        "ok       microphones    1 plugged in",
+        "ok       redis          ",
+        "ok       profiles       ",
+        "warning  schema         missing: table microphone_profiles, table devices, table system_config, table users -> made at",
+    ] {
+        assert!(text.contains(line), "{line:?} in\n{text}");
+    }
+    let tables = station.postgres.value::<i64>("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'");
+    assert_eq!((tables, station.containers().len()), (Some(0), 0));
+    assert_eq!(fs::read_dir(station.workspace().join("recorder")).unwrap().count(), 0);
+
+    let controller = running(&station);
+    controller.wait_log("seeded user", SOON);
+    let (_, text, _) = typed(&station, "check", &[]);
+    assert!(text.contains("user admin still has the default password -> change it"), "{text}");
+    assert!(text.contains("ok       schema         complete"), "{text}");
+    drop(controller);
+
+    let set = [
+        ("SILVASONIC_RECORDER_IMAGE", "localhost/none:1"),
+        ("SILVASONIC_NETWORK", "none"),
+        ("SILVASONIC_REDIS_URL", "redis://localhost:1/"),
+    ];
+    let (code, text, _) = typed(&station, "check --json", &set);
+    let told: Value = serde_json::from_str(&text).unwrap();
+    let verdict = |subject: &str| {
+        told["findings"].as_array().unwrap().iter().find(|finding| finding["subject"] == subject).unwrap()["verdict"].clone()
+    };
+    assert_eq!((code, &told["ok"]), (Some(1), &json!(false)));
+    assert_eq!((verdict("image"), verdict("network"), verdict("redis")), (json!("failed"), json!("failed"), json!("warning")));
+
+    let bare = Station::plan().without_postgres().without_redis().without_podman().up();
+    let (code, text, _) = typed(&bare, "check", &[]);
+    assert_eq!((code, lines(&text, "failed")), (Some(1), 2), "{text}");
+    assert!(text.contains("failed   podman ") && text.contains("failed   postgresql "), "{text}");
+    let (code, text, _) = typed(&bare, "check", &[("SILVASONIC_RECONCILE_INTERVAL_S", "never")]);
+    let line = "failed  settings  SILVASONIC_RECONCILE_INTERVAL_S: expected seconds from 0.1 to 60, got \"never\" -> correct the variable; --help lists all\n";
+    assert_eq!((code, text.as_str()), (Some(1), line));
+}
