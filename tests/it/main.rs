@@ -32,6 +32,8 @@ mod hardware_faults;
 mod devices;
 // what is typed at a terminal: scan, profiles check, health, completions, man
 mod commands;
+// what docs/commands.md shows
+mod samples;
 // the images of the Containerfile
 mod image;
 // readiness and watchdog for systemd
