@@ -22,8 +22,9 @@ use serde_json::{Value, json};
 use crate::host;
 use crate::text::shown;
 
-/// Time between two looks.
-const EVERY: Duration = Duration::from_secs(5);
+/// Time between two looks while something changes, and when nothing does.
+const SOON: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(10);
 /// An answer takes a millisecond.
 const SILENT: Duration = Duration::from_secs(15);
 /// The files have 300 bytes.
@@ -187,13 +188,24 @@ impl Substream {
     }
 }
 
-/// Reads all capture substreams of a card below `root`.
+/// Reads all capture substreams of a card below `root`; which there are is looked up once and kept in `known`.
 ///
 /// # Errors
 /// What could not be read, and why.
-pub fn read(root: &Path, card: u32) -> Result<Vec<Substream>, String> {
+fn read(root: &Path, card: u32, known: &mut BTreeMap<u32, Vec<PathBuf>>) -> Result<Vec<Substream>, String> {
+    let folders = match known.remove(&card) {
+        Some(folders) => folders,
+        None => folders(&root.join(format!("proc/asound/card{card}"))).map_err(|error| format!("card {card}: {error}"))?,
+    };
+    let substreams = substreams(&folders)?;
+    // Kept only after a success: another card may have come in this one's place.
+    known.insert(card, folders);
+    Ok(substreams)
+}
+
+fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
     let mut substreams = Vec::new();
-    for folder in folders(&root.join(format!("proc/asound/card{card}"))).map_err(|error| format!("card {card}: {error}"))? {
+    for folder in folders {
         let text = |name: &str| read_text(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.join(name).display()));
         let status = text("status")?;
         // Nothing else is there while nobody has it open.
@@ -260,8 +272,10 @@ impl Capture {
         let (outbox, answers) = channel();
         let root = root.to_owned();
         let serve = move || {
+            let mut known = BTreeMap::new();
             while let Ok(recorders) = inbox.recv() {
-                let answer = recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card)));
+                known.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
+                let answer = recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut known)));
                 if outbox.send(answer.collect::<Answer>()).is_err() {
                     return;
                 }
@@ -289,8 +303,9 @@ impl Capture {
             }
         }
         if self.asked.is_none() && now >= self.next {
-            self.next = now + EVERY;
             let recorders = recorders();
+            let settled = recorders.iter().all(|(device, ..)| self.proofs.get(device).is_some_and(|(.., told)| *told));
+            self.next = now + if settled { EVERY } else { SOON };
             self.proofs.retain(|device, _| recorders.iter().any(|(known, ..)| known == device));
             if !recorders.is_empty() {
                 self.asked = Some(now);

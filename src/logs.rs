@@ -60,7 +60,7 @@ const CHECK_BYTES: u64 = 512 << 10;
 /// A run that was alive then has not made Podman leave out anything yet.
 const TRUST: Duration = Duration::from_millis(150);
 /// Read at a time; all lines in it travel together.
-const CHUNK: usize = 16 << 10;
+const CHUNK: usize = 8 << 10;
 const STACK: usize = 256 << 10;
 
 /// The followers of all containers.

@@ -40,6 +40,8 @@ const CHANGE: Duration = Duration::from_secs(60);
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// What changes a container's row in the list. `cleanup` follows `died` when nothing restarts it.
 const EVENTS: [&str; 8] = ["start", "died", "cleanup", "remove", "pause", "unpause", "restart", "rename"];
+/// Room of a connection that waits most of the time, for what comes and what goes: there is one for each container.
+const STREAM: (usize, usize) = (4 << 10, 1 << 10);
 /// Ten megabytes of log that are not followed.
 const LOG: Duration = Duration::from_secs(20);
 
@@ -280,7 +282,7 @@ impl Podman {
     /// A client for the service on `socket`. Connects when a call needs it, so the socket may appear later.
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
-        Self { agent: agent(socket.clone(), 8 << 10, None), socket }
+        Self { agent: agent(socket.clone(), (16 << 10, 8 << 10), None), socket }
     }
 
     /// The log of a container from a second on (0: from its beginning), each frame with its time in whole seconds.
@@ -296,7 +298,8 @@ impl Podman {
         if follow {
             url.push_str("&follow=true");
         }
-        StreamRequest { agent: agent(self.socket.clone(), 1 << 10, None), url, limit: (!follow).then_some(LOG) }
+        let room = if follow { STREAM } else { (16 << 10, 1 << 10) };
+        StreamRequest { agent: agent(self.socket.clone(), room, None), url, limit: (!follow).then_some(LOG) }
     }
 
     /// What happens from now on to containers with this label value, a line of JSON an event. It ends with the service.
@@ -306,7 +309,7 @@ impl Podman {
     pub fn events(&self, label: &str, value: &str) -> StreamRequest {
         let filters = serde_json::json!({ "type": ["container"], "label": [format!("{label}={value}")], "event": EVENTS });
         let url = format!("{BASE}/events?stream=true&filters={}", query(&filters.to_string()));
-        StreamRequest { agent: agent(self.socket.clone(), 1 << 10, Some(QUICK)), url, limit: None }
+        StreamRequest { agent: agent(self.socket.clone(), STREAM, Some(QUICK)), url, limit: None }
     }
 
     /// Is the service there, and which version?
@@ -512,8 +515,8 @@ impl Podman {
     }
 }
 
-/// A client of its own; `output` is the room for a request's head, `begin` the time limit for the beginning of an answer.
-fn agent(path: PathBuf, output: usize, begin: Option<Duration>) -> Agent {
+/// A client of its own; `input` and `output` are the room for what comes and for a request's head, `begin` the time limit for the beginning of an answer.
+fn agent(path: PathBuf, (input, output): (usize, usize), begin: Option<Duration>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
@@ -522,7 +525,7 @@ fn agent(path: PathBuf, output: usize, begin: Option<Duration>) -> Agent {
         .timeout_connect(Some(CONNECT))
         .timeout_recv_response(begin)
         .max_response_header_size(16 << 10)
-        .input_buffer_size(16 << 10)
+        .input_buffer_size(input)
         .output_buffer_size(output)
         .max_idle_connections(2)
         .max_idle_connections_per_host(2)

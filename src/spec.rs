@@ -50,6 +50,7 @@ pub struct Spec {
     /// Stable id of the microphone.
     pub device: String,
     profile: String,
+    card: u32,
     recorder: Parts,
     env: BTreeMap<String, String>,
     hash: String,
@@ -87,6 +88,7 @@ impl Spec {
             folder: folder.to_owned(),
             device: device.to_owned(),
             profile: profile.to_owned(),
+            card: microphone.card,
             recorder: Parts {
                 image: recorder.image.clone(),
                 network: recorder.network.clone(),
@@ -109,8 +111,8 @@ impl Spec {
     pub fn is_of(&self, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> bool {
         self.folder == folder
             && self.profile == profile
+            && self.card == microphone.card
             && self.env.get(CONFIG_JSON).is_some_and(|text| text == config_json)
-            && self.env.get(DEVICE).is_some_and(|text| *text == microphone.alsa_device())
     }
 
     /// Sixteen hexadecimal digits over all but the labels.

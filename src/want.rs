@@ -75,7 +75,9 @@ pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, s
             wants.insert(id.clone(), Want::Keep("it is not in the database yet".to_owned()));
         }
     }
-    specs.made.retain(|id, _| wants.contains_key(id));
+    if specs.made.len() > wants.len() {
+        specs.made.retain(|id, _| wants.contains_key(id));
+    }
     wants
 }
 
