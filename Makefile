@@ -21,12 +21,14 @@ recorder: $(TARGET)/static/silvasonic-recorder $(TARGET)/static/silvasonic-contr
 
 # linked statically, for an image that holds nothing else; the plain build uses the same place below debug/
 $(TARGET)/static/%: $(SOURCES)
-	cargo rustc --quiet --bin $* -- -C target-feature=+crt-static -C strip=debuginfo
+	@echo "building $* for the test image (a minute or two the first time)"
+	@cargo rustc --bin $* -- -C target-feature=+crt-static -C strip=debuginfo
 	@mkdir -p $(@D)
 	@cp $(TARGET)/debug/$* $@.new && mv $@.new $@
 
 run: setup recorder ## start a throw-away station with the Controller in the foreground; Ctrl-C removes it
-	@cargo build --quiet --bins --example station
+	@echo "building the Controller and its station"
+	@cargo build --bins --example station
 	@$(RUN_SUDO) $(TARGET)/debug/examples/station
 
 plug unplug: ## plug or unplug the simulated microphone of `make run`

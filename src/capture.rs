@@ -329,6 +329,8 @@ impl Capture {
                 _ if told => {}
                 State::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
                 _ if early => debug!("microphone {device}: PCM {proof}"),
+                // Not every Recorder opens its card at once, or at all.
+                State::Closed => info!("microphone {device}: its Recorder has not opened the sound card"),
                 _ => warn!("microphone {device} runs a Recorder, but its PCM is {proof}"),
             }
             let told = told || !early || matches!(proof.state, State::Running);
