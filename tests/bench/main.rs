@@ -91,7 +91,7 @@ fn seeded() -> Station {
     let station = Station::up();
     let controller = station.controller();
     controller.wait_log("seeded user", SOON);
-    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 50}' WHERE key = 'system'");
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 100}' WHERE key = 'system'");
     station
 }
 

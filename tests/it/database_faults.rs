@@ -1,8 +1,11 @@
 //! A PostgreSQL that is away, frozen, refuses, is read-only or locked: Recorders are left alone, known microphones start
 //! all the same, and all is caught up with after it.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use super::ends::Disk;
 use super::station::{Controller, Station, eventually};
 use super::tree::Card;
 
@@ -94,6 +97,45 @@ fn whatever_postgresql_does_known_microphones_are_recorded() {
         assert_eq!(station.podman.mark(ULTRAMIC), before, "after fault {number}");
     }
     is_well(&controller);
+}
+
+#[test]
+fn a_full_disk_of_the_database_stops_nobody() {
+    let station = Station::up();
+    let both = [Card::ultramic(), Card::rode().index(1)];
+    station.tree.set(&both);
+    let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    controller.wait_log("seeded user", SOON);
+    let before = station.podman.mark(ULTRAMIC);
+    station.tree.set(&both[..1]);
+    eventually(SOON, "offline", || rode(&station).filter(|status| status == "offline"));
+
+    let tiny = station.dir().join("tiny");
+    fs::create_dir(&tiny).unwrap();
+    let owner = fs::metadata(station.dir().join("postgres/data")).unwrap();
+    let _disk = Disk::mount(tiny.clone(), &format!("size=256k,uid={},gid={},mode=700", owner.uid(), owner.gid()));
+    station.postgres.exec(&format!("CREATE TABLESPACE tiny LOCATION '{}'", tiny.display()));
+    station.postgres.exec("ALTER TABLE devices SET TABLESPACE tiny");
+    let filler = tiny.join("filler");
+    assert!(fs::write(&filler, vec![0; 1 << 20]).is_err(), "a disk of 256 KiB takes more");
+    // Whoever reads an old state keeps PostgreSQL from reusing the place of rows that have changed since.
+    let mut reader = station.postgres.client();
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM devices").unwrap();
+    let mut writer = station.postgres.client();
+    let full = (0..10_000).find_map(|_| writer.batch_execute("UPDATE devices SET last_seen = now()").err());
+    assert_eq!(full.and_then(|error| error.code().cloned()), Some(postgres::error::SqlState::DISK_FULL));
+
+    station.tree.set(&both);
+    station.podman.wait_running(SERVED, &[ULTRAMIC, RODE]);
+    controller.wait_log("could not be written: PostgreSQL says: could not extend file", SOON);
+    drop(reader);
+    fs::remove_file(&filler).unwrap();
+    eventually(SERVED, "online in the database", || rode(&station).filter(|status| status == "online"));
+    assert_eq!(station.podman.mark(ULTRAMIC), before);
+    is_well(&controller);
+    station.postgres.exec("ALTER TABLE devices SET TABLESPACE pg_default");
+    station.postgres.exec("DROP TABLESPACE tiny");
 }
 
 fn is_well(controller: &Controller) {

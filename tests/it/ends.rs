@@ -225,10 +225,10 @@ fn what_is_left_created_or_stopping_becomes_a_running_recorder() {
 }
 
 /// A file system of a few blocks below a station; unmounted at the end, also by the station's guard.
-struct Disk(std::path::PathBuf);
+pub(crate) struct Disk(std::path::PathBuf);
 
 impl Disk {
-    fn mount(path: std::path::PathBuf, options: &str) -> Disk {
+    pub(crate) fn mount(path: std::path::PathBuf, options: &str) -> Disk {
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path).status().unwrap();
         assert!(mounted.success());
         Disk(path)

@@ -56,6 +56,7 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
             "no answer from Podman within",
             Fault::Stall("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n[{\"Id\":"),
         ),
+        ("no answer from Podman within", Fault::Delay(Duration::from_secs(30))),
         ("unusable answer from Podman", Fault::Answer("HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n[{\"Id\":".to_owned())),
         ("unusable answer from Podman", Fault::Answer("\u{1}\u{2}\u{3} no HTTP at all\r\n\r\n".to_owned())),
         ("unusable answer from Podman", answer("200 OK", "[{\"Id\": 7}]")),
