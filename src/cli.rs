@@ -132,7 +132,8 @@ pub const COMMANDS: &[Entry] = &[
             Choice { name: "--json", value: None, about: JSON },
         ],
         about: "show all microphones, and why each is recorded or not",
-        more: "Reads hardware, database and Podman, so it works without a running Controller. What only that one knows, such as when a \
+        more: "Reads hardware, database and Podman, so it works without a running Controller; without the database by what that said \
+               last. What only the Controller knows, such as when a \
                failed Recorder is tried again and whether sound comes in, is taken from its last heartbeat.",
     },
     Entry {

@@ -40,7 +40,7 @@ use crate::spec::DEVICE_ID;
 use crate::store::{Request, Store};
 use crate::sysfs::{Scan, Unknown};
 use crate::text::shown;
-use crate::vitals::{Ends, Facts, Vitals};
+use crate::vitals::{Facts, Vitals};
 use crate::want::{Specs, Want, wants};
 use crate::witness::Witness;
 
@@ -177,7 +177,8 @@ pub struct Controller {
     limits: Limits,
     capture: Capture,
     journal: Journal,
-    ends: Ends,
+    /// How the last Recorder of each device ended, and how many did in this run.
+    ends: BTreeMap<String, (String, u32)>,
     ended: BTreeSet<String>,
     known_running: BTreeMap<String, String>,
     holds: BTreeMap<String, String>,
@@ -250,7 +251,7 @@ impl Controller {
             limits,
             capture,
             journal: Journal::default(),
-            ends: Ends::new(),
+            ends: BTreeMap::new(),
             ended: BTreeSet::new(),
             known_running: BTreeMap::new(),
             holds: BTreeMap::new(),
@@ -281,8 +282,8 @@ impl Controller {
         }
         self.logs.stop();
         let facts = self.facts();
-        let devices = self.devices();
-        self.vitals.finish(&facts, &self.ends, devices, Instant::now() + FAREWELL);
+        let more = self.meta();
+        self.vitals.finish(&facts, more, Instant::now() + FAREWELL);
     }
 
     /// Sleeps until there is something to do, and takes in every event that is there.
@@ -320,8 +321,8 @@ impl Controller {
         let facts = self.facts();
         // Half a tick early is better than another wake-up.
         if now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.vitals.due() {
-            let devices = self.devices();
-            self.vitals.report(&facts, &self.ends, devices, now);
+            let more = self.meta();
+            self.vitals.report(&facts, more, now);
         } else {
             self.vitals.show(&facts);
         }
@@ -339,14 +340,19 @@ impl Controller {
         reasons(&Known { registry, presences: &self.presences, wants: &wants, holds: &self.holds, containers })
     }
 
-    /// The same for programs, with the proof of capture.
-    fn devices(&mut self) -> Map<String, Value> {
+    /// What the heartbeat tells of each microphone: the same with the proof of capture, and how its Recorders ended.
+    fn meta(&mut self) -> Map<String, Value> {
         let reasons = self.reasons();
         let entry = |(id, reason): (String, Reason)| {
             let capture = self.capture.of(&id).filter(|_| reason.recording == Some(true)).map(Proof::to_json);
             (id, json!({"recording": reason.recording, "reason": reason.text, "capture": capture}))
         };
-        reasons.into_iter().map(entry).collect()
+        let mut meta = Map::from_iter([("devices".to_owned(), reasons.into_iter().map(entry).collect())]);
+        if !self.ends.is_empty() {
+            let ends = self.ends.iter().map(|(device, (how, count))| (device.clone(), json!({"last": how, "count": count})));
+            meta.insert("ends".to_owned(), ends.collect());
+        }
+        meta
     }
 
     /// Has the PCMs of running Recorders looked at, now and then.

@@ -17,6 +17,7 @@ use crate::cli::{Given, Name};
 use crate::config::Config;
 use crate::db::{Db, Decision, reason};
 use crate::device::identify;
+use crate::memory;
 use crate::plan::{View, plan};
 use crate::podman::Podman;
 use crate::presence::Presences;
@@ -50,7 +51,7 @@ struct Line {
 /// Shows the microphones once, or again and again.
 ///
 /// # Errors
-/// Why the database cannot be read.
+/// Why the database cannot be read, when nothing was kept of it either.
 pub fn show(config: &Config, given: &Given<'_>) -> Result<(bool, String), String> {
     let render = |lines: &[Line], notes: &[String]| match given.has("--json") {
         true => json!({"microphones": lines.iter().map(Line::to_json).collect::<Value>(), "notes": notes}).to_string() + "\n",
@@ -133,20 +134,29 @@ fn unreadable(why: &str) -> String {
 
 /// Reads hardware, database and Podman; what could not be read is among the notes.
 fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
-    let mut db = Db::connect(&config.database).map_err(|error| unreadable(&reason(&error)))?;
-    let registry = Registry::read(&db.snapshot().map_err(|error| unreadable(&reason(&error)))?);
-    let mut notes: Vec<String> = registry.faults.iter().map(|fault| format!("unusable in the database: {fault}")).collect();
+    let mut notes = Vec::new();
+    let rows = Db::connect(&config.database).and_then(|mut db| db.snapshot()).map_err(|error| unreadable(&reason(&error)));
+    let database_known = rows.is_ok();
+    let rows = rows.or_else(|why| match memory::load(&config.workspace_local) {
+        Ok(Some(rows)) => {
+            notes.push(format!("{why}; shown is what it said last"));
+            Ok(rows)
+        }
+        _ => Err(why),
+    })?;
+    let registry = Registry::read(&rows);
+    notes.extend(registry.faults.iter().map(|fault| format!("unusable in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
     let owner = &config.recorder.owner;
     let containers = Podman::new(config.socket.clone()).list(OWNER, owner).map_err(|error| error.to_string()).map(|mut containers| {
         containers.retain(|container| container.labels.get(SERVICE).is_some_and(|service| service == "recorder"));
         containers
     });
-    let wants = wants(&registry, true, &presences, &mut Specs::new(config.recorder.clone()));
+    let wants = wants(&registry, database_known, &presences, &mut Specs::new(config.recorder.clone()));
     let plan = plan(&View {
         containers: containers.as_deref().unwrap_or_default(),
         wants: &wants,
-        wants_complete: true,
+        wants_complete: database_known,
         max_recorders: registry.system.max_recorders,
         backoffs: &Backoffs::default(),
         busy: &BTreeSet::new(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use log::{info, warn};
 
 use crate::logs::Drainer;
-use crate::plan::{Action, DRIFT, Old};
+use crate::plan::{Action, DRIFT, Old, Removal};
 use crate::podman::{Change, Engine, Error, Podman, cause};
 use crate::spec::{OWNER, SERVICE, Spec};
 use crate::text::shown;
@@ -41,7 +41,7 @@ pub fn execute(podman: &Podman, drainer: &Drainer, engine: &Engine, workspace: &
         if action.reason == DRIFT {
             tell_differences(podman, spec, old);
         }
-        if action.old.iter().any(|old| old.running) {
+        if action.old.iter().any(|old| old.removal == Removal::Stop) {
             check_needs(podman, workspace, spec)?;
         }
     }
@@ -91,7 +91,7 @@ fn no_network(spec: &Spec) -> String {
 }
 
 fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), Failure> {
-    if old.running {
+    if old.removal == Removal::Stop {
         match podman.stop(&old.id, PATIENCE) {
             Ok(Change::Gone) => return Ok(()),
             Ok(_) => {}
@@ -102,8 +102,11 @@ fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), Failure> 
     }
     // The log goes with the container.
     drainer.drain(&old.id, &old.name);
-    // A process that is lost has no use for patience.
-    let patience = if old.lost { Some(Duration::ZERO) } else { old.running.then_some(PATIENCE) };
+    let patience = match old.removal {
+        Removal::Plain => None,
+        Removal::Stop => Some(PATIENCE),
+        Removal::Force => Some(Duration::ZERO),
+    };
     podman.remove(&old.id, patience).map(|_| ()).map_err(|error| format!("{} could not be removed: {error}", old.name).into())
 }
 

@@ -54,10 +54,19 @@ pub struct Old {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// Whether it must be asked to end first.
-    pub running: bool,
-    /// Whether only force removes it, as nobody is there to be asked.
-    pub lost: bool,
+    /// What it takes.
+    pub removal: Removal,
+}
+
+/// What it takes to remove a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It has ended.
+    Plain,
+    /// It must be asked to end first.
+    Stop,
+    /// Force, as nobody is there to be asked.
+    Force,
 }
 
 /// One thing to do for one device.
@@ -207,9 +216,12 @@ fn old(view: &View<'_>, own: &[&Container]) -> Vec<Old> {
     own.iter()
         .filter(|container| view.is_removable(container))
         .map(|container| {
-            let lost = container.state == State::Lost;
-            let running = !lost && !matches!(container.state, State::Created | State::Exited);
-            Old { id: container.id.clone(), name: container.name.clone(), running, lost }
+            let removal = match container.state {
+                State::Lost => Removal::Force,
+                State::Created | State::Exited => Removal::Plain,
+                _ => Removal::Stop,
+            };
+            Old { id: container.id.clone(), name: container.name.clone(), removal }
         })
         .collect()
 }
@@ -416,7 +428,7 @@ mod tests {
         assert_eq!(scene.told(), "");
         scene.stuck = ["c0", "c1"].map(str::to_owned).into();
         assert_eq!(scene.told(), "replace a c0, stop b c1");
-        assert!(scene.plan().actions.iter().all(|action| action.old[0].running));
+        assert!(scene.plan().actions.iter().all(|action| action.old[0].removal == Removal::Stop));
     }
 
     #[test]

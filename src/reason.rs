@@ -44,7 +44,11 @@ pub fn reasons(known: &Known<'_>) -> BTreeMap<String, Reason> {
     let containers = known.containers.unwrap_or_default();
     let ids: BTreeSet<String> =
         known.registry.devices.keys().chain(known.wants.keys()).cloned().chain(containers.iter().map(device)).collect();
-    ids.into_iter().map(|id| (reason(known, &id), id)).map(|(reason, id)| (id, reason)).collect()
+    let told = |id: String| {
+        let reason = reason(known, &id);
+        (id, reason)
+    };
+    ids.into_iter().map(told).collect()
 }
 
 fn reason(known: &Known<'_>, id: &str) -> Reason {

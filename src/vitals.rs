@@ -2,11 +2,10 @@
 //!
 //! Called by the main loop, which is how a heartbeat proves that the loop moves.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::bus::Bus;
 use crate::config::Config;
@@ -28,9 +27,6 @@ pub struct Facts {
     /// What the station does: `idle`, `recording` or `stopping`.
     pub activity: &'static str,
 }
-
-/// How the last Recorder of each device ended, and how many did in this run.
-pub type Ends = BTreeMap<String, (String, u32)>;
 
 /// Keeps the board and sends heartbeats.
 pub struct Vitals {
@@ -68,16 +64,16 @@ impl Vitals {
         self.notifier.beat(Instant::now());
     }
 
-    /// Writes the facts on the board and sends the heartbeat.
-    pub fn report(&mut self, facts: &Facts, ends: &Ends, devices: Map<String, Value>, now: Instant) {
+    /// Writes the facts on the board and sends the heartbeat, with `more` in its `meta`.
+    pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) {
         self.next = now + self.interval;
-        let json = self.heartbeat(facts, ends, devices, now);
+        let json = self.heartbeat(facts, more, now);
         self.bus.heartbeat(json, self.ttl());
     }
 
     /// Sends a last heartbeat, waiting for it until `deadline`.
-    pub fn finish(&mut self, facts: &Facts, ends: &Ends, devices: Map<String, Value>, deadline: Instant) {
-        let json = self.heartbeat(facts, ends, devices, Instant::now());
+    pub fn finish(&mut self, facts: &Facts, more: Map<String, Value>, deadline: Instant) {
+        let json = self.heartbeat(facts, more, Instant::now());
         let _ = self.bus.finish(json, self.ttl(), deadline);
     }
 
@@ -86,14 +82,10 @@ impl Vitals {
         (self.interval * 3).max(Duration::from_secs(30))
     }
 
-    fn heartbeat(&mut self, facts: &Facts, ends: &Ends, devices: Map<String, Value>, now: Instant) -> String {
+    fn heartbeat(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) -> String {
         self.show(facts);
         let mut meta = self.meter.sample();
-        meta.insert("devices".to_owned(), Value::Object(devices));
-        if !ends.is_empty() {
-            let ends = ends.iter().map(|(device, (how, count))| (device.clone(), json!({"last": how, "count": count})));
-            meta.insert("ends".to_owned(), Value::Object(ends.collect()));
-        }
+        meta.extend(more);
         self.board.heartbeat(now, SystemTime::now(), meta).to_string()
     }
 

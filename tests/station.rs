@@ -123,6 +123,10 @@ fn run(station: &mut Station, settings: &Settings, real: Option<&str>, stop: &Re
         command.env_remove("SILVASONIC_HOST_ROOT");
     }
     command.envs(settings.passed_on.iter().cloned());
+    // For commands from a second terminal.
+    let words = command.get_envs().filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value?.to_str()?)));
+    let ours = words.filter(|word| word.starts_with("SILVASONIC_") || word.starts_with("POSTGRES_"));
+    fs::write(station.dir().join("env"), ours.collect::<Vec<_>>().join(" ")).unwrap();
     let mut controller = Controller::foreground(command);
     loop {
         if let Some(code) = controller.exit_code() {
@@ -150,6 +154,7 @@ fn explain(station: &Station, settings: &Settings, simulated: bool) {
         println!("  make unplug                                      pull the microphone (and: make plug)");
     }
     let sudo = if rustix::process::geteuid().is_root() && std::env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
+    println!("  env $(cat {LINK}/env) target/debug/silvasonic-controller devices   why each microphone is recorded or not");
     if settings.podman.is_none() {
         println!("  {sudo}tests/podman-sandbox exec $(readlink {LINK})/podman podman ps");
     }

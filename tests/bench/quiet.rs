@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::it::station::{Controller, Station, eventually};
+use super::it::station::{Controller, Proxy, Station, eventually};
 use super::measure::{databases, mebibytes, podman, system_calls, watch};
 use super::table::Table;
 use super::{SOON, Subject, microphones, seeded, wait_running};
@@ -58,6 +58,21 @@ pub(crate) fn quiet(table: &mut Table, subject: &Subject, count: u32) {
     let [service_without, servers_without] = watch([&service, &servers], span.min(Duration::from_secs(60)));
     limited(table, "CPU caused in Podman's service", service_with.0 - service_without.0, "% of a core", at(5, 0.1));
     limited(table, "CPU caused in PostgreSQL and Redis", servers_with.0 - servers_without.0, "% of a core", at(5, 0.1));
+    limited(table, "Podman requests", requests(&station, subject, count), "/s", at(5, 0.1));
+}
+
+/// Podman requests a second, counted on their way; the running Recorders are adopted.
+fn requests(station: &Station, subject: &Subject, count: u32) -> f64 {
+    let proxy = Proxy::new(station.dir().join("counted.sock"), station.podman.socket());
+    let controller = subject.controller(station, &[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]);
+    wait_running(station, count);
+    // Longer than it takes to look at Podman a second time.
+    std::thread::sleep(SETTLE * 2);
+    let (before, begun) = (proxy.requests(), Instant::now());
+    std::thread::sleep(Duration::from_secs(60));
+    let rate = (proxy.requests() - before) as f64 / begun.elapsed().as_secs_f64();
+    drop(controller);
+    rate
 }
 
 /// The thread that hashes the default password is gone, so that what threads used can be added up.

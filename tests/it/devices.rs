@@ -43,7 +43,7 @@ fn running(station: &Station) -> Controller {
 
 #[test]
 fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
-    let station = Station::up();
+    let mut station = Station::up();
     station.tree.set(&[Card::ultramic(), Card::rode().index(1), Card::generic(2, "1-9")]);
     let controller = running(&station);
     station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
@@ -97,6 +97,10 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     let (_, table, _) = typed(&station, "devices", &[]);
     assert!(table.starts_with("ID                  NAME                       PORT  CARD  PROFILE           SCORES"), "{table}");
     station.podman.start_api();
+    station.postgres.stop();
+    let (_, table, _) = typed(&station, "devices", &[]);
+    assert!(table.contains("\n0869-0389-034F6A21  "), "{table}");
+    assert!(table.lines().last().unwrap().ends_with("; shown is what it said last"), "{table}");
 }
 
 #[test]
@@ -108,6 +112,10 @@ fn what_the_kernel_says_about_a_capture_is_told() {
     let id = "0869-0389-034F6A21";
     let capture = || meta(&station)[id]["capture"].clone();
     eventually(SOON, "closed", || (capture()["state"] == "closed").then_some(()));
+    // Recorded while arecord was at it; a picture, so its pointer stands still.
+    station.tree.fixture("03-ultramic-recording");
+    let line = "runs a Recorder, but its PCM is stalled (RUNNING), 384000 Hz S16_LE 1 ch, held by ";
+    assert!(controller.wait_log(line, Duration::from_secs(30)).ends_with(" (397)"));
     let open = |frames: u64, rate: u32| {
         station.tree.alter(|root: &Path| {
             let folder = root.join("proc/asound/card0/pcm0c/sub0");

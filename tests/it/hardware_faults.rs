@@ -319,10 +319,12 @@ fn fifty_microphones_at_once_are_all_recorded() {
     station.tree.set(&(0..50).map(Card::numbered).collect::<Vec<_>>());
     station.podman.wait_running(Duration::from_secs(120), &(0..50).map(Card::numbered_recorder).collect::<Vec<_>>());
     eventually(SOON, "health", || (controller.get("/healthy")?.1["components"]["containers"]["details"] == "50 running").then_some(()));
-    // Plugged in, enrolled, started.
-    assert!((100..=200).contains(&(controller.count_log("") - lines)), "{}", controller.log());
+    // Plugged in, enrolled, started, and no sound card opened.
+    assert!((100..=250).contains(&(controller.count_log("") - lines)), "{}", controller.log());
     let log = controller.log();
-    let faults = log.lines().filter(|line| (line.contains("[WARN]") || line.contains("[ERROR]")) && !line.contains("default password"));
+    // What this machine may not do is no fault of fifty.
+    let known = |line: &str| line.contains("default password") || line.contains("oom_score_adj is");
+    let faults = log.lines().filter(|line| (line.contains("[WARN]") || line.contains("[ERROR]")) && !known(line));
     assert_eq!(faults.collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
