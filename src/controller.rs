@@ -44,12 +44,15 @@ use crate::vitals::{Facts, Vitals};
 use crate::want::{Specs, Want, wants};
 use crate::witness::Witness;
 
-/// Starts under way at a time: Podman gains nothing from more, and a Pi has four cores.
+/// Starts under way at a time: Podman gains nothing from more (measured).
 const STARTS_AT_ONCE: usize = 8;
 /// How often Podman is asked for a list while it tells of events, nothing is in between and nothing is to be done.
 const QUIET: Duration = Duration::from_secs(15);
 /// What is done is planned from a list that came no longer ago. What happens meanwhile is told by an event, but late.
 const FRESH: Duration = Duration::from_secs(1);
+/// While more than a few actions are under way, each list takes time from them: so long between two.
+const CROWD: usize = 3;
+const PACE: Duration = Duration::from_millis(400);
 /// Podman's own clean-up or restart takes 30-300 ms: so often, and for so long, its end is looked for.
 const RECHECK: Duration = Duration::from_millis(100);
 const RESTLESS: Duration = Duration::from_secs(2);
@@ -163,6 +166,8 @@ pub struct Controller {
     hints: Events,
     sequence: u64,
     asked_podman: bool,
+    /// When the last list was asked for.
+    asked_at: Instant,
     /// Something happened while a list was on its way, which may be older.
     list_again: bool,
     /// When the next list is due before the next tick.
@@ -240,6 +245,7 @@ impl Controller {
             recorded: false,
             sequence: 0,
             asked_podman: false,
+            asked_at: now,
             list_again: false,
             recheck: None,
             listed: now,
@@ -544,9 +550,16 @@ impl Controller {
     }
 
     fn ask_podman(&mut self) {
+        let now = Instant::now();
+        let next = self.asked_at + PACE;
+        if self.jobs.len() > CROWD && now < next {
+            self.recheck = Some(next);
+            return;
+        }
         self.recheck = None;
         if !self.asked_podman {
             self.asked_podman = true;
+            self.asked_at = now;
             self.hints.taken();
             self.sequence += 1;
             self.inventory.ask(self.sequence);
@@ -643,7 +656,10 @@ impl Controller {
                 self.cleared("podman", "Podman answers again");
                 self.podman_state = Ok(());
                 self.hints.open();
-                self.logs.keep(&containers);
+                // A log is read from its beginning whenever that begins, and a crowd of starts has no time for it.
+                if self.jobs.len() <= CROWD {
+                    self.logs.keep(&containers);
+                }
                 let now = Instant::now();
                 self.listed = now;
                 self.witness.judge(&mut containers, now);
@@ -657,7 +673,9 @@ impl Controller {
                     let ours = container.labels.get(DEVICE_ID).is_some_and(|device| self.jobs.contains_key(device));
                     !ours && since.is_some_and(|since| now.saturating_duration_since(*since) < RESTLESS)
                 };
-                self.recheck = containers.iter().any(restless).then(|| now + RECHECK);
+                if containers.iter().any(restless) {
+                    self.recheck = Some(now + RECHECK);
+                }
                 self.containers = Some((sequence, containers));
             }
         }
