@@ -476,10 +476,7 @@ impl Controller {
             }
         }
         let seen = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));
-        for (id, device) in &registry.devices {
-            let (online, card) = device.as_ref().map_or((false, None), |device| (device.online, device.last_card()));
-            self.presences.expect(id, online, card, now);
-        }
+        registry.expect(&mut self.presences, now);
         for (id, change) in self.presences.observe(&seen, &scan.unclear, now) {
             // Whatever failed before, it is plugged in anew.
             self.backoffs.forget(&id);
@@ -795,9 +792,7 @@ impl Controller {
         for (device, id) in &plan.kept {
             if self.known_running.get(device) != Some(id) {
                 let name = containers.iter().find(|container| &container.id == id).map_or("", |container| &container.name);
-                let line = format!("{name} runs as wanted and is adopted");
-                info!("{line}");
-                self.journal.note(line);
+                self.decided(format!("{name} runs as wanted and is adopted"));
                 self.known_running.insert(device.clone(), id.clone());
             }
         }

@@ -17,13 +17,14 @@ use crate::cli::{Given, Name};
 use crate::config::Config;
 use crate::db::{Db, Decision, reason};
 use crate::device::identify;
+use crate::inventory::recorders;
 use crate::memory;
+use crate::nudge;
 use crate::plan::{View, plan};
 use crate::podman::Podman;
 use crate::presence::Presences;
 use crate::reason::{Known, online, reasons};
 use crate::registry::{Enrollment, Registry};
-use crate::spec::{OWNER, SERVICE};
 use crate::sysfs;
 use crate::text::{shown, table};
 use crate::want::{Specs, wants};
@@ -103,7 +104,7 @@ pub fn decide(config: &Config, given: &Given<'_>) -> Result<(bool, String), Stri
     };
     db.decide(&id, &decision).map_err(|error| format!("{id}: {}", reason(&error)))?;
     let nudged = connect(&config.redis_url)
-        .and_then(|mut redis| redis::cmd("PUBLISH").arg("silvasonic:nudge").arg("reconcile").query::<i64>(&mut redis));
+        .and_then(|mut redis| redis::cmd("PUBLISH").arg(nudge::CHANNEL).arg(nudge::PAYLOAD).query::<i64>(&mut redis));
     let late = match nudged {
         Ok(1..) => "",
         Ok(_) => "; no Controller listens now",
@@ -147,11 +148,7 @@ fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
     let registry = Registry::read(&rows);
     notes.extend(registry.faults.iter().map(|fault| format!("unusable in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
-    let owner = &config.recorder.owner;
-    let containers = Podman::new(config.socket.clone()).list(OWNER, owner).map_err(|error| error.to_string()).map(|mut containers| {
-        containers.retain(|container| container.labels.get(SERVICE).is_some_and(|service| service == "recorder"));
-        containers
-    });
+    let containers = recorders(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());
     let wants = wants(&registry, database_known, &presences, &mut Specs::new(config.recorder.clone()));
     let plan = plan(&View {
         containers: containers.as_deref().unwrap_or_default(),
@@ -203,10 +200,7 @@ fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
 fn presences(config: &Config, registry: &Registry, notes: &mut Vec<String>) -> Presences {
     let now = Instant::now();
     let mut presences = Presences::new(Duration::ZERO);
-    for (id, device) in &registry.devices {
-        let (online, card) = device.as_ref().map_or((false, None), |device| (device.online, device.last_card()));
-        presences.expect(id, online, card, now);
-    }
+    registry.expect(&mut presences, now);
     match sysfs::scan(&config.host_root, &[], |_, _| {}) {
         Ok(scan) => {
             notes.extend(scan.unclear.iter().map(|(card, why)| format!("card {card} cannot be told now: {}", shown(why))));

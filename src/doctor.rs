@@ -86,8 +86,8 @@ pub fn examine(settings: Result<Config, Vec<Fault>>, as_json: bool) -> (bool, St
 
 fn podman(config: &Config, findings: &mut Findings) {
     let podman = Podman::new(config.socket.clone());
-    let engine = match podman.ping().and_then(|version| podman.info(version)) {
-        Ok(engine) => engine,
+    let (engine, controllers) = match podman.ping().and_then(|version| podman.examine(version)) {
+        Ok(examined) => examined,
         Err(why) => {
             let cure = "start its API: `systemctl enable --now podman.socket`, and set SILVASONIC_CONTAINER_SOCKET to its socket";
             return findings.fail("podman", format!("{}: {why}", config.socket.display()), cure);
@@ -95,7 +95,7 @@ fn podman(config: &Config, findings: &mut Findings) {
     };
     let kind = if engine.rootless { "rootless" } else { "rootful" };
     findings.ok("podman", format!("{} ({kind}, {}, cgroups {})", engine.version, engine.runtime, engine.cgroups));
-    limits(&podman, engine.rootless, findings);
+    limits(&controllers, engine.rootless, findings);
     let image = &config.recorder.image;
     match podman.image_exists(image) {
         Ok(true) => findings.ok("image", image.clone()),
@@ -111,11 +111,7 @@ fn podman(config: &Config, findings: &mut Findings) {
 }
 
 /// What the kernel will hold of what is asked for.
-fn limits(podman: &Podman, rootless: bool, findings: &mut Findings) {
-    let controllers = match podman.controllers() {
-        Ok(controllers) => controllers,
-        Err(why) => return findings.fail("limits", why.to_string(), "look at Podman's own log"),
-    };
+fn limits(controllers: &[String], rootless: bool, findings: &mut Findings) {
     let has = |name: &str| controllers.iter().any(|controller| controller.split(',').any(|part| part == name));
     if has("memory") {
         findings.ok("memory limit", "holds".to_owned());

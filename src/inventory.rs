@@ -114,12 +114,7 @@ impl Worker {
                 self.engine = Some(engine);
             }
         }
-        // Other services of a station carry the same owner label; they are not this program's.
-        let owner = &self.place.recorder.owner;
-        let mut containers = self.place.podman.list(OWNER, owner)?;
-        let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
-        containers.retain(|container| is(container, OWNER, owner) && is(container, SERVICE, "recorder"));
-        Ok(containers)
+        recorders(&self.place.podman, &self.place.recorder.owner)
     }
 
     /// Once per connection, when the first list is out: whether all is as remembered and as needed.
@@ -184,6 +179,17 @@ impl Place {
             warn!("network {network} does not exist: no Recorder can start until `podman network create {network}`");
         }
     }
+}
+
+/// Our containers, running or not. Other services of a station carry the same owner label; they are not this program's.
+///
+/// # Errors
+/// Why they are unknown.
+pub fn recorders(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> {
+    let mut containers = podman.list(OWNER, owner)?;
+    let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
+    containers.retain(|container| is(container, OWNER, owner) && is(container, SERVICE, "recorder"));
+    Ok(containers)
 }
 
 fn tell(engine: &Engine) {

@@ -18,8 +18,8 @@ use crate::bus::redacted;
 use crate::controller::Event;
 use crate::text::shown;
 
-const CHANNEL: &str = "silvasonic:nudge";
-const PAYLOAD: &[u8] = b"reconcile";
+pub(crate) const CHANNEL: &str = "silvasonic:nudge";
+pub(crate) const PAYLOAD: &[u8] = b"reconcile";
 const CONNECT: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);

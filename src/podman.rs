@@ -328,6 +328,14 @@ impl Podman {
     /// # Errors
     /// [`Error`].
     pub fn info(&self, version: Version) -> Result<Engine, Error> {
+        self.examine(version).map(|(engine, _)| engine)
+    }
+
+    /// The same, and the control group controllers by which this engine can limit containers.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn examine(&self, version: Version) -> Result<(Engine, Vec<String>), Error> {
         #[derive(Deserialize)]
         struct Info {
             host: Host,
@@ -339,6 +347,8 @@ impl Podman {
             oci_runtime: Runtime,
             #[serde(default)]
             cgroup_version: String,
+            #[serde(default)]
+            cgroup_controllers: Option<Vec<String>>,
         }
         #[derive(Deserialize)]
         struct Security {
@@ -349,26 +359,8 @@ impl Podman {
             name: String,
         }
         let Info { host } = self.get("/info", INFO)?;
-        Ok(Engine { version, rootless: host.security.rootless, runtime: host.oci_runtime.name, cgroups: host.cgroup_version })
-    }
-
-    /// The control group controllers by which this engine can limit containers.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn controllers(&self) -> Result<Vec<String>, Error> {
-        #[derive(Deserialize)]
-        struct Info {
-            host: Host,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Host {
-            #[serde(default)]
-            cgroup_controllers: Option<Vec<String>>,
-        }
-        let Info { host } = self.get("/info", INFO)?;
-        Ok(host.cgroup_controllers.unwrap_or_default())
+        let engine = Engine { version, rootless: host.security.rootless, runtime: host.oci_runtime.name, cgroups: host.cgroup_version };
+        Ok((engine, host.cgroup_controllers.unwrap_or_default()))
     }
 
     /// All containers with this label value, running or not.

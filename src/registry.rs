@@ -11,6 +11,7 @@
 //! | `enrollment_decided_at` | was found enrolled or ignored, so a later `pending` is somebody's wish    |
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -240,6 +241,14 @@ impl Registry {
     #[must_use]
     pub fn known_ports(&self) -> BTreeMap<String, Option<String>> {
         self.ports.clone()
+    }
+
+    /// Tells which devices the database calls online, and where each was last.
+    pub fn expect(&self, presences: &mut Presences, now: Instant) {
+        for (id, device) in &self.devices {
+            let (online, card) = device.as_ref().map_or((false, None), |device| (device.online, device.last_card()));
+            presences.expect(id, online, card, now);
+        }
     }
 
     /// The rows that must change so that the database tells what is plugged in, and every microphone that somebody

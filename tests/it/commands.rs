@@ -24,7 +24,7 @@ fn run(mut command: Command) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-fn typed(station: &Station, line: &str, set: &[(&str, &str)]) -> (Option<i32>, String, String) {
+pub(crate) fn typed(station: &Station, line: &str, set: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let mut command = station.controller_command(set);
     command.args(line.split_whitespace());
     run(command)

@@ -68,14 +68,20 @@ fn rode(station: &Station) -> Option<String> {
     station.postgres.value("SELECT status FROM devices WHERE name LIKE '19f7%'")
 }
 
-#[test]
-fn whatever_postgresql_does_known_microphones_are_recorded() {
-    let mut station = Station::up();
+/// Two microphones that the database knows and that are recorded.
+fn both_recorded(station: &Station) -> ([Card; 2], Controller) {
     let both = [Card::ultramic(), Card::rode().index(1)];
     station.tree.set(&both);
     let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
     station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     controller.wait_log("seeded user", SOON);
+    (both, controller)
+}
+
+#[test]
+fn whatever_postgresql_does_known_microphones_are_recorded() {
+    let mut station = Station::up();
+    let (both, controller) = both_recorded(&station);
     let before = station.podman.mark(ULTRAMIC);
     for (number, fault) in FAULTS.iter().enumerate() {
         station.tree.set(&both[..1]);
@@ -102,11 +108,7 @@ fn whatever_postgresql_does_known_microphones_are_recorded() {
 #[test]
 fn a_full_disk_of_the_database_stops_nobody() {
     let station = Station::up();
-    let both = [Card::ultramic(), Card::rode().index(1)];
-    station.tree.set(&both);
-    let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
-    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
-    controller.wait_log("seeded user", SOON);
+    let (both, controller) = both_recorded(&station);
     let before = station.podman.mark(ULTRAMIC);
     station.tree.set(&both[..1]);
     eventually(SOON, "offline", || rode(&station).filter(|status| status == "offline"));

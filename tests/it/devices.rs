@@ -1,24 +1,17 @@
 //! What is told about microphones, and what a user decides about them at a terminal.
 
+use super::commands::typed;
 use super::station::{Controller, Station, eventually};
 use super::tree::Card;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(15);
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
-
-/// Exit code, standard output and standard error of a command.
-fn typed(station: &Station, line: &str, set: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let output = station.controller_command(set).args(line.split_whitespace()).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
 
 /// What `devices --json` says of a microphone.
 fn told(station: &Station, id: &str) -> Value {
@@ -33,8 +26,7 @@ fn reason(station: &Station, id: &str) -> String {
 }
 
 fn meta(station: &Station) -> Value {
-    let beat = station.redis.get("silvasonic:status:controller").and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    beat.map_or(Value::Null, |beat| beat["meta"]["devices"].clone())
+    station.heartbeat().map_or(Value::Null, |beat| beat["meta"]["devices"].clone())
 }
 
 fn running(station: &Station) -> Controller {

@@ -93,9 +93,10 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
         let another = || ids(&station).get(&Card::numbered_recorder(4)).filter(|id| **id != old).map(|_| ());
         eventually(SOON, "a new container", || another().filter(|()| state(&station, &Card::numbered_recorder(4), "Status") == "running"));
     }
-    let heartbeat = || station.redis.get("silvasonic:status:controller").and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let expected = json!({"last": "ended with code 4", "count": 2});
-    eventually(SOON, "the cause in the heartbeat", || heartbeat().filter(|beat| beat["meta"]["ends"]["0869-0389-SER0004"] == expected));
+    eventually(SOON, "the cause in the heartbeat", || {
+        station.heartbeat().filter(|beat| beat["meta"]["ends"]["0869-0389-SER0004"] == expected)
+    });
 }
 
 #[test]

@@ -355,10 +355,7 @@ fn a_wall_clock_that_jumps_and_a_pause_are_no_absence() {
     eventually(SOON, "the row", || (devices(&station) == "0869-0389-034F6A21 online").then_some(()));
     controller.wait_log("seeded user", SOON);
     let before = (ids(&station), started(&station, ULTRAMIC), rows(&station));
-    let year = || {
-        let heartbeat: Value = serde_json::from_str(&station.redis.get("silvasonic:status:controller")?).ok()?;
-        Some((1970.0 + heartbeat["timestamp"].as_f64()? / 31_556_952.0).floor() as i32)
-    };
+    let year = || Some((1970.0 + station.heartbeat()?["timestamp"].as_f64()? / 31_556_952.0).floor() as i32);
     let now = eventually(SOON, "a heartbeat", year);
     let here = station.tree.state();
     station.tree.set(&[]);

@@ -3,7 +3,6 @@
 //! `UPDATE_DOCS=1 cargo test --test it -- samples::` writes the file's samples anew.
 
 use super::station::{Controller, Station, eventually};
-use serde_json::Value;
 use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
@@ -66,7 +65,7 @@ fn the_samples_of_the_documentation_are_what_the_commands_print() {
     let controller = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
     controller.wait_log("seeded user", SOON);
     let told = |id: &str| {
-        let beat: Value = station.redis.get("silvasonic:status:controller").and_then(|text| serde_json::from_str(&text).ok())?;
+        let beat = station.heartbeat()?;
         let listed = station.containers().len() == 2 && beat["health"]["components"]["containers"]["details"] == "2 running";
         (listed && beat["meta"]["devices"][id]["capture"]["state"] == "closed").then_some(())
     };

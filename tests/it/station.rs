@@ -230,6 +230,11 @@ impl Station {
         command.envs(self.environment()).envs(overrides.iter().copied()).current_dir(&self.dir);
     }
 
+    /// The Controller's last heartbeat, while Redis has it.
+    pub(crate) fn heartbeat(&self) -> Option<Value> {
+        serde_json::from_str(&self.redis.get("silvasonic:status:controller")?).ok()
+    }
+
     /// Starts the Controller.
     pub(crate) fn controller(&self) -> Controller {
         self.controller_with(&[])
