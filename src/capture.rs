@@ -142,12 +142,6 @@ impl Proof {
         json!({"state": state, "detail": detail, "rate": rate, "format": format, "channels": channels, "holder": holder, "pid": owner,
             "differences": self.differences})
     }
-
-    /// Whether it tells the same but for the pointer.
-    fn is_as(&self, other: &Proof) -> bool {
-        let plain = |proof: &Proof| Proof { stream: Substream { pointer: None, ..proof.stream.clone() }, ..proof.clone() };
-        plain(self) == plain(other)
-    }
 }
 
 impl Substream {
@@ -258,8 +252,8 @@ pub struct Capture {
     answers: Receiver<Answer>,
     asked: Option<Instant>,
     next: Instant,
-    /// The last proof of each Recorder, since when it runs, and whether it was told.
-    proofs: BTreeMap<String, (Proof, Instant, bool)>,
+    /// The last proof of each Recorder, since when it runs, and what was told of it last.
+    proofs: BTreeMap<String, (Proof, Instant, String)>,
 }
 
 impl Capture {
@@ -304,7 +298,8 @@ impl Capture {
         }
         if self.asked.is_none() && now >= self.next {
             let recorders = recorders();
-            let settled = recorders.iter().all(|(device, ..)| self.proofs.get(device).is_some_and(|(.., told)| *told));
+            let settled =
+                recorders.iter().all(|(device, ..)| self.proofs.get(device).is_some_and(|(proof, _, told)| proof.to_string() == *told));
             self.next = now + if settled { EVERY } else { SOON };
             self.proofs.retain(|device, _| recorders.iter().any(|(known, ..)| known == device));
             if !recorders.is_empty() {
@@ -319,21 +314,23 @@ impl Capture {
         for (device, expected, streams) in answer {
             let before = self.proofs.get(&device);
             let proof = Proof::new(before.map(|(proof, ..)| proof), streams, expected.as_ref());
-            let since = before.map_or(now, |(_, since, _)| *since);
-            let same = before.is_some_and(|(before, ..)| before.is_as(&proof));
-            let told = same && before.is_some_and(|(.., told)| *told);
-            let starts = before.is_none() || matches!(proof.state, State::Open);
-            // What has just been started or opened may need a moment.
-            let early = starts || (proof.state == State::Closed && now.saturating_duration_since(since) < OPENED);
+            let (since, told) = before.map_or((now, String::new()), |(_, since, told)| (*since, told.clone()));
+            // What has just been started or opened may need a moment, and a card that is away for one is told elsewhere.
+            let early = match proof.state {
+                State::Open | State::Unknown(_) => true,
+                State::Closed => now.saturating_duration_since(since) < OPENED,
+                _ => before.is_none(),
+            };
+            let text = proof.to_string();
             match proof.state {
-                _ if told => {}
-                State::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
                 _ if early => debug!("microphone {device}: PCM {proof}"),
+                _ if text == told => {}
+                State::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
                 // Not every Recorder opens its card at once, or at all.
                 State::Closed => info!("microphone {device}: its Recorder has not opened the sound card"),
                 _ => warn!("microphone {device} runs a Recorder, but its PCM is {proof}"),
             }
-            let told = told || !early || matches!(proof.state, State::Running);
+            let told = if early { told } else { text };
             self.proofs.insert(device, (proof, since, told));
         }
     }

@@ -290,6 +290,8 @@ fn a_flapping_plug_costs_nothing_and_ends_as_it_is_left() {
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     eventually(SOON, "the row", || (devices(&station) == "0869-0389-034F6A21 online").then_some(()));
     controller.wait_log("seeded user", SOON);
+    // The last line of a start: this Recorder opens no card.
+    controller.wait_log("has not opened the sound card", Duration::from_secs(30));
     let writes = || {
         let log = fs::read_to_string(station.dir().join("postgres/log")).unwrap();
         let own = log.lines().filter(|line| line.starts_with("<silvasonic-controller>LOG:  execute"));
