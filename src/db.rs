@@ -11,6 +11,7 @@ use postgres::{Client, Config, NoTls, Statement, Transaction};
 use serde_json::Value;
 
 use crate::config::Database;
+use crate::ordered::ordered;
 use crate::registry::{Change, Enrollment, Row};
 
 const CONNECT: Duration = Duration::from_secs(3);
@@ -137,7 +138,7 @@ impl Db {
         let columns = "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
             WHERE c.oid = ANY(SELECT to_regclass(name) FROM unnest($1::text[]) name) AND a.attnum > 0 AND NOT a.attisdropped";
         let present: BTreeSet<(String, String)> =
-            self.client.query(columns, &[&names])?.into_iter().map(|row| (row.get(0), row.get(1))).collect();
+            ordered(self.client.query(columns, &[&names])?.into_iter().map(|row| (row.get(0), row.get(1))));
         let mut made = Vec::new();
         let mut statements = Vec::new();
         for (table, columns) in TABLES {

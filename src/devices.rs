@@ -4,7 +4,7 @@
 //! none. What only that one knows (back-off, proof of capture) is taken from its last heartbeat, if Redis has one. The
 //! decisions write the columns that the web interface writes, and nudge.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use crate::device::identify;
 use crate::inventory::recorders;
 use crate::memory;
 use crate::nudge;
+use crate::ordered::ordered;
 use crate::plan::{View, plan};
 use crate::podman::Podman;
 use crate::presence::Presences;
@@ -236,7 +237,7 @@ pub fn connect(url: &str) -> Result<Connection, RedisError> {
 
 impl Line {
     fn to_json(&self) -> Value {
-        let scores: BTreeMap<&str, u8> = self.scores.iter().map(|(slug, score)| (slug.as_str(), *score)).collect();
+        let scores: Map<String, Value> = ordered(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
         json!({"id": self.id, "name": self.name, "port": self.port, "card": self.card, "profile": self.profile, "scores": scores,
             "enrollment": self.enrollment, "recording": self.recording, "reason": self.reason, "capture": self.capture})
     }

@@ -16,6 +16,8 @@ use std::time::Instant;
 use rustix::fs::OFlags;
 use serde_json::{Map, Value, json};
 
+use crate::ordered::ordered;
+
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
 /// Clock ticks a second in `/proc/…/stat`: fixed at 100 for user space on every Linux that runs here.
@@ -99,7 +101,7 @@ impl Meter {
             "storage_total_gb": storage.map(|usage| round(usage.total / GIB)),
             "storage_percent": storage.map(|usage| usage.percent),
         });
-        Map::from_iter([("resources".to_owned(), resources), ("host_resources".to_owned(), host)])
+        ordered([("resources".to_owned(), resources), ("host_resources".to_owned(), host)])
     }
 }
 

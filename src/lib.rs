@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`completion`], [`device`], [`line`],
-//! [`manual`], [`notice`], [`plan`],
+//! [`manual`], [`notice`], [`ordered`], [`plan`],
 //! [`position`], [`presence`], [`profile`], [`reason`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
 //! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`events`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
 //! and [`seed`] (database).
@@ -54,6 +54,7 @@ pub mod memory;
 pub mod notice;
 pub mod notify;
 pub mod nudge;
+pub mod ordered;
 pub mod plan;
 pub mod podman;
 pub mod position;

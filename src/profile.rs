@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::capture::Expected;
 use crate::device::Microphone;
+use crate::ordered::ordered;
 use crate::text::shown;
 use crate::yaml;
 
@@ -170,7 +171,7 @@ fn recorder_json(fields: &Map<String, Value>) -> String {
         section.as_object_mut().map(|fields| fields.remove("match"));
         (name.to_owned(), section)
     });
-    Value::Object(sections.into_iter().collect()).to_string()
+    Value::Object(ordered(sections)).to_string()
 }
 
 fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
@@ -258,7 +259,7 @@ impl Profile {
             }
         }
         let sections = ["audio", "processing", "stream"].into_iter().filter_map(|name| Some((name.to_owned(), value.get(name)?.clone())));
-        let checked = Config::from_json(&Value::Object(sections.collect()));
+        let checked = Config::from_json(&Value::Object(ordered(sections)));
         faults.extend(checked.iter().flat_map(|config| config.unmatched.iter().cloned()));
         match checked {
             Ok(config) if faults.is_empty() => {

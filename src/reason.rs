@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::clock;
 use crate::device::Microphone;
+use crate::ordered::ordered;
 use crate::podman::{Container, State};
 use crate::presence::{Presence, Presences};
 use crate::profile::Match;
@@ -43,12 +44,12 @@ pub fn reasons(known: &Known<'_>) -> BTreeMap<String, Reason> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
     let containers = known.containers.unwrap_or_default();
     let ids: BTreeSet<String> =
-        known.registry.devices.keys().chain(known.wants.keys()).cloned().chain(containers.iter().map(device)).collect();
+        ordered(known.registry.devices.keys().chain(known.wants.keys()).cloned().chain(containers.iter().map(device)));
     let told = |id: String| {
         let reason = reason(known, &id);
         (id, reason)
     };
-    ids.into_iter().map(told).collect()
+    ordered(ids.into_iter().map(told))
 }
 
 fn reason(known: &Known<'_>, id: &str) -> Reason {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::device::{Microphone, belongs_to_profile, is_workspace_name, workspace_name};
+use crate::ordered::ordered;
 use crate::presence::{Presence, Presences};
 use crate::profile::{self, Config, Match};
 use crate::text::shown;
@@ -314,7 +315,7 @@ impl Registry {
         if device.model != microphone.name {
             change.model = Some(microphone.name.clone());
         }
-        change.config = microphone.config().into_iter().filter(|(key, value)| device.config.get(key) != Some(value)).collect();
+        change.config = ordered(microphone.config().into_iter().filter(|(key, value)| device.config.get(key) != Some(value)));
         let suggested = device.config.get("auto_suggested").and_then(Value::as_str);
         match device.enrollment {
             _ if device.is_decided() => {}
@@ -385,7 +386,7 @@ fn port(row: &Value) -> Option<String> {
 }
 
 fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<String, String>) -> String {
-    let others: BTreeSet<&str> = taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()).collect();
+    let others: BTreeSet<&str> = ordered(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
     let usb = microphone.usb.as_ref();
     let serial = usb.and_then(|usb| usb.serial.as_deref());
     let name = workspace_name(slug, id, serial, usb.map(|usb| usb.bus_path.as_str()), microphone.card.into(), &others);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::config::Recorder;
 use crate::device::{Microphone, container_name};
+use crate::ordered::ordered;
 use crate::podman::{Engine, Version};
 use crate::text::{fingerprint, shown};
 
@@ -99,7 +100,7 @@ impl Spec {
                 restart_tries: recorder.restart_tries,
                 privileged: recorder.privileged,
             },
-            env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            env: ordered(env.into_iter().map(|(name, value)| (name.to_owned(), value))),
             hash: String::new(),
         };
         spec.hash = fingerprint(spec.body().to_string())[..16].to_owned();
@@ -150,7 +151,7 @@ impl Spec {
             ("profile", &self.profile),
             ("config_hash", &self.hash),
         ];
-        labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())).collect()
+        ordered(labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
     }
 
     /// Everything but the labels; keys are sorted, so equal specs give equal text.
@@ -228,7 +229,7 @@ impl Spec {
         let source = mounts.filter(|mount| mount["Destination"] == "/app/workspace").find_map(|mount| mount["Source"].as_str());
         compare("workspace", source.unwrap_or_default(), &parts.source);
         let env = inspect.pointer("/Config/Env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        let env: BTreeMap<&str, &str> = env.filter_map(|pair| pair.split_once('=')).collect();
+        let env: BTreeMap<&str, &str> = ordered(env.filter_map(|pair| pair.split_once('=')));
         for (name, after) in &self.env {
             match env.get(name.as_str()) {
                 Some(before) if before == after => {}
@@ -262,7 +263,7 @@ fn config_differences(before: &str, after: &str) -> String {
         flatten("", &serde_json::from_str(text).unwrap_or_default(), &mut fields);
         fields
     });
-    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let names: BTreeSet<&str> = ordered(before.keys().chain(after.keys()).map(String::as_str));
     let get = |fields: &BTreeMap<String, String>, name: &str| quoted(fields.get(name).map_or("", String::as_str));
     let changed = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
     changed.map(|name| format!("{name} {} -> {}", get(&before, name), get(&after, name))).collect::<Vec<_>>().join(", ")
