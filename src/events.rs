@@ -7,10 +7,11 @@
 //! With the events file (no systemd), Podman looks for news four times a second. Podman 4.3 tells of errors inside an
 //! answer of 200; whatever is no event ends the stream. Without one, everything goes on by lists.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use log::debug;
 use serde::Deserialize;
 
 use crate::controller::Event;
-use crate::podman::Podman;
+use crate::podman::{Container, Podman};
 use crate::spec::OWNER;
 use crate::text::shown;
 
@@ -40,6 +41,8 @@ pub struct Events {
 #[derive(Debug, Default)]
 struct Shared {
     up: AtomicBool,
+    /// With which code each container's last run ended, by id.
+    exits: Mutex<BTreeMap<String, i64>>,
     /// An [`Event::Changed`] is on its way; one is as good as many.
     told: AtomicBool,
 }
@@ -71,9 +74,26 @@ impl Events {
         }
     }
 
+    /// With which code a container's last run ended, if that was told.
+    #[must_use]
+    pub fn exit_code(&self, id: &str) -> Option<i64> {
+        self.shared.exits().get(id).copied()
+    }
+
+    /// Forgets the codes of other containers than these.
+    pub fn keep(&self, containers: &[Container]) {
+        self.shared.exits().retain(|id, _| containers.iter().any(|container| &container.id == id));
+    }
+
     /// A list is asked for now; what happens from here on is told again.
     pub fn taken(&self) {
         self.shared.told.store(false, Ordering::Release);
+    }
+}
+
+impl Shared {
+    fn exits(&self) -> MutexGuard<'_, BTreeMap<String, i64>> {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,10 +138,21 @@ impl Follower {
             line.clear();
             match stream.by_ref().take(LINE).read_until(b'\n', &mut line) {
                 Ok(0) => return "the stream ended".to_owned(),
-                Ok(_) if is_event(&line) => self.tell(),
-                Ok(_) => return format!("not an event: {}", shown(&String::from_utf8_lossy(&line))),
+                Ok(_) => match event(&line) {
+                    Some(event) => {
+                        self.note_exit(event);
+                        self.tell();
+                    }
+                    None => return format!("not an event: {}", shown(&String::from_utf8_lossy(&line))),
+                },
                 Err(why) => return why.to_string(),
             }
+        }
+    }
+
+    fn note_exit(&self, said: Said) {
+        if let Some(code) = said.actor.attributes.code.and_then(|code| code.parse().ok()).filter(|_| said.action == "died") {
+            self.shared.exits().insert(said.actor.id, code);
         }
     }
 
@@ -133,26 +164,49 @@ impl Follower {
     }
 }
 
-/// Whether the line is whole and says what happened. What exactly is left to the list.
-fn is_event(line: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Said {
-        #[serde(rename = "Action")]
-        action: String,
-    }
-    line.ends_with(b"\n") && serde_json::from_slice::<Said>(line).is_ok_and(|said| !said.action.is_empty())
+/// An event. What it means is left to the list, but for the exit code of a run that Podman follows with another one.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Said {
+    action: String,
+    #[serde(default)]
+    actor: Actor,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Actor {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Attributes")]
+    attributes: Attributes,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Attributes {
+    #[serde(rename = "containerExitCode")]
+    code: Option<String>,
+}
+
+/// The event in a line, if that is whole and says what happened.
+fn event(line: &[u8]) -> Option<Said> {
+    let said: Said = serde_json::from_slice(line).ok()?;
+    (line.ends_with(b"\n") && !said.action.is_empty()).then_some(said)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_event;
+    use super::event;
 
     #[test]
     fn only_whole_events_are_events() {
-        assert!(is_event(b"{\"status\":\"died\",\"Action\":\"died\",\"Actor\":{\"Attributes\":{\"name\":\"x\"}}}\n"));
+        assert!(event(b"{\"status\":\"died\",\"Action\":\"died\",\"Actor\":{\"Attributes\":{\"name\":\"x\"}}}\n").is_some());
+        let said = event(b"{\"Action\":\"died\",\"Actor\":{\"ID\":\"c0\",\"Attributes\":{\"containerExitCode\":\"3\"}}}\n").unwrap();
+        assert_eq!((said.actor.id, said.actor.attributes.code.as_deref()), ("c0".to_owned(), Some("3")));
         for other in ["{\"Action\":\"died\"}", "{\"cause\":\"x\",\"message\":\"y\",\"response\":500}\n", "\n", "{\"Action\":7}\n", "[[[[\n"]
         {
-            assert!(!is_event(other.as_bytes()), "{other}");
+            assert!(event(other.as_bytes()).is_none(), "{other}");
         }
     }
 }

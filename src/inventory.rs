@@ -18,7 +18,7 @@ use log::{info, warn};
 use crate::config::{Config, Recorder};
 use crate::controller::Event;
 use crate::memory;
-use crate::podman::{Container, Engine, Error, Podman, Version};
+use crate::podman::{Container, Engine, Error, Podman, State, Version};
 use crate::spec::{OWNER, SERVICE};
 
 /// The other end of the `podman` thread.
@@ -114,7 +114,12 @@ impl Worker {
                 self.engine = Some(engine);
             }
         }
-        recorders(&self.place.podman, &self.place.recorder.owner)
+        let mut containers = recorders(&self.place.podman, &self.place.recorder.owner)?;
+        for container in containers.iter_mut().filter(|container| container.state == State::Exited && container.exit_code != 0) {
+            // Worth a word in the log, and no reason to do without the list.
+            container.out_of_memory = self.place.podman.ran_out_of_memory(&container.id).unwrap_or(false);
+        }
+        Ok(containers)
     }
 
     /// Once per connection, when the first list is out: whether all is as remembered and as needed.

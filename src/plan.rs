@@ -236,12 +236,34 @@ fn by_device(containers: &[Container]) -> BTreeMap<&str, Vec<&Container>> {
 
 /// How a container ended, in words.
 fn ending(container: &Container) -> String {
-    match (container.state, container.exit_code) {
-        (State::Lost, _) => "lost its process, unseen by Podman as conmon was killed".to_owned(),
-        (_, 137) => "ended with code 137 (SIGKILL, as when memory runs out)".to_owned(),
-        (_, code @ 129..=192) => format!("ended with code {code} (signal {})", code - 128),
-        (_, code) => format!("ended with code {code}"),
+    match container.state {
+        State::Lost => "lost its process, unseen by Podman as conmon was killed".to_owned(),
+        _ if container.out_of_memory => format!("ended with code {} (memory ran out)", container.exit_code),
+        _ => exit_words(container.exit_code),
     }
+}
+
+/// How a run ended, in words.
+#[must_use]
+pub fn exit_words(code: i64) -> String {
+    match code {
+        137 => "ended with code 137 (SIGKILL, as when memory runs out)".to_owned(),
+        129..=192 => format!("ended with code {code} (signal {})", code - 128),
+        _ => format!("ended with code {code}"),
+    }
+}
+
+/// Containers that began another run since the list before: they ended, and Podman's own policy started them again.
+/// `runs` keeps the second in which each container's run began, and its process.
+pub fn restarts<'a>(containers: &'a [Container], runs: &mut BTreeMap<String, (u64, u32)>) -> Vec<&'a Container> {
+    let running = |container: &&Container| container.state == State::Running && container.started > 0;
+    let another = |container: &&Container| {
+        let run = (container.started, container.pid);
+        runs.insert(container.id.clone(), run).is_some_and(|before| before != run)
+    };
+    let restarted = containers.iter().filter(running).filter(another).collect();
+    runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
+    restarted
 }
 
 /// A wanted container that ended, for the log.
@@ -321,7 +343,16 @@ mod tests {
             let (device, word) = pair(text);
             let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!'))).unwrap();
             let own = spec(&device, u32::from(word.ends_with('!')));
-            Container { id: format!("c{number}"), name: own.name.clone(), state, labels: own.labels(), exit_code: 1, pid: 0, started: 0 }
+            Container {
+                id: format!("c{number}"),
+                name: own.name.clone(),
+                state,
+                labels: own.labels(),
+                exit_code: 1,
+                out_of_memory: false,
+                pid: 0,
+                started: 0,
+            }
         };
         Scene {
             wants: wants.split_whitespace().map(want).collect(),
@@ -497,6 +528,31 @@ mod tests {
         assert_eq!(scene.told(), "");
     }
 
+    #[test]
+    fn another_run_of_the_same_container_is_told_once() {
+        let mut scene = scene("a:run b:run", "a:running b:created");
+        let mut runs = BTreeMap::new();
+        let mut told = |scene: &mut Scene, started: [u64; 2]| {
+            scene.containers.iter_mut().zip(started).for_each(|(container, started)| container.started = started);
+            restarts(&scene.containers, &mut runs).iter().map(|container| device_of(container).to_owned()).collect::<String>()
+        };
+        assert_eq!(told(&mut scene, [1, 0]), "");
+        assert_eq!(told(&mut scene, [1, 0]), "");
+        assert_eq!(told(&mut scene, [2, 0]), "a");
+        assert_eq!(told(&mut scene, [2, 0]), "");
+        scene.containers[0].pid = 7;
+        assert_eq!(told(&mut scene, [2, 0]), "a");
+        scene.containers[1].state = State::Running;
+        assert_eq!(told(&mut scene, [2, 3]), "");
+        // Between two runs it is not running, which says nothing yet.
+        scene.containers[1].state = State::Stopped;
+        assert_eq!(told(&mut scene, [2, 3]), "");
+        scene.containers[1].state = State::Running;
+        assert_eq!(told(&mut scene, [2, 4]), "b");
+        scene.containers[0].id = "another".to_owned();
+        assert_eq!(told(&mut scene, [5, 4]), "");
+    }
+
     /// Any mix of wishes, containers and things unknown.
     fn any_scene() -> impl Strategy<Value = Scene> {
         let device = |n: usize| ["a", "b", "c", "d", "e", "f", "g"][n].to_owned();
@@ -528,7 +584,16 @@ mod tests {
                 if let Some(spec) = &action.start {
                     let id = format!("new {}", action.device);
                     let (name, labels) = (spec.name.clone(), spec.labels());
-                    self.containers.push(Container { id, name, state: State::Running, labels, exit_code: 0, pid: 0, started: 0 });
+                    self.containers.push(Container {
+                        id,
+                        name,
+                        state: State::Running,
+                        labels,
+                        exit_code: 0,
+                        out_of_memory: false,
+                        pid: 0,
+                        started: 0,
+                    });
                 }
             }
             self.stuck.retain(|id| self.containers.iter().any(|container| &container.id == id));

@@ -191,6 +191,8 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// Exit code of its last run.
     pub exit_code: i64,
+    /// Whether its last run ended because memory ran out; the list does not tell, so that is asked for where it matters.
+    pub out_of_memory: bool,
     /// Its first process in Podman's PID namespace; 0 = none.
     pub pid: u32,
     /// When its last run began, in seconds since 1970; 0 = never.
@@ -385,6 +387,7 @@ impl Podman {
                     state: row.state,
                     labels: row.labels.unwrap_or_default(),
                     exit_code: row.exit_code,
+                    out_of_memory: false,
                     pid: row.pid.try_into().unwrap_or(0),
                     started: row.started_at.try_into().unwrap_or(0),
                 })
@@ -427,6 +430,15 @@ impl Podman {
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the last run of a container ended because memory ran out, as far as Podman knows: 4.3 never says so.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn ran_out_of_memory(&self, id: &str) -> Result<bool, Error> {
+        let inspect = self.inspect(id)?;
+        Ok(inspect.and_then(|inspect| inspect.pointer("/State/OOMKilled")?.as_bool()).unwrap_or(false))
     }
 
     /// Creates a container; the name decides, so that two attempts cannot make two.

@@ -85,6 +85,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
                 state: State::Running,
                 labels: spec.labels(),
                 exit_code: 0,
+                out_of_memory: false,
                 pid: 0,
                 started: 0,
             },
