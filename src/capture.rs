@@ -24,7 +24,7 @@ use crate::text::shown;
 
 /// Time between two looks while something changes, and when nothing does.
 const SOON: Duration = Duration::from_secs(3);
-const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(5);
 /// An answer takes a millisecond.
 const SILENT: Duration = Duration::from_secs(15);
 /// The files have 300 bytes.

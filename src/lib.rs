@@ -3,18 +3,19 @@
 //! # Map
 //!
 //! ```text
-//!  hardware ─scan─▶ presence ─┐                        ┌──▶ registry ──▶ store/db (rows to write)
-//!                             ├─▶ controller (the loop)─┤
-//!  store/db ─rows─▶ registry ─┤   wait observe decide   └──▶ plan ──▶ execute ──▶ podman
-//!  inventory ─containers──────┘   act record report ──▶ vitals ──▶ healthz, bus ──▶ Redis
-//!  events, nudge ─(look now)──┘                     logs ──(a thread a container)──┘
+//!  hardware ─scan─▶ sight: presences ─┐                          ┌──▶ desired ──▶ store/db (rows to write)
+//!                                     ├─▶ controller (the loop) ─┤
+//!  store/db ─rows─▶ desired: registry ┤   observe wait record    └──▶ plan ──▶ jobs, execute ──▶ podman
+//!  inventory ─list─▶ census ──────────┘   act report ──▶ vitals ──▶ healthz, bus ──▶ Redis
+//!  events ─(look now)─▶ census    nudge ─(look now)   logs ──(a thread a container)──┘
 //! ```
 //!
 //! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`completion`], [`device`], [`line`],
 //! [`manual`], [`notice`], [`ordered`], [`plan`],
 //! [`position`], [`presence`], [`profile`], [`reason`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
-//! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`events`], [`logs`]. Changing it: [`execute`] (containers, the only place), [`store`]
-//! and [`seed`] (database).
+//! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`events`], [`logs`]. What each said last, and when it is
+//! asked again: [`sight`], [`desired`], [`census`], [`jobs`]. Changing the world: [`execute`] (containers, the only place), [`store`] and
+//! [`seed`] (database).
 //!
 //! # Invariants
 //!
@@ -29,12 +30,14 @@ pub mod backoff;
 pub mod builtin;
 pub mod bus;
 pub mod capture;
+pub mod census;
 pub mod cli;
 pub mod clock;
 pub mod completion;
 pub mod config;
 pub mod controller;
 pub mod db;
+pub mod desired;
 pub mod device;
 pub mod devices;
 pub mod doctor;
@@ -45,6 +48,7 @@ pub mod health;
 pub mod healthz;
 pub mod host;
 pub mod inventory;
+pub mod jobs;
 pub mod journal;
 pub mod limits;
 pub mod line;
@@ -65,6 +69,7 @@ pub mod reason;
 pub mod registry;
 pub mod scan;
 pub mod seed;
+pub mod sight;
 pub mod spec;
 pub mod status;
 pub mod store;

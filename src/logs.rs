@@ -181,11 +181,7 @@ impl Logs {
             let start = if first { Start::Now(seconds(wall)) } else { Start::Beginning };
             match self.follow(container, start) {
                 Ok(shared) => drop(followers.insert(container.id.clone(), shared)),
-                Err(why) => {
-                    if let Some(line) = self.notices.fault("thread", &format!("no thread for a log: {why}"), now) {
-                        warn!("{line}");
-                    }
-                }
+                Err(why) => self.notices.warn("thread", &format!("no thread for a log: {why}"), now),
             }
         }
     }

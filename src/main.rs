@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use silvasonic_controller::bus::Bus;
 use silvasonic_controller::cli::{self, Given, Name, Wish};
-use silvasonic_controller::config::Config;
+use silvasonic_controller::config::{Config, Fault};
 use silvasonic_controller::controller::{Controller, Event};
 use silvasonic_controller::scan::Findings;
 use silvasonic_controller::seed::Seeder;
@@ -53,7 +53,7 @@ fn perform(given: &Given) -> Result<ExitCode, ExitCode> {
         },
         Name::Devices => conclude(devices::show(&settings()?, given)),
         Name::Enroll | Name::Ignore | Name::Reset | Name::Enable | Name::Disable => conclude(devices::decide(&settings()?, given)),
-        Name::Check => conclude(Ok(doctor::examine(Config::read(|name| std::env::var_os(name)), given.has("--json")))),
+        Name::Check => conclude(Ok(doctor::examine(environment(), given.has("--json")))),
         Name::Scan => conclude(scan(&settings()?, given)),
         Name::CheckProfiles => conclude(validation::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
         Name::Health => conclude(health::ask(settings()?.port)),
@@ -91,8 +91,12 @@ fn cannot_go_on(why: &str) -> ExitCode {
     ExitCode::from(CANNOT_GO_ON)
 }
 
+fn environment() -> Result<Config, Vec<Fault>> {
+    Config::read(|name| std::env::var_os(name))
+}
+
 fn settings() -> Result<Config, ExitCode> {
-    Config::read(|name| std::env::var_os(name)).map_err(|faults| {
+    environment().map_err(|faults| {
         faults.iter().for_each(|fault| complain(&fault.to_string()));
         ExitCode::from(WRONG_USAGE)
     })
@@ -128,7 +132,7 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
         // A health check that nobody can reach is no reason not to record.
         Err(why) => error!("no health check: port {}: {why}", config.port),
     }
-    Controller::new(config, events, inbox, vitals, bus)
+    Controller::new(config, &events, inbox, vitals, bus)
 }
 
 /// The first termination signal is an event; the second one ends the program where it stands. SIGUSR1 asks for a dump.

@@ -1,10 +1,12 @@
 //! Repeated faults, told once. [p]
 //!
 //! A fault that lasts would fill the log at every tick. [`Notices::fault`] lets its first line through, and another one
-//! when the text changes or five minutes have passed; [`Notices::cleared`] gives the closing line.
+//! when the text changes or five minutes have passed; [`Notices::cleared`] tells that it is over.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use log::{info, warn};
 
 const AGAIN: Duration = Duration::from_secs(300);
 
@@ -46,6 +48,16 @@ impl Notices {
     /// How long the fault lasted, if there was one.
     pub fn cleared(&mut self, topic: &str, now: Instant) -> Option<Duration> {
         self.open.remove(topic).map(|notice| now.saturating_duration_since(notice.since))
+    }
+
+    /// Logs a fault if it is to be told now.
+    pub fn warn(&mut self, topic: &str, text: &str, now: Instant) {
+        self.fault(topic, text, now).into_iter().for_each(|line| warn!("{line}"));
+    }
+
+    /// Logs that a fault is over, if there was one.
+    pub fn inform(&mut self, topic: &str, text: &str, now: Instant) {
+        self.cleared(topic, now).into_iter().for_each(|lasted| info!("{text} after {} s", lasted.as_secs()));
     }
 
     /// Forgets the faults of a group of topics that are not among `current`, without a closing line.

@@ -1,14 +1,17 @@
 //! The `db` thread: owns the connection, seeds, reads the desired state, writes rows.
 //!
 //! PostgreSQL is behind a thread because a frozen server blocks its caller without limit. The main loop sends requests
-//! and hears [`Event::Rows`]; when an answer is overdue, it abandons the thread and starts another. An abandoned
-//! thread ends at its next answer, as nobody holds the other end of its channel.
+//! and hears [`Event::Rows`]; on a quiet station it is not woken to hear that nothing changed. When an answer is overdue,
+//! it abandons the thread and starts another. An abandoned thread ends at its next answer, as nobody holds the other end
+//! of its channel.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::info;
 
 use crate::config::Config;
 use crate::controller::Event;
@@ -29,6 +32,8 @@ const SEED_AGAIN: Duration = Duration::from_secs(60);
 pub enum Request {
     /// Read the desired state; connects first when needed.
     Read,
+    /// The same, but without a word if it is as it was told last.
+    Check,
     /// Write these rows, then read.
     Write(Vec<Change>),
     /// Note that these devices are still there.
@@ -39,6 +44,8 @@ pub enum Request {
 #[derive(Debug)]
 pub struct Store {
     requests: Sender<Request>,
+    /// How many requests are not answered.
+    open: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
     /// Tells the answers of this thread from those of an abandoned one.
     pub generation: u64,
@@ -51,7 +58,9 @@ impl Store {
     /// When the system gives no thread.
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
+        let open = Arc::<AtomicUsize>::default();
         let worker = Worker {
+            open: Arc::clone(&open),
             config: config.clone(),
             generation,
             events,
@@ -60,15 +69,23 @@ impl Store {
             seed_at: None,
             notices: Notices::default(),
             remembered: memory::load(&config.workspace_local).ok().flatten(),
+            told: false,
         };
         let thread = thread::Builder::new().name("db".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
-        Ok(Self { requests, thread, generation })
+        Ok(Self { requests, open, thread, generation })
     }
 
     /// Hands a request over; the answer comes as an event.
     pub fn ask(&self, request: Request) {
+        self.open.fetch_add(1, Ordering::AcqRel);
         // The thread ends only when this sender is gone, or with the program.
         let _ = self.requests.send(request);
+    }
+
+    /// Whether all requests are answered.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0
     }
 
     /// Lets go of a thread that does not answer; its handle tells when it has ended.
@@ -82,6 +99,7 @@ struct Worker {
     config: Config,
     generation: u64,
     events: SyncSender<Event>,
+    open: Arc<AtomicUsize>,
     seeder: Seeder,
     db: Option<Db>,
     /// When seeders that are not done are tried (again); `None` = all are done.
@@ -89,26 +107,37 @@ struct Worker {
     notices: Notices,
     /// What the memory file holds.
     remembered: Option<Vec<Row>>,
+    /// Whether just that was the last answer.
+    told: bool,
 }
 
 impl Worker {
     fn run(mut self, inbox: &Receiver<Request>) {
         while let Ok(request) = inbox.recv() {
+            let quietly = matches!(request, Request::Check);
             let answer = match request {
-                Request::Read => self.read(),
+                Request::Read | Request::Check => self.read(),
                 Request::Write(changes) => {
                     self.write(&changes);
                     self.read()
                 }
                 Request::Touch(devices) => self.with(|db| db.touch(&devices)).and_then(|()| self.read()),
             };
-            if self.events.send(Event::Rows { generation: self.generation, rows: answer }).is_err() {
+            let known = self.told && answer.as_ref().is_ok_and(Option::is_none);
+            self.open.fetch_sub(1, Ordering::AcqRel);
+            if known && quietly {
+                continue;
+            }
+            let rows = answer.map(|changed| changed.or_else(|| self.remembered.clone()).unwrap_or_default());
+            self.told = rows.is_ok();
+            if self.events.send(Event::Rows { generation: self.generation, rows }).is_err() {
                 return;
             }
         }
     }
 
-    fn read(&mut self) -> Result<Vec<Row>, String> {
+    /// All rows, or `None` if they are as they were.
+    fn read(&mut self) -> Result<Option<Vec<Row>>, String> {
         if self.db.is_none() {
             let db = Db::connect(&self.config.database).map_err(|error| reason(&error))?;
             info!("connected to PostgreSQL at {:?}", self.config.database);
@@ -119,20 +148,20 @@ impl Worker {
             self.seed_later();
         }
         let rows = self.with(Db::snapshot)?;
+        if self.remembered.as_ref() == Some(&rows) {
+            return Ok(None);
+        }
         self.remember(&rows);
-        Ok(rows)
+        Ok(Some(rows))
     }
 
     /// Keeps what changed for a start without a database.
     fn remember(&mut self, rows: &[Row]) {
-        if self.remembered.as_deref() == Some(rows) {
-            return;
-        }
         match memory::save(&self.config.workspace_local, rows) {
             Ok(()) => drop(self.notices.cleared("memory", Instant::now())),
             Err(why) => {
                 let line = format!("the desired state cannot be kept for a start without database: {why}");
-                self.notices.fault("memory", &line, Instant::now()).into_iter().for_each(|line| warn!("{line}"));
+                self.notices.warn("memory", &line, Instant::now());
             }
         }
         // Tried once a change, so that a full disk is not asked every second.
@@ -169,12 +198,7 @@ impl Worker {
                         info!("microphone {device} {note}");
                     }
                 }
-                Err(why) => {
-                    if let Some(line) = self.notices.fault(&topic, &format!("device {device} could not be written: {why}"), Instant::now())
-                    {
-                        warn!("{line}");
-                    }
-                }
+                Err(why) => self.notices.warn(&topic, &format!("device {device} could not be written: {why}"), Instant::now()),
             }
         }
     }
