@@ -141,7 +141,7 @@ fn sound(config: &Config, findings: &mut Findings) {
     if folder.is_dir() {
         findings.ok("/dev/snd", folder.display().to_string());
     } else {
-        let cure = "plug a sound card in, or load snd-usb-audio; a container needs --device /dev/snd";
+        let cure = "plug a sound card in, or load snd-usb-audio; in a container, where only Recorders need it, this says nothing";
         findings.warn("/dev/snd", format!("{} is not there", folder.display()), cure);
     }
     match std::fs::read_to_string("/etc/group").map(|groups| groups.lines().any(|line| line.starts_with("audio:"))) {

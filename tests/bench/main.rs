@@ -4,7 +4,7 @@
 //! prints the same as JSON. Where Podman itself takes most of the time, its own time for the same work is measured in
 //! the same run and shown beside. `PEER="command"` sends another Controller with the same environment variables through
 //! the same table. Names of sections choose some: program, decision, start, plug, died, crowd, quiet, nudge, logs.
-//! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600, as a refresh of `last_seen` comes every 300).
+//! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600).
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.
@@ -29,6 +29,8 @@ use std::time::Duration;
 use table::Table;
 
 const SOON: Duration = Duration::from_secs(60);
+/// As the image and the unit of systemd set it.
+const MALLOC: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0");
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
@@ -69,7 +71,7 @@ impl Subject {
 
     /// Starts it with this station's environment.
     fn controller(&self, station: &Station, overrides: &[(&str, &str)]) -> Controller {
-        let Some(peer) = &self.peer else { return station.controller_with(overrides) };
+        let Some(peer) = &self.peer else { return station.controller_with(&[overrides, &[MALLOC]].concat()) };
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("exec {peer}"));
         station.dress(&mut command, overrides);

@@ -1,30 +1,51 @@
-//! The Containerfile: its stages hold one static program each, which finds other containers by name.
+//! The Containerfile: its stages hold one static program each, which finds other containers by name and Podman again.
 
 use super::station::{NETWORK, Station, eventually};
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 use std::time::Duration;
 
 const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
+/// What the Containerfile compiles in.
+const RUST: &str = "docker.io/library/rust:1-slim-trixie";
 
 #[test]
 fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
     let station = Station::plan().without_postgres().without_redis().without_recorder_image().up();
     let podman = |args: &[&str]| station.podman.exec(args);
-    // In place of the stage that compiles: an image with the programs of this source tree.
-    let out = station.dir().join("programs/out");
-    fs::create_dir_all(&out).unwrap();
-    for program in ["silvasonic-controller", "silvasonic-recorder"] {
-        fs::copy(station.static_program(program), out.join(program)).unwrap();
+    // No registry is in reach: an image of that name, in which `cargo build` brings the programs of this source tree.
+    let base = station.dir().join("base");
+    let script = |name: &str, text: &str| {
+        fs::write(base.join("bin").join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(base.join("bin").join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    for folder in ["bin", "programs", "proc", "sys", "dev", "run", "tmp", "etc"] {
+        fs::create_dir_all(base.join(folder)).unwrap();
     }
-    let archive = station.dir().join("programs.tar");
-    let packed = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(station.dir().join("programs")).arg("out").status().unwrap();
+    fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
+    for applet in ["sh", "sed", "cp", "mkdir", "ls"] {
+        symlink("busybox", base.join("bin").join(applet)).unwrap();
+    }
+    for program in ["silvasonic-controller", "silvasonic-recorder"] {
+        fs::copy(station.static_program(program), base.join("programs").join(program)).unwrap();
+    }
+    script("rustc", "echo host: some-target");
+    let expected = "build --release --locked --bins --target some-target";
+    script(
+        "cargo",
+        &format!(
+            "[ \"$*\" = \"{expected}\" ] && ls src/main.rs profiles/*.yml Cargo.lock defaults.yml || exit 1\nmkdir -p target/some-target && cp -r /programs target/some-target/release"
+        ),
+    );
+    let archive = station.dir().join("base.tar");
+    let packed = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&base).arg(".").status().unwrap();
     assert!(packed.success());
-    podman(&["import", archive.to_str().unwrap(), "localhost/programs"]);
+    podman(&["import", archive.to_str().unwrap(), RUST]);
 
     for (stage, program) in [("controller", "silvasonic-controller"), ("recorder", "silvasonic-recorder")] {
         let image = format!("localhost/silvasonic_{stage}:latest");
-        podman(&["build", "--quiet", "--target", stage, "--build-arg", "PROGRAMS=localhost/programs", "-t", &image, SOURCE]);
+        podman(&["build", "--quiet", "--target", stage, "-t", &image, SOURCE]);
         let expected = format!("{program} {}\n", env!("CARGO_PKG_VERSION"));
         assert_eq!(podman(&["run", "--rm", "--read-only", "--cap-drop=all", &image, "--version"]), expected);
         // The archive of a container that never ran: what was mounted into one would be in it, too.
@@ -43,10 +64,36 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
     station.podman.run("database", &silent, &serde_json::json!({}));
     let network = format!("--network={NETWORK}");
     let image = "localhost/silvasonic_controller:latest";
-    podman(&["run", "-d", "--name", "named", "--read-only", "--cap-drop=all", &network, "-e", "SILVASONIC_DB_HOST=database", image]);
-    let line = eventually(Duration::from_secs(10), "a word about the database", || {
-        let out = station.sandboxed("podman logs named 2>&1");
-        out.lines().find(|line| line.contains("PostgreSQL cannot be read")).map(str::to_owned)
-    });
+    // As in compose.yml: the socket's folder, not the socket.
+    let folder = format!("{}:/run/podman", station.podman.socket().parent().unwrap().display());
+    podman(&[
+        "run",
+        "-d",
+        "--name",
+        "named",
+        "--read-only",
+        "--cap-drop=all",
+        &network,
+        "-v",
+        &folder,
+        "-e",
+        "SILVASONIC_DB_HOST=database",
+        "-e",
+        "SILVASONIC_CONTAINER_SOCKET=/run/podman/podman.sock",
+        image,
+    ]);
+    let told = |what: &str| {
+        eventually(Duration::from_secs(10), what, || {
+            let out = station.sandboxed("podman logs named 2>&1");
+            out.lines().find(|line| line.contains(what)).map(str::to_owned)
+        })
+    };
+    let line = told("PostgreSQL cannot be read");
     assert!(line.contains("Connection refused"), "{line}");
+    told("connected to Podman");
+    // The socket is another one after a restart of the service.
+    station.podman.stop_api();
+    told("containers are unknown");
+    station.podman.start_api();
+    told("Podman answers again");
 }
