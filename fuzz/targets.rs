@@ -55,11 +55,16 @@ pub(crate) fn frames(data: &[u8]) {
     assert_eq!(whole, read(&mut || 7));
 }
 
+/// Where [`answer`] listens, until somebody removes it.
+pub(crate) fn socket() -> PathBuf {
+    std::env::temp_dir().join(format!("sv-fuzz-{}.sock", std::process::id()))
+}
+
 /// Whatever answers in Podman's place: a list comes to an end, with or without a result.
 pub(crate) fn answer(data: &[u8]) {
     static SERVER: OnceLock<(Podman, Sender<Vec<u8>>)> = OnceLock::new();
     let (podman, answers) = SERVER.get_or_init(|| {
-        let path = PathBuf::from(format!("/tmp/sv-fuzz-{}.sock", std::process::id()));
+        let path = socket();
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).expect("a socket");
         let (sender, answers) = channel::<Vec<u8>>();

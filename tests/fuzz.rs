@@ -53,8 +53,18 @@ fn log_streams() {
     run(targets::frames, 10_000, &[line, b"\x01\0\0\0\0\0\0\x02ab\x01\0\0\0\0\0\0\x01\n", b"\x01\0\0\0\x7f\xff\xff\xff", b"\x03abc"]);
 }
 
+/// Removes the socket at the end, however that comes.
+struct Tidy;
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(targets::socket());
+    }
+}
+
 #[test]
 fn answers() {
+    let _tidy = Tidy;
     let list = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nLibpod-Api-Version: 4.3.1\r\n\r\n2d\r\n[{\"Id\":\"a\",\"Names\":[\"b\"],\"State\":\"running\"}]\n\r\n0\r\n\r\n";
     let error = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 65\r\n\r\n{\"cause\":\"no such container\",\"message\":\"no such container\",\"response\":500}";
     run(targets::answer, 1_500, &[list, error, b"HTTP/1.1 304 Not Modified\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"]);

@@ -12,6 +12,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Quick, as nothing here has to survive a power cut.
+const SETTINGS: &str = "
+listen_addresses = '127.0.0.1'
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+shared_buffers = 8MB
+max_connections = 40
+logging_collector = off
+timezone = 'UTC'
+";
+
 /// Name of superuser, its password and the database.
 pub(crate) const NAME: &str = "silvasonic";
 
@@ -44,21 +56,12 @@ impl Postgres {
             fs::create_dir_all(&self.dir).unwrap();
             own(&self.dir);
             copy_cluster(&template(&self.dir), &data);
+            // In its file, so that a test can set them otherwise.
+            let conf = fs::read_to_string(data.join("postgresql.conf")).unwrap();
+            fs::write(data.join("postgresql.conf"), conf + SETTINGS).unwrap();
         }
         let mut command = program("postgres");
         command.arg("-D").arg(&data).arg("-k").arg(&self.dir).arg("-p").arg(self.port.to_string());
-        for setting in [
-            "listen_addresses=127.0.0.1",
-            "fsync=off",
-            "synchronous_commit=off",
-            "full_page_writes=off",
-            "shared_buffers=8MB",
-            "max_connections=40",
-            "logging_collector=off",
-            "timezone=UTC",
-        ] {
-            command.arg("-c").arg(setting);
-        }
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         command.current_dir(&data).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.server = Some(Ended::spawn(command));
