@@ -12,6 +12,14 @@ pub fn iso(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
+/// The same to the second: `2026-01-31T12:00:00Z`.
+#[must_use]
+pub fn iso_seconds(time: SystemTime) -> String {
+    let mut text = iso(time);
+    text.replace_range(19.., "Z");
+    text
+}
+
 /// Reads what [`iso`] writes and its relatives: a space for the `T`, any number of decimals, `+01:00`; no zone is UTC.
 #[must_use]
 pub fn parse(text: &str) -> Option<SystemTime> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, error, info, warn};
 use serde_json::{Map, Value, json};
@@ -28,12 +28,13 @@ use crate::logs::Logs;
 use crate::notice::Notices;
 use crate::nudge::{self, Pending};
 use crate::ordered::ordered;
-use crate::plan::{Action, Plan, STOP, View, count_ends, exit_words, plan, restarts};
+use crate::plan::{Action, BACK_OFF, Plan, STOP, View, count_ends, exit_words, plan, restarts};
 use crate::podman::{Container, Engine, Podman};
+use crate::presence::Change;
 use crate::profile;
 use crate::reason::{Known, Reason, online, reasons};
 use crate::registry::Row;
-use crate::sight::Sight;
+use crate::sight::{Changes, Sight};
 use crate::spec::DEVICE_ID;
 use crate::sysfs::{Scan, Unknown};
 use crate::text::shown;
@@ -118,6 +119,8 @@ pub struct Controller {
     runs: BTreeMap<String, (u64, u32)>,
     known_running: BTreeMap<String, String>,
     holds: BTreeMap<String, String>,
+    /// Why the last Recorder of a device ended, or could not be started, while that matters.
+    failed: BTreeMap<String, String>,
     leaving: Option<Instant>,
 
     logs: Logs,
@@ -156,6 +159,7 @@ impl Controller {
             runs: BTreeMap::new(),
             known_running: BTreeMap::new(),
             holds: BTreeMap::new(),
+            failed: BTreeMap::new(),
             leaving: None,
             logs: Logs::new(&podman, bus),
             limits: Limits::new(&config.recorder),
@@ -214,9 +218,9 @@ impl Controller {
             self.census.ask(&self.jobs);
             return;
         }
-        let moved = self.sight.look(self.desired.registry.as_ref(), now);
-        let all_is_as_it_was = moved.as_ref().is_some_and(Vec::is_empty);
-        self.plugged_anew(&moved.unwrap_or_default());
+        let changes = self.sight.look(self.desired.registry.as_ref(), now);
+        let all_is_as_it_was = changes.as_ref().is_some_and(Vec::is_empty);
+        self.forgive(&changes.unwrap_or_default());
         self.look_at_capture(now);
         self.desired.ask(&self.sight.presences, all_is_as_it_was, now);
         self.census.ask_if_doubtful(&self.jobs, now);
@@ -241,8 +245,8 @@ impl Controller {
             Event::Nudge => self.nudged = true,
             Event::Changed => self.census.changed(&self.jobs),
             Event::Hardware { generation, scan } => {
-                if let Some(moved) = self.sight.answered(generation, scan, self.desired.registry.as_ref()) {
-                    self.plugged_anew(&moved);
+                if let Some(changes) = self.sight.answered(generation, scan, self.desired.registry.as_ref()) {
+                    self.forgive(&changes);
                     // What was found is written in this very tick.
                     self.desired.is_behind();
                 }
@@ -262,9 +266,11 @@ impl Controller {
         }
     }
 
-    /// Whatever failed before with these microphones, they are plugged in anew.
-    fn plugged_anew(&mut self, microphones: &[String]) {
-        microphones.iter().for_each(|id| self.backoffs.forget(id));
+    /// Whatever failed before with microphones that came or went, they are plugged in anew.
+    fn forgive(&mut self, changes: &Changes) {
+        for (id, _) in changes.iter().filter(|(_, change)| matches!(change, Change::Came | Change::Went)) {
+            self.backoffs.forget(id);
+        }
     }
 
     fn note_done(&mut self, action: &Action, result: Result<Option<String>, Failure>, took: Duration) {
@@ -277,6 +283,7 @@ impl Controller {
                 if let (Some(spec), Some(id)) = (&action.start, started) {
                     self.decided(format!("{} started in {:.2} s: {}", spec.name, took.as_secs_f64(), action.reason));
                     self.known_running.insert(device.clone(), id);
+                    self.failed.remove(device);
                 } else {
                     let names: Vec<&str> = action.old.iter().map(|old| old.name.as_str()).collect();
                     self.decided(format!("{} stopped and removed in {:.2} s: {}", names.join(", "), took.as_secs_f64(), action.reason));
@@ -300,6 +307,7 @@ impl Controller {
                 };
                 self.journal.note(why.clone());
                 self.notices.warn(&topic, &why, now);
+                self.failed.insert(device.clone(), why);
             }
         }
         // The list that shows the outcome; the one that is on its way may be older.
@@ -310,8 +318,8 @@ impl Controller {
     fn record(&mut self) {
         // The first word of the database says which microphone is which.
         if let Some(registry) = &self.desired.registry {
-            let moved = self.sight.recall(registry);
-            self.plugged_anew(&moved);
+            let changes = self.sight.recall(registry);
+            self.forgive(&changes);
         }
         if self.sight.state.is_ok() && self.leaving.is_none() {
             self.desired.record(&self.sight.presences);
@@ -334,6 +342,7 @@ impl Controller {
                 busy: &self.jobs.busy(),
                 stuck: &self.census.stuck(now),
                 now,
+                wall: SystemTime::now(),
             });
             self.tell(&plan, &containers);
             if plan.actions.is_empty() || self.census.is_fresh(now) {
@@ -373,6 +382,7 @@ impl Controller {
             let line = format!("the Recorder of {} {how}; {next}", shown(&device));
             warn!("{line}");
             self.journal.note(line);
+            self.failed.insert(device.clone(), how.clone());
             let count = self.ends.get(&device).map_or(0, |(_, count)| *count);
             self.ends.insert(device, (how, count + 1));
         }
@@ -468,7 +478,12 @@ impl Controller {
         let Some(registry) = &self.desired.registry else { return BTreeMap::new() };
         let presences = &self.sight.presences;
         let wants = wants(registry, self.desired.state.is_ok(), presences, &mut self.specs);
-        reasons(&Known { registry, presences, wants: &wants, holds: &self.holds, containers: self.census.containers() })
+        let told = |(device, why): (&String, &String)| match self.failed.get(device).filter(|_| why.starts_with(BACK_OFF)) {
+            Some(cause) => (device.clone(), format!("{why}: {cause}")),
+            None => (device.clone(), why.clone()),
+        };
+        let holds = ordered(self.holds.iter().map(told));
+        reasons(&Known { registry, presences, wants: &wants, holds: &holds, containers: self.census.containers() })
     }
 
     /// What the heartbeat tells of each microphone: the same with the proof of capture, and how its Recorders ended.

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use redis::{Client, Connection, RedisError};
 use serde_json::{Map, Value, json};
@@ -160,6 +160,7 @@ fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
         busy: &BTreeSet::new(),
         stuck: &BTreeSet::new(),
         now: Instant::now(),
+        wall: SystemTime::now(),
     });
     let containers = containers.as_deref().map_err(String::as_str);
     let known = Known { registry: &registry, presences: &presences, wants: &wants, holds: &plan.holds, containers };

@@ -18,9 +18,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::backoff::Backoffs;
+use crate::clock;
 use crate::podman::{Container, State};
 use crate::registry::DEFAULT_MAX_RECORDERS;
 use crate::spec::{CONFIG_HASH, DEVICE_ID, Spec};
@@ -45,6 +46,8 @@ pub struct View<'a> {
     pub stuck: &'a BTreeSet<String>,
     /// Now.
     pub now: Instant,
+    /// The same by the wall clock, for words only.
+    pub wall: SystemTime,
 }
 
 /// A container that an action removes.
@@ -93,11 +96,17 @@ pub struct Plan {
     pub kept: BTreeMap<String, String>,
 }
 
+/// For rounding.
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
+
 /// What failed removals are counted under, beside the hashes of failed starts.
 pub const STOP: &str = "stop";
 
 /// The reason for a replacement by which a container becomes what is wanted now.
 pub const DRIFT: &str = "container is not what is wanted now";
+
+/// How a hold begins that is due to failures.
+pub const BACK_OFF: &str = "back-off until";
 
 const CROWDED: &str = "max_recorders is reached";
 
@@ -200,7 +209,8 @@ fn run(view: &View<'_>, spec: &Arc<Spec>, own: &[&Container], plan: &mut Plan, s
         return;
     }
     if let Some((wait, failures)) = view.backoffs.wait(device, spec.hash(), view.now) {
-        plan.holds.insert(device.clone(), format!("next try in {} s after {failures} failures", wait.as_secs() + 1));
+        let until = clock::iso_seconds(view.wall + wait + HALF_A_SECOND);
+        plan.holds.insert(device.clone(), format!("{BACK_OFF} {until} after {failures} failures"));
         return;
     }
     let start = Some(Arc::clone(spec));
@@ -377,6 +387,7 @@ mod tests {
                 busy: &self.busy,
                 stuck: &self.stuck,
                 now: self.now,
+                wall: SystemTime::UNIX_EPOCH,
             })
         }
 
@@ -470,7 +481,7 @@ mod tests {
             scene.backoffs.failed("b", STOP, scene.now);
         }
         assert_eq!(scene.told(), "");
-        assert_eq!(scene.plan().holds["a"], "next try in 3 s after 3 failures");
+        assert_eq!(scene.plan().holds["a"], "back-off until 1970-01-01T00:00:02Z after 3 failures");
         scene.now += Duration::from_secs(2);
         assert_eq!(scene.told(), "replace a c0, stop b c1");
     }

@@ -62,7 +62,7 @@ fn reason(known: &Known<'_>, id: &str) -> Reason {
         |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id) && container.state == State::Running;
     let want = known.wants.get(id);
     if let Some(container) = containers.iter().find(running) {
-        let begun = clock::iso(UNIX_EPOCH + Duration::from_secs(container.started)).replace(".000000Z", "Z");
+        let begun = clock::iso_seconds(UNIX_EPOCH + Duration::from_secs(container.started));
         let since = format!("recording since {begun}");
         return told(
             Some(true),

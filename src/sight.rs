@@ -23,6 +23,9 @@ use crate::text::shown;
 /// A card that cannot be told for so long is none that is being plugged in.
 const UNCLEAR: Duration = Duration::from_secs(10);
 
+/// Microphones and what became of them.
+pub type Changes = Vec<(String, Change)>;
+
 /// Looks at the hardware, and keeps what it showed last.
 pub struct Sight {
     cards: Hardware,
@@ -56,10 +59,9 @@ impl Sight {
         })
     }
 
-    /// At a tick: looks whether anything changed. Returns the microphones that came or went, as the others do; `None`
-    /// while that is not known.
+    /// At a tick: looks whether anything changed, and returns what did, as the others do; `None` while that is not known.
     #[must_use]
-    pub fn look(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Vec<String>> {
+    pub fn look(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Changes> {
         match self.cards.look(now) {
             Look::Same(scan) => return Some(self.note(scan, registry)),
             Look::Asked => {}
@@ -70,7 +72,7 @@ impl Sight {
 
     /// Takes in what a whole look found; `None` if it says nothing any more.
     #[must_use]
-    pub fn answered(&mut self, generation: u64, scan: Result<Scan, Unknown>, registry: Option<&Registry>) -> Option<Vec<String>> {
+    pub fn answered(&mut self, generation: u64, scan: Result<Scan, Unknown>, registry: Option<&Registry>) -> Option<Changes> {
         Some(match self.cards.answered(generation, scan)? {
             Ok(scan) => {
                 self.notices.inform("hardware", "sound cards are readable again", Instant::now());
@@ -87,7 +89,7 @@ impl Sight {
 
     /// The database had its first word: what was seen before can be told now.
     #[must_use]
-    pub fn recall(&mut self, registry: &Registry) -> Vec<String> {
+    pub fn recall(&mut self, registry: &Registry) -> Changes {
         self.first.take().map(|scan| self.note(scan, Some(registry))).unwrap_or_default()
     }
 
@@ -115,7 +117,7 @@ impl Sight {
         self.presences.observe_nothing(now);
     }
 
-    fn note(&mut self, scan: Scan, registry: Option<&Registry>) -> Vec<String> {
+    fn note(&mut self, scan: Scan, registry: Option<&Registry>) -> Changes {
         let Some(registry) = registry else {
             self.first = Some(scan);
             return Vec::new();
@@ -133,7 +135,7 @@ impl Sight {
         let changes = self.presences.observe(&seen, &scan.unclear, now);
         changes.iter().for_each(|(id, change)| self.tell(id, change));
         self.presences.retain(|id| registry.devices.contains_key(id));
-        changes.into_iter().map(|(id, _)| id).collect()
+        changes
     }
 
     fn note_unclear(&mut self, scan: &Scan, now: Instant) {

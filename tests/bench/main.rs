@@ -22,15 +22,13 @@ mod quiet;
 mod table;
 mod times;
 
-use it::station::{Controller, Station};
+use it::station::{Controller, MALLOC, Station};
 use it::tree::Card;
 use std::process::Command;
 use std::time::Duration;
 use table::Table;
 
 const SOON: Duration = Duration::from_secs(60);
-/// As the image and the unit of systemd set it.
-const MALLOC: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0");
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();

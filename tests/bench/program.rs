@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 use silvasonic_controller::backoff::Backoffs;
@@ -106,6 +106,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
                 busy: &none,
                 stuck: &none,
                 now,
+                wall: SystemTime::now(),
             });
             let took = begun.elapsed().as_secs_f64() * 1000.0;
             assert!(plan.actions.is_empty() && plan.kept.len() == COUNT as usize);

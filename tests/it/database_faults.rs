@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ends::Disk;
 use super::station::{Controller, Station, eventually};
@@ -95,7 +95,9 @@ fn whatever_postgresql_does_known_microphones_are_recorded() {
         eventually(SOON, &format!("{:?} in the log", fault.told), || (controller.count_log(fault.told) > told).then_some(()));
         (fault.end)(&mut station);
         drop(held);
+        let begun = Instant::now();
         eventually(SERVED, &format!("online in the database after fault {number}"), || rode(&station).filter(|status| status == "online"));
+        println!("fault {number}: caught up after {:?}", begun.elapsed());
         station.postgres.exec("UPDATE devices SET enabled = FALSE WHERE name LIKE '19f7%'");
         station.podman.wait_running(SERVED, &[ULTRAMIC]);
         station.postgres.exec("UPDATE devices SET enabled = TRUE WHERE name LIKE '19f7%'");

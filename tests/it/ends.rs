@@ -142,7 +142,7 @@ fn a_recorder_that_takes_too_much_memory_is_killed_alone_and_comes_back() {
 fn in_vain(controller: &Controller, line: &str) {
     let line = controller.wait_log(line, SOON);
     assert!(line.contains("tried again every 2 s"), "{line}");
-    let tries = || controller.count_log("next try in 2 s after 0 failures");
+    let tries = || controller.count_log("Z after 0 failures");
     let begun = tries();
     eventually(Duration::from_secs(30), "five tries", || (tries() >= begun + 4).then_some(()));
 }
@@ -154,6 +154,11 @@ fn what_a_start_needs_is_named_and_found_as_soon_as_it_is_there() {
     let debug = [("SILVASONIC_LOG_LEVEL", "debug"), ("SILVASONIC_RECORDER_IMAGE", RECORDER)];
     let controller = station.controller_with(&debug);
     in_vain(&controller, "image localhost/silvasonic_recorder:latest is not on this machine; build or load it");
+    let reason = |beat: &Value| beat["meta"]["devices"]["0869-0389-034F6A21"]["reason"].as_str().map(str::to_owned).unwrap_or_default();
+    eventually(SOON, "the cause in the heartbeat", || {
+        let reason = reason(&station.heartbeat()?);
+        (reason.starts_with("not recording: back-off until 20") && reason.contains("is not on this machine")).then_some(())
+    });
     station.podman.recorder_image();
     eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
     controller.wait_log("works again after", SOON);

@@ -39,6 +39,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+/// As the image and the unit of systemd set it.
+pub(crate) const MALLOC: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0");
+
 /// Polls until `probe` finds something. Panics at the deadline, naming what was awaited and showing the Controller's log.
 pub(crate) fn eventually<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
