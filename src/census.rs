@@ -200,10 +200,11 @@ impl Census {
         }
     }
 
-    /// With which code a container's last run ended, if an event told.
+    /// With which code a container's last run ended, or `Some(None)` if nobody tells; `None` while an event still may.
     #[must_use]
-    pub fn exit_code(&self, id: &str) -> Option<i64> {
-        self.hints.exit_code(id)
+    pub fn take_exit_code(&self, id: &str) -> Option<Option<i64>> {
+        let code = self.hints.take_exit_code(id);
+        (code.is_some() || !self.hints.is_up()).then_some(code)
     }
 
     /// For a dump: which list was the last one, its age, and whether events come.

@@ -370,8 +370,8 @@ impl Controller {
     /// Tells how Recorders ended, and counts it.
     fn note_ends(&mut self, containers: &[Container], wants: &BTreeMap<String, Want>, now: Instant) {
         let mut ends: Vec<(String, String, String)> = Vec::new();
-        for container in restarts(containers, &mut self.runs) {
-            let how = self.census.exit_code(&container.id).map_or_else(|| "ended".to_owned(), exit_words);
+        for (container, code) in restarts(containers, &mut self.runs, |id| self.census.take_exit_code(id)) {
+            let how = code.map_or_else(|| "ended".to_owned(), exit_words);
             let device = container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
             ends.push((device, how, "Podman has started it again".to_owned()));
         }

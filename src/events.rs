@@ -74,10 +74,10 @@ impl Events {
         }
     }
 
-    /// With which code a container's last run ended, if that was told.
+    /// With which code a container's last run ended, if that was told since it was last asked for.
     #[must_use]
-    pub fn exit_code(&self, id: &str) -> Option<i64> {
-        self.shared.exits().get(id).copied()
+    pub fn take_exit_code(&self, id: &str) -> Option<i64> {
+        self.shared.exits().remove(id)
     }
 
     /// Forgets the codes of other containers than these.

@@ -263,15 +263,27 @@ pub fn exit_words(code: i64) -> String {
     }
 }
 
-/// Containers that began another run since the list before: they ended, and Podman's own policy started them again.
-/// `runs` keeps the second in which each container's run began, and its process.
-pub fn restarts<'a>(containers: &'a [Container], runs: &mut BTreeMap<String, (u64, u32)>) -> Vec<&'a Container> {
-    let running = |container: &&Container| container.state == State::Running && container.started > 0;
-    let another = |container: &&Container| {
+/// Containers that began another run since the list before, and how the one before ended: Podman started them again.
+/// While `exit` says nothing of a container, its word may still come, and the restart is told with a later list. `runs`
+/// keeps the second in which each container's run began, and its process.
+pub fn restarts<'a, H>(
+    containers: &'a [Container],
+    runs: &mut BTreeMap<String, (u64, u32)>,
+    exit: impl Fn(&str) -> Option<H>,
+) -> Vec<(&'a Container, H)> {
+    let mut restarted = Vec::new();
+    for container in containers.iter().filter(|container| container.state == State::Running && container.started > 0) {
         let run = (container.started, container.pid);
-        runs.insert(container.id.clone(), run).is_some_and(|before| before != run)
-    };
-    let restarted = containers.iter().filter(running).filter(another).collect();
+        match runs.get(&container.id) {
+            Some(before) if *before == run => continue,
+            Some(_) => match exit(&container.id) {
+                Some(how) => restarted.push((container, how)),
+                None => continue,
+            },
+            None => {}
+        }
+        runs.insert(container.id.clone(), run);
+    }
     runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
     restarted
 }
@@ -543,23 +555,28 @@ mod tests {
     fn another_run_of_the_same_container_is_told_once() {
         let mut scene = scene("a:run b:run", "a:running b:created");
         let mut runs = BTreeMap::new();
+        let exit = std::cell::Cell::new(Some(7));
         let mut told = |scene: &mut Scene, started: [u64; 2]| {
             scene.containers.iter_mut().zip(started).for_each(|(container, started)| container.started = started);
-            restarts(&scene.containers, &mut runs).iter().map(|container| device_of(container).to_owned()).collect::<String>()
+            let ended = restarts(&scene.containers, &mut runs, |_| exit.get());
+            ended.iter().map(|(container, how)| format!("{} {how}", device_of(container))).collect::<String>()
         };
         assert_eq!(told(&mut scene, [1, 0]), "");
         assert_eq!(told(&mut scene, [1, 0]), "");
-        assert_eq!(told(&mut scene, [2, 0]), "a");
+        assert_eq!(told(&mut scene, [2, 0]), "a 7");
         assert_eq!(told(&mut scene, [2, 0]), "");
         scene.containers[0].pid = 7;
-        assert_eq!(told(&mut scene, [2, 0]), "a");
+        assert_eq!(told(&mut scene, [2, 0]), "a 7");
         scene.containers[1].state = State::Running;
         assert_eq!(told(&mut scene, [2, 3]), "");
         // Between two runs it is not running, which says nothing yet.
         scene.containers[1].state = State::Stopped;
         assert_eq!(told(&mut scene, [2, 3]), "");
         scene.containers[1].state = State::Running;
-        assert_eq!(told(&mut scene, [2, 4]), "b");
+        exit.set(None);
+        assert_eq!(told(&mut scene, [2, 4]), "");
+        exit.set(Some(8));
+        assert_eq!(told(&mut scene, [2, 4]), "b 8");
         scene.containers[0].id = "another".to_owned();
         assert_eq!(told(&mut scene, [5, 4]), "");
     }
