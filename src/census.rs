@@ -18,6 +18,7 @@ use crate::notice::Notices;
 use crate::ordered::ordered;
 use crate::podman::{Container, Engine, Podman, State};
 use crate::spec::DEVICE_ID;
+use crate::status::NOT_YET;
 use crate::witness::Witness;
 
 /// How often Podman is asked for a list while it tells of events, nothing is in between and nothing is to be done.
@@ -86,7 +87,7 @@ impl Census {
             listed: now,
             list: None,
             engine: None,
-            state: Err("not known yet".to_owned()),
+            state: Err(NOT_YET.to_owned()),
             in_between: BTreeMap::new(),
         })
     }
@@ -196,7 +197,7 @@ impl Census {
         match (&self.list, &self.state) {
             (Some(list), _) => Ok(&list.containers),
             (None, Err(why)) => Err(why),
-            (None, Ok(())) => Err("not known yet"),
+            (None, Ok(())) => Err(NOT_YET),
         }
     }
 

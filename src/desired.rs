@@ -17,6 +17,7 @@ use crate::memory;
 use crate::notice::Notices;
 use crate::presence::{Presence, Presences};
 use crate::registry::{Change, Registry, Row};
+use crate::status::NOT_YET;
 use crate::store::{Request, Store};
 
 /// How often `last_seen` of present microphones is refreshed. A refresh writes some 10 kB to the disk, as it is mostly the
@@ -74,7 +75,7 @@ impl Desired {
             rows: Vec::new(),
             remembered,
             registry: None,
-            state: Err("not known yet".to_owned()),
+            state: Err(NOT_YET.to_owned()),
         })
     }
 

@@ -422,7 +422,7 @@ impl Follower {
             Over::Gone => return self.rest(),
             Over::Bad(_) => {
                 let line = format!("log of {} cannot be read: {over}", self.intake.origin.container);
-                self.fault("frames", &line);
+                self.notices.warn("frames", &line, Instant::now());
             }
             Over::Broken(_) => {}
             Over::Ended | Over::Untrusted => {
@@ -594,12 +594,6 @@ impl Follower {
 
     fn tell_loss(&mut self) {
         let line = format!("log of {} passed its size limit and was begun anew, lines may be missing", self.intake.origin.container);
-        self.fault("size", &line);
-    }
-
-    fn fault(&mut self, topic: &str, text: &str) {
-        if let Some(line) = self.notices.fault(topic, text, Instant::now()) {
-            warn!("{line}");
-        }
+        self.notices.warn("size", &line, Instant::now());
     }
 }

@@ -17,6 +17,7 @@ use crate::hardware::{Hardware, Look};
 use crate::notice::Notices;
 use crate::presence::{Change, Presence, Presences};
 use crate::registry::Registry;
+use crate::status::NOT_YET;
 use crate::sysfs::{Scan, Unknown};
 use crate::text::shown;
 
@@ -54,7 +55,7 @@ impl Sight {
             presences: Presences::new(config.grace),
             first: None,
             unclear: BTreeMap::new(),
-            state: Err("not known yet".to_owned()),
+            state: Err(NOT_YET.to_owned()),
             failed: false,
         })
     }

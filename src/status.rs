@@ -12,6 +12,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+/// What is said of a source that has not answered since the start.
+pub const NOT_YET: &str = "not known yet";
+
 /// A main loop that completes no round for so long counts as stuck.
 pub const STALLED: Duration = Duration::from_secs(60);
 
