@@ -7,11 +7,11 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use silvasonic_controller::line::{Joiner, Origin, Said};
-use silvasonic_controller::podman::Podman;
+use silvasonic_controller::decide::profile::Profile;
+use silvasonic_controller::hardware::sysfs::parse_cards;
+use silvasonic_controller::logs::line::{Joiner, Origin, Said};
+use silvasonic_controller::podman::client::Podman;
 use silvasonic_controller::podman::frames::Frames;
-use silvasonic_controller::profile::Profile;
-use silvasonic_controller::sysfs::parse_cards;
 
 /// `/proc/asound/cards`: each card comes from a line that names it, and its words hold no line ends and no NUL.
 pub(crate) fn cards(data: &[u8]) {
@@ -92,7 +92,8 @@ pub(crate) fn profile(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Profile::from_yaml(text) {
         Ok(profile) => {
-            let again = silvasonic_controller::profile::Config::from_json(&profile.config.to_json()).expect("its own JSON is valid");
+            let again =
+                silvasonic_controller::decide::profile::Config::from_json(&profile.config.to_json()).expect("its own JSON is valid");
             assert_eq!(again.recorder_json(), profile.config.recorder_json());
         }
         Err(faults) => assert!(!faults.is_empty() && faults.iter().all(|fault| !fault.contains('\n') && fault.len() < 4096), "{faults:?}"),

@@ -24,7 +24,7 @@ profiles![
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::Profile;
+    use crate::decide::profile::Profile;
     use serde_json::json;
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::notify::Supervisor;
+use crate::health::sd_notify::Supervisor;
 
 /// Every variable with its default and meaning, in the order of the README's table.
 pub const VARIABLES: &[(&str, &str, &str)] = &[

@@ -9,15 +9,16 @@ use std::thread;
 use log::{error, info};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use silvasonic_controller::bus::Bus;
-use silvasonic_controller::cli::{self, Given, Name, Wish};
+use silvasonic_controller::cli::arguments::{self, Given, Name, Wish};
+use silvasonic_controller::cli::scan::Findings;
+use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
 use silvasonic_controller::config::{Config, Fault};
 use silvasonic_controller::controller::{Controller, Event};
-use silvasonic_controller::scan::Findings;
-use silvasonic_controller::seed::Seeder;
-use silvasonic_controller::status::Board;
-use silvasonic_controller::vitals::Vitals;
-use silvasonic_controller::{completion, devices, doctor, health, healthz, manual, validation, viewer};
+use silvasonic_controller::database::seed::Seeder;
+use silvasonic_controller::health::board::Board;
+use silvasonic_controller::health::heartbeat::Vitals;
+use silvasonic_controller::health::http;
+use silvasonic_controller::redis::publisher::Bus;
 use simplelog::{ConfigBuilder, WriteLogger};
 
 const STOPPED: u8 = 0;
@@ -32,9 +33,9 @@ type Outcome = Result<(bool, String), String>;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    match cli::parse(&words) {
+    match arguments::parse(&words) {
         Ok(Wish::Do(given)) => perform(&given).unwrap_or_else(|code| code),
-        Ok(Wish::Help(entry)) => print(&cli::help(entry)),
+        Ok(Wish::Help(entry)) => print(&arguments::help(entry)),
         Ok(Wish::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(misuse) => {
             complain(&misuse.to_string());
@@ -47,18 +48,18 @@ fn main() -> ExitCode {
 fn perform(given: &Given) -> Result<ExitCode, ExitCode> {
     Ok(match given.name {
         Name::Run => run(settings()?),
-        Name::Logs => match viewer::show(&settings()?.redis_url, &given.log_view()) {
+        Name::Logs => match logs::show(&settings()?.redis_url, &given.log_view()) {
             Ok(()) => ExitCode::from(STOPPED),
             Err(why) => cannot_go_on(&why.to_string()),
         },
         Name::Devices => conclude(devices::show(&settings()?, given)),
         Name::Enroll | Name::Ignore | Name::Reset | Name::Enable | Name::Disable => conclude(devices::decide(&settings()?, given)),
-        Name::Check => conclude(Ok(doctor::examine(environment(), given.has("--json")))),
+        Name::Check => conclude(Ok(check::examine(environment(), given.has("--json")))),
         Name::Scan => conclude(scan(&settings()?, given)),
-        Name::CheckProfiles => conclude(validation::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
+        Name::CheckProfiles => conclude(profiles::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
         Name::Health => conclude(health::ask(settings()?.port)),
-        Name::Completions => print(&completion::script(given.value("SHELL").unwrap_or_default())),
-        Name::Man => print(&manual::page(env!("CARGO_PKG_VERSION"))),
+        Name::Completions => print(&completions::script(given.value("SHELL").unwrap_or_default())),
+        Name::Man => print(&man::page(env!("CARGO_PKG_VERSION"))),
     })
 }
 
@@ -127,7 +128,7 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     let board = Board::new("controller", "controller");
     let bus = Bus::start(&config.redis_url, "controller")?;
     let vitals = Vitals::new(&config, board.clone(), bus.clone())?;
-    match healthz::start(config.port, board) {
+    match http::start(config.port, board) {
         Ok(port) => info!("health is served on port {port}"),
         // A health check that nobody can reach is no reason not to record.
         Err(why) => error!("no health check: port {}: {why}", config.port),

@@ -19,12 +19,12 @@ use log::{LevelFilter, Log, Metadata, Record, error, info};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use silvasonic_controller::bus::{Bus, redacted};
-use silvasonic_controller::host::Meter;
-use silvasonic_controller::profile::Config;
-use silvasonic_controller::status::Board;
+use silvasonic_controller::decide::profile::Config;
+use silvasonic_controller::health::board::Board;
+use silvasonic_controller::health::host::Meter;
+use silvasonic_controller::redis::publisher::{Bus, redacted};
 use silvasonic_controller::text::shown;
-use silvasonic_controller::{clock, healthz};
+use silvasonic_controller::{clock, health::http};
 
 const STOPPED: u8 = 0;
 const CANNOT_GO_ON: u8 = 1;
@@ -115,7 +115,7 @@ fn run(settings: &Settings, stop: &Receiver<()>) -> io::Result<()> {
         settings.profile,
         settings.config.recorder_json()
     );
-    match healthz::start(settings.port, board.clone()) {
+    match http::start(settings.port, board.clone()) {
         Ok(port) => info!("health on port {port}"),
         // A health check that nobody can reach is no reason not to record.
         Err(error) => error!("no health check: port {}: {error}", settings.port),

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use silvasonic_controller::podman::Podman;
+use silvasonic_controller::podman::client::Podman;
 use silvasonic_controller::podman::frames::Frames;
 
 use super::it::station::Station;

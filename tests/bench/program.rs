@@ -6,14 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
-use silvasonic_controller::backoff::Backoffs;
 use silvasonic_controller::config::Config;
-use silvasonic_controller::device::{Microphone, Usb};
-use silvasonic_controller::plan::{View, plan};
-use silvasonic_controller::podman::{Container, State};
-use silvasonic_controller::presence::Presences;
-use silvasonic_controller::registry::{Registry, Row};
-use silvasonic_controller::want::{Specs, Want, wants};
+use silvasonic_controller::decide::backoff::Backoffs;
+use silvasonic_controller::decide::desired::{Specs, Want, wants};
+use silvasonic_controller::decide::device::{Microphone, Usb};
+use silvasonic_controller::decide::plan::{View, plan};
+use silvasonic_controller::decide::presence::Presences;
+use silvasonic_controller::decide::registry::{Registry, Row};
+use silvasonic_controller::podman::client::{Container, State};
 
 use super::Subject;
 use super::table::Table;

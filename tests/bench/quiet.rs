@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use silvasonic_controller::config::Config;
-use silvasonic_controller::db::Db;
+use silvasonic_controller::database::connection::Db;
 
 use super::it::station::{Controller, Proxy, Station, eventually};
 use super::measure::{databases, mebibytes, podman, system_calls, watch};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use silvasonic_controller::config::Config;
-use silvasonic_controller::device::Microphone;
-use silvasonic_controller::podman::Podman;
-use silvasonic_controller::spec::Spec;
+use silvasonic_controller::decide::device::Microphone;
+use silvasonic_controller::decide::spec::Spec;
+use silvasonic_controller::podman::client::Podman;
 
 use super::it::station::{Station, eventually};
 use super::table::Table;

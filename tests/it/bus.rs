@@ -1,7 +1,7 @@
 //! The bus against a real Redis: order, loss and a server that hangs.
 
 use super::station::{Station, eventually};
-use silvasonic_controller::bus::Bus;
+use silvasonic_controller::redis::publisher::Bus;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(10);

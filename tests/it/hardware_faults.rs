@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use silvasonic_controller::sysfs::scan;
+use silvasonic_controller::hardware::sysfs::scan;
 
 use super::live::log_statements;
 use super::start::ids;

@@ -8,9 +8,9 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use silvasonic_controller::bus::Bus;
-use silvasonic_controller::logs::Logs;
-use silvasonic_controller::podman::{Container, Podman, State};
+use silvasonic_controller::logs::follow::Logs;
+use silvasonic_controller::podman::client::{Container, Podman, State};
+use silvasonic_controller::redis::publisher::Bus;
 
 use super::station::{Controller, Station, eventually};
 use super::tree::Card;

@@ -5,8 +5,8 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
-use silvasonic_controller::device::identify;
-use silvasonic_controller::sysfs::scan;
+use silvasonic_controller::decide::device::identify;
+use silvasonic_controller::hardware::sysfs::scan;
 
 #[test]
 fn every_recorded_tree_is_read_as_its_truth_says() {

@@ -1,0 +1,11 @@
+//! The commands of `silvasonic-controller`, one file each.
+
+pub mod arguments;
+pub mod check;
+pub mod completions;
+pub mod devices;
+pub mod health;
+pub mod logs;
+pub mod man;
+pub mod profiles;
+pub mod scan;

@@ -1,0 +1,236 @@
+//! `silvasonic-controller scan`: what is plugged in, and what a profile for it has to say. Needs no service.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::decide::device::{Microphone, identify};
+use crate::decide::profile::{Match, Profile, best, scores};
+use crate::hardware::formats::{self, Setting};
+use crate::hardware::sysfs;
+use crate::text::{shown, table};
+
+/// Much more than the altsettings of any card need.
+const STREAM_LIMIT: u64 = 256 << 10;
+const SLUG_LIMIT: usize = 60;
+
+/// All that is plugged in.
+pub struct Findings {
+    microphones: Vec<Finding>,
+    unclear: Vec<(u32, String)>,
+}
+
+/// One microphone.
+struct Finding {
+    id: String,
+    microphone: Microphone,
+    /// What it can capture, or why that is not known.
+    capture: Result<Vec<Setting>, String>,
+    fit: Match,
+}
+
+impl Findings {
+    /// Looks at the hardware below `root`, or at one card of it.
+    ///
+    /// # Errors
+    /// Why the hardware cannot be read.
+    pub fn look(root: &Path, profiles: &[Profile], card: Option<u32>) -> Result<Self, String> {
+        let scan = sysfs::scan(root, &[], |_, _| {}).map_err(|why| why.to_string())?;
+        let wanted = |index: u32| card.is_none_or(|card| card == index);
+        let find = |(id, microphone): (String, Microphone)| {
+            let criteria = profiles.iter().map(|profile| (profile.slug.as_str(), profile.config.criteria()));
+            let fit = best(scores(criteria, &microphone));
+            Finding { id, capture: read_stream(root, microphone.card), fit, microphone }
+        };
+        let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
+        let mut microphones: Vec<Finding> = ids.into_iter().filter(|(_, microphone)| wanted(microphone.card)).map(find).collect();
+        microphones.sort_unstable_by_key(|finding| finding.microphone.card);
+        Ok(Self { microphones, unclear: scan.unclear.into_iter().filter(|(card, _)| wanted(*card)).collect() })
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut rows = vec![["CARD", "ID", "PORT", "NAME", "USB IDS", "SERIAL", "PROFILE (SCORE)", "CAPTURES"].map(str::to_owned)];
+        for Finding { id, microphone, capture, fit } in &self.microphones {
+            let usb = microphone.usb.as_ref();
+            rows.push([
+                microphone.card.to_string(),
+                id.clone(),
+                usb.map_or("-", |usb| &usb.bus_path).to_owned(),
+                shown(&microphone.name).to_string(),
+                usb.map_or_else(|| "-".to_owned(), |usb| format!("{}:{}", usb.vendor, usb.product)),
+                usb.and_then(|usb| usb.serial.as_deref()).unwrap_or("-").to_owned(),
+                match fit {
+                    Match::None => "none".to_owned(),
+                    Match::One { slug, score } => format!("{slug} ({score})"),
+                    Match::Ambiguous { slugs, score } => format!("{} ({score} each: ambiguous)", slugs.join(", ")),
+                },
+                capture.as_ref().map_or_else(|why| format!("unknown: {why}"), |settings| formats::summary(settings)),
+            ]);
+        }
+        let mut text = if rows.len() == 1 { "no USB microphone is plugged in\n".to_owned() } else { table(&rows) };
+        for (card, why) in &self.unclear {
+            let _ = writeln!(text, "card {card} cannot be told now: {}", shown(why));
+        }
+        text
+    }
+
+    /// For programs.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let one = |Finding { id, microphone, capture, fit }: &Finding| {
+            let (slugs, score) = match fit {
+                Match::None => (Vec::new(), 0),
+                Match::One { slug, score } => (vec![slug.clone()], *score),
+                Match::Ambiguous { slugs, score } => (slugs.clone(), *score),
+            };
+            let mut object = microphone.config();
+            object.insert("id".to_owned(), id.as_str().into());
+            object.insert("capture".to_owned(), capture.as_ref().map_or(Value::Null, |settings| formats::to_json(settings)));
+            object.insert("capture_fault".to_owned(), capture.as_ref().err().map_or(Value::Null, |why| why.as_str().into()));
+            object.insert("profiles".to_owned(), json!({"slugs": slugs, "score": score}));
+            Value::Object(object)
+        };
+        let unclear = self.unclear.iter().map(|(card, why)| json!({"alsa_card_index": card, "why": why}));
+        json!({"microphones": self.microphones.iter().map(one).collect::<Value>(), "unclear": unclear.collect::<Value>()})
+    }
+
+    /// A profile file for the only microphone.
+    ///
+    /// # Errors
+    /// That there is none, or which ones there are.
+    pub fn profile(&self, profiles: &[Profile]) -> Result<String, String> {
+        match &self.microphones[..] {
+            [one] => Ok(one.profile(profiles)),
+            [] => Err("no such USB microphone is plugged in".to_owned()),
+            many => {
+                let cards: Vec<String> = many.iter().map(|finding| finding.microphone.card.to_string()).collect();
+                Err(format!("several microphones are plugged in; choose one by --card: {}", cards.join(", ")))
+            }
+        }
+    }
+}
+
+impl Finding {
+    /// A profile file; valid whatever the microphone calls itself.
+    fn profile(&self, profiles: &[Profile]) -> String {
+        let name: String = match self.microphone.name.trim() {
+            "" => "USB microphone".to_owned(),
+            name => name.chars().take(200).collect(),
+        };
+        let taken = |slug: &str| profiles.iter().any(|profile| profile.slug == slug);
+        let slug = slug(&name);
+        // The seeder takes no second profile of a slug.
+        let slug = std::iter::once(slug.clone()).chain((2..).map(|n| format!("{slug}_{n}"))).find(|slug| !taken(slug)).unwrap_or(slug);
+        let mut text = format!("# Made by `silvasonic-controller scan --profile` for {}.\n", quoted(&self.id));
+        if let Match::One { score: 100, .. } | Match::Ambiguous { score: 100, .. } = self.fit {
+            text.push_str("# There is a profile with these USB ids already; with both, neither is chosen by itself.\n");
+        }
+        let choice = match &self.capture {
+            Ok(settings) => {
+                let _ = writeln!(text, "# It captures {}.", shown(&formats::summary(settings)));
+                formats::best(settings)
+            }
+            Err(why) => {
+                let _ = writeln!(text, "# What it captures could not be read ({}).", shown(why));
+                None
+            }
+        };
+        let choice = choice.unwrap_or_else(|| {
+            text.push_str("# Nothing of that fits a profile: sample_rate, channels and format are a guess, to be set by you.\n");
+            formats::Choice { sample_rate: 48_000, channels: 1, format: "S16LE" }
+        });
+        let _ = write!(
+            text,
+            "schema_version: \"1.0\"\nslug: {slug}\nname: {}\n\naudio:\n  sample_rate: {}\n  channels: {}\n  format: {}\n  match:\n",
+            quoted(&name),
+            choice.sample_rate,
+            choice.channels,
+            choice.format,
+        );
+        if let Some(usb) = &self.microphone.usb {
+            let _ = writeln!(text, "    usb_vendor_id: \"{}\"\n    usb_product_id: \"{}\"", usb.vendor, usb.product);
+        }
+        let _ = writeln!(text, "    alsa_name_contains: {}", quoted(&name));
+        text
+    }
+}
+
+fn read_stream(root: &Path, card: u32) -> Result<Vec<Setting>, String> {
+    let path = root.join(format!("proc/asound/card{card}/stream0"));
+    let mut text = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(STREAM_LIMIT).read_to_end(&mut text));
+    read.map_err(|error| error.to_string())
+        .and_then(|_| formats::parse(&String::from_utf8_lossy(&text)))
+        .map_err(|why| format!("stream0: {why}"))
+}
+
+/// Letters and digits of `name` in lower case, everything else one `_`.
+fn slug(name: &str) -> String {
+    let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
+    let slug: String = plain.split_whitespace().collect::<Vec<_>>().join("_").chars().take(SLUG_LIMIT).collect();
+    if slug.is_empty() { "usb_microphone".to_owned() } else { slug }
+}
+
+/// In double quotes as YAML has them; other than ASCII is escaped, as YAML and terminals take not all of it.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            ' '..='~' => quoted.push(c),
+            c => quoted.push_str(&format!("\\U{:08x}", u32::from(c))),
+        }
+    }
+    quoted + "\""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::device::Usb;
+    use crate::decide::profile::score;
+
+    fn finding(name: &str, capture: Result<Vec<Setting>, String>) -> Finding {
+        let usb = Usb { vendor: "0869".into(), product: "0389".into(), serial: None, bus_path: "1-1".into(), address: "001/002".into() };
+        Finding { id: "x".into(), microphone: Microphone { card: 0, name: name.into(), usb: Some(usb) }, capture, fit: Match::None }
+    }
+
+    #[test]
+    fn whatever_a_microphone_calls_itself_its_profile_is_valid_and_fits() {
+        let long = "ü".repeat(300);
+        let names = [
+            "UltraMic384K_EVO 16bit r4",
+            "",
+            " \n",
+            "a\"b\\c: #d\n- e",
+            "'{[%&*",
+            "\u{85}\u{feff}\u{202e}\u{7f}\u{1b}",
+            "日本 マイク",
+            "\u{fffd}",
+            &long,
+        ];
+        for name in names {
+            for capture in [Ok(vec![]), Err("a\nb".to_owned())] {
+                let text = finding(name, capture).profile(&[]);
+                let profile = Profile::from_yaml(&text).unwrap_or_else(|faults| panic!("{name:?}: {faults:?}\n{text}"));
+                assert_eq!(score(profile.config.criteria(), Some("0869"), Some("0389"), "other"), 100, "{text}");
+                let by_name = score(profile.config.criteria(), None, None, name);
+                assert_eq!(by_name, if name.trim().is_empty() { 0 } else { 50 }, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slug_that_is_taken_is_left_alone() {
+        let first = finding("Mic", Ok(vec![])).profile(&[]);
+        let first = Profile::from_yaml(&first).unwrap();
+        assert_eq!(first.slug, "mic");
+        assert_eq!(Profile::from_yaml(&finding("Mic", Ok(vec![])).profile(&[first])).unwrap().slug, "mic_2");
+    }
+}

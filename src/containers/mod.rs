@@ -1,0 +1,9 @@
+//! The Recorder containers: what runs, which actions are under way, and the only code that changes them.
+
+pub mod actions;
+pub mod execute;
+pub mod limits;
+pub mod lister;
+pub mod liveness;
+pub mod state;
+pub mod watch;

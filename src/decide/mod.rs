@@ -1,0 +1,14 @@
+//! Every decision of the program: values in, values out.
+//!
+//! Nothing in this folder reads a file, a socket, the environment or a clock, and nothing starts a thread; a test checks
+//! that. Whoever calls hands in what was observed, unknown included, and the present time.
+
+pub mod backoff;
+pub mod desired;
+pub mod device;
+pub mod plan;
+pub mod presence;
+pub mod profile;
+pub mod reason;
+pub mod registry;
+pub mod spec;

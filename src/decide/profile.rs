@@ -1,0 +1,452 @@
+//! Microphone profiles: their schema, defaults and matching. [p]
+//!
+//! One table describes every field. A profile's `config` (`audio`, `processing`, `stream`) is checked the same way
+//! wherever it comes from: a file, a database row, a Recorder's environment. Keys that the schema does not know pass
+//! through, for Recorders that know more.
+//!
+//! Criteria that are wrong make a profile unfit for matching, not for recording: whoever edits them must not stop the
+//! microphones that the profile is assigned to. A file with wrong criteria is refused all the same.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::collect::ordered;
+use crate::decide::device::Microphone;
+use crate::hardware::pcm::Expected;
+use crate::text::shown;
+use crate::yaml;
+
+/// What one field holds.
+enum Kind {
+    /// A whole number from 1 to this.
+    Count(u64),
+    /// A finite number from .0 to .1.
+    Number(f64, f64),
+    /// `true` or `false`.
+    Switch,
+    /// One of these words.
+    Word(&'static [&'static str]),
+}
+
+/// Name, kind, and the default as JSON; an empty default makes the field mandatory, `null` lets it be absent.
+type Field = (&'static str, Kind, &'static str);
+
+const AUDIO: &[Field] = &[
+    ("sample_rate", Kind::Count(10_000_000), ""),
+    ("channels", Kind::Count(64), "1"),
+    ("format", Kind::Word(&["S16LE", "S24LE", "S32LE"]), "\"S16LE\""),
+];
+const PROCESSING: &[Field] = &[
+    ("gain_db", Kind::Number(-200.0, 200.0), "0.0"),
+    ("chunk_size", Kind::Count(1 << 24), "4096"),
+    ("highpass_filter_hz", Kind::Number(0.0, 5_000_000.0), "null"),
+];
+const STREAM: &[Field] = &[
+    ("raw_enabled", Kind::Switch, "true"),
+    ("processed_enabled", Kind::Switch, "true"),
+    ("live_stream_enabled", Kind::Switch, "false"),
+    ("segment_duration_s", Kind::Count(86_400), "10"),
+];
+
+/// The only schema there is.
+const SCHEMA_VERSION: &str = "1.0";
+
+/// A field with a value that the schema does not allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// `audio.sample_rate`
+    pub field: String,
+    /// What was expected, and what is there.
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.what)
+    }
+}
+
+fn fault(field: &str, expected: &str, value: &Value) -> Fault {
+    let value = if value.is_null() { "nothing".to_owned() } else { shown(&value.to_string()).to_string() };
+    Fault { field: field.to_owned(), what: format!("expected {expected}, got {value}") }
+}
+
+/// All faults on one line.
+#[must_use]
+pub fn joined(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// By what a microphone is recognised.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Criteria {
+    vendor: Option<String>,
+    product: Option<String>,
+    name: Option<String>,
+}
+
+impl Criteria {
+    /// Vendor and product id, if both are given.
+    #[must_use]
+    pub fn ids(&self) -> Option<(&str, &str)> {
+        Some((self.vendor.as_deref()?, self.product.as_deref()?))
+    }
+}
+
+/// A valid `{audio, processing, stream}`, defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    fields: Map<String, Value>,
+    recorder_json: String,
+    criteria: Criteria,
+    unmatched: Vec<Fault>,
+}
+
+impl Config {
+    /// Checks a configuration and fills in its defaults.
+    ///
+    /// # Errors
+    /// Every field that is wrong.
+    pub fn from_json(value: &Value) -> Result<Self, Vec<Fault>> {
+        let Some(fields) = value.as_object() else {
+            return Err(vec![Fault { field: "config".to_owned(), what: fault("", "an object", value).what }]);
+        };
+        let mut fields = fields.clone();
+        let mut faults = Vec::new();
+        for (name, schema) in [("audio", AUDIO), ("processing", PROCESSING), ("stream", STREAM)] {
+            let section = fields.entry(name).or_insert_with(|| Value::Object(Map::new()));
+            match section.as_object_mut() {
+                Some(section) => schema.iter().for_each(|field| check(name, field, section, &mut faults)),
+                None => faults.push(fault(name, "an object", section)),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let mut unmatched = Vec::new();
+        let criteria = read_criteria(&fields["audio"]["match"], &mut unmatched);
+        let criteria = if unmatched.is_empty() { criteria } else { Criteria::default() };
+        Ok(Self { recorder_json: recorder_json(&fields), fields, criteria, unmatched })
+    }
+
+    /// What is wrong with the criteria; while anything is, they match nothing.
+    #[must_use]
+    pub fn criteria_faults(&self) -> &[Fault] {
+        &self.unmatched
+    }
+
+    /// What the sound card should deliver.
+    #[must_use]
+    pub fn capture(&self) -> Expected {
+        let audio = &self.fields["audio"];
+        let number = |key: &str| audio[key].as_u64().unwrap_or_default();
+        let format = audio["format"].as_str().unwrap_or_default().to_owned();
+        Expected { rate: number("sample_rate"), channels: number("channels"), format }
+    }
+
+    /// By what a microphone for this profile is recognised.
+    #[must_use]
+    pub fn criteria(&self) -> &Criteria {
+        &self.criteria
+    }
+
+    /// The whole configuration, for the database.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        Value::Object(self.fields.clone())
+    }
+
+    /// What a Recorder is given, keys sorted. Without the criteria: another way of recognising a microphone is no
+    /// reason to interrupt its recording.
+    #[must_use]
+    pub fn recorder_json(&self) -> &str {
+        &self.recorder_json
+    }
+}
+
+fn recorder_json(fields: &Map<String, Value>) -> String {
+    let sections = ["audio", "processing", "stream"].map(|name| {
+        let mut section = fields[name].clone();
+        section.as_object_mut().map(|fields| fields.remove("match"));
+        (name.to_owned(), section)
+    });
+    Value::Object(ordered(sections)).to_string()
+}
+
+fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
+    let value = fields.get(*name).unwrap_or(&Value::Null);
+    if value.is_null() && !default.is_empty() {
+        fields.insert((*name).to_owned(), serde_json::from_str(default).unwrap_or_default());
+        return;
+    }
+    let (fits, expected) = match kind {
+        Kind::Count(most) => (value.as_u64().is_some_and(|count| (1..=*most).contains(&count)), format!("a whole number from 1 to {most}")),
+        Kind::Number(least, most) => {
+            (value.as_f64().is_some_and(|number| (*least..=*most).contains(&number)), format!("a number from {least} to {most}"))
+        }
+        Kind::Switch => (value.is_boolean(), "true or false".to_owned()),
+        Kind::Word(words) => (value.as_str().is_some_and(|word| words.contains(&word)), words.join(" or ")),
+    };
+    if let (true, Kind::Number(..), Some(number)) = (fits, kind, value.as_f64()) {
+        // 12 and 12.0 are one setting and must not look like two to whoever compares texts.
+        fields.insert((*name).to_owned(), number.into());
+    } else if !fits {
+        faults.push(fault(&format!("{section}.{name}"), &expected, value));
+    }
+}
+
+fn read_criteria(value: &Value, faults: &mut Vec<Fault>) -> Criteria {
+    if !value.is_null() && !value.is_object() {
+        faults.push(fault("audio.match", "an object", value));
+    }
+    let mut text = |name: &str, expected: &str, fits: fn(&str) -> bool| match &value[name] {
+        Value::Null => None,
+        Value::String(text) if fits(text) => Some(text.to_lowercase()),
+        other => {
+            faults.push(fault(&format!("audio.match.{name}"), expected, other));
+            None
+        }
+    };
+    let is_id = |text: &str| text.len() == 4 && text.chars().all(|c| c.is_ascii_hexdigit());
+    let id = "four hexadecimal digits in quotes";
+    Criteria {
+        vendor: text("usb_vendor_id", id, is_id),
+        product: text("usb_product_id", id, is_id),
+        name: text("alsa_name_contains", "a text that is not empty", |text| !text.trim().is_empty()),
+    }
+}
+
+/// A profile from a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Primary key.
+    pub slug: String,
+    /// Name for people.
+    pub name: String,
+    /// More for people.
+    pub description: Option<String>,
+    /// What a Recorder needs to know.
+    pub config: Config,
+}
+
+impl Profile {
+    /// Reads a profile file.
+    ///
+    /// # Errors
+    /// Every fault, as `line: field: what`, ready to follow the file's name.
+    pub fn from_yaml(text: &str) -> Result<Self, Vec<String>> {
+        let located = |line: Option<usize>, what: String| line.map_or_else(|| what.clone(), |line| format!("{line}: {what}"));
+        let value = yaml::parse(text).map_err(|fault| vec![located(fault.line, fault.what)])?;
+        let mut faults = Vec::new();
+        if value["schema_version"] != SCHEMA_VERSION {
+            faults.push(fault("schema_version", &format!("{SCHEMA_VERSION:?}"), &value["schema_version"]));
+        }
+        let mut required = |name: &str, expected: &str, fits: fn(&str) -> bool| match value[name].as_str().filter(|text| fits(text)) {
+            Some(text) => text.to_owned(),
+            None => {
+                faults.push(fault(name, expected, &value[name]));
+                String::new()
+            }
+        };
+        let slug = required("slug", "1-64 of a-z, 0-9, _ and -", |text| {
+            (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+        });
+        let name = required("name", "1-200 characters", |text| (1..=200).contains(&text.chars().count()));
+        for name in ["description", "manufacturer", "model"] {
+            if !value[name].is_null() && !value[name].is_string() {
+                faults.push(fault(name, "a text", &value[name]));
+            }
+        }
+        let sections = ["audio", "processing", "stream"].into_iter().filter_map(|name| Some((name.to_owned(), value.get(name)?.clone())));
+        let checked = Config::from_json(&Value::Object(ordered(sections)));
+        faults.extend(checked.iter().flat_map(|config| config.unmatched.iter().cloned()));
+        match checked {
+            Ok(config) if faults.is_empty() => {
+                Ok(Self { slug, name, description: value["description"].as_str().map(str::to_owned), config })
+            }
+            checked => {
+                faults.extend(checked.err().into_iter().flatten());
+                Err(faults.iter().map(|fault| located(yaml::line_of(text, &fault.field), fault.to_string())).collect())
+            }
+        }
+    }
+}
+
+/// The best of several profiles for one microphone.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Match {
+    /// None fits at all.
+    None,
+    /// One fits best.
+    One {
+        /// Its slug.
+        slug: String,
+        /// 100 by ids, 50 by name.
+        score: u8,
+    },
+    /// Several fit equally well.
+    Ambiguous {
+        /// Their slugs.
+        slugs: Vec<String>,
+        /// Their score.
+        score: u8,
+    },
+}
+
+/// How well criteria fit: 100 by both USB ids, 50 by the card's name, else 0.
+#[must_use]
+pub fn score(criteria: &Criteria, vendor: Option<&str>, product: Option<&str>, card_name: &str) -> u8 {
+    let same = |wanted: &Option<String>, is: Option<&str>| wanted.is_some() && wanted.as_deref() == is.map(str::to_lowercase).as_deref();
+    if same(&criteria.vendor, vendor) && same(&criteria.product, product) {
+        100
+    } else if criteria.name.as_ref().is_some_and(|part| card_name.to_lowercase().contains(part)) {
+        50
+    } else {
+        0
+    }
+}
+
+/// The profiles that fit a microphone at all, and how well.
+pub fn scores<'a>(profiles: impl Iterator<Item = (&'a str, &'a Criteria)>, microphone: &Microphone) -> impl Iterator<Item = (&'a str, u8)> {
+    let usb = microphone.usb.as_ref();
+    let (vendor, product) = (usb.map(|usb| usb.vendor.as_str()), usb.map(|usb| usb.product.as_str()));
+    profiles.map(move |(slug, criteria)| (slug, score(criteria, vendor, product, &microphone.name))).filter(|(_, score)| *score > 0)
+}
+
+/// Finds the best of profiles that fit.
+pub fn best<'a>(scores: impl Iterator<Item = (&'a str, u8)>) -> Match {
+    let scored: Vec<(&str, u8)> = scores.collect();
+    let Some(score) = scored.iter().map(|(_, score)| *score).max() else { return Match::None };
+    let mut slugs: Vec<String> = scored.into_iter().filter(|(_, own)| *own == score).map(|(slug, _)| slug.to_owned()).collect();
+    match slugs.len() {
+        1 => Match::One { slug: slugs.remove(0), score },
+        _ => Match::Ambiguous { slugs, score },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn criteria(vendor: Option<&str>, product: Option<&str>, name: Option<&str>) -> Criteria {
+        let matching = json!({ "usb_vendor_id": vendor, "usb_product_id": product, "alsa_name_contains": name });
+        Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap().criteria
+    }
+
+    #[test]
+    fn defaults_are_filled_in_and_unknown_keys_kept() {
+        let config = Config::from_json(&json!({ "audio": { "sample_rate": 384_000, "x": 1 }, "y": 2 })).unwrap();
+        assert_eq!(
+            config.to_json(),
+            json!({
+                "audio": { "sample_rate": 384_000, "channels": 1, "format": "S16LE", "x": 1 },
+                "processing": { "gain_db": 0.0, "chunk_size": 4096, "highpass_filter_hz": null },
+                "stream": { "raw_enabled": true, "processed_enabled": true, "live_stream_enabled": false, "segment_duration_s": 10 },
+                "y": 2,
+            })
+        );
+        assert!(Config::from_json(&config.to_json()).is_ok());
+    }
+
+    #[test]
+    fn criteria_do_not_reach_the_recorder() {
+        let config = Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": { "alsa_name_contains": "x" } } })).unwrap();
+        assert!(!config.recorder_json().contains("match"));
+        assert!(Config::from_json(&serde_json::from_str(config.recorder_json()).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn every_wrong_field_is_named_with_value_and_expectation() {
+        let cases = [
+            (json!("x"), "config: expected an object, got \"x\""),
+            (json!(7), "config: expected an object, got 7"),
+            (json!({}), "audio.sample_rate: expected a whole number from 1 to 10000000, got nothing"),
+            (json!({ "audio": 1 }), "audio: expected an object, got 1"),
+            (json!({ "audio": { "sample_rate": "fast" } }), "audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\""),
+            (json!({ "audio": { "sample_rate": 0 } }), "audio.sample_rate: expected a whole number from 1 to 10000000, got 0"),
+            (json!({ "audio": { "sample_rate": 1, "format": "MP3" } }), "audio.format: expected S16LE or S24LE or S32LE, got \"MP3\""),
+            (json!({ "audio": { "sample_rate": 1 }, "stream": { "raw_enabled": 1 } }), "stream.raw_enabled: expected true or false, got 1"),
+            (
+                json!({ "audio": { "sample_rate": 1 }, "processing": { "gain_db": "loud" } }),
+                "processing.gain_db: expected a number from -200 to 200, got \"loud\"",
+            ),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(joined(&Config::from_json(&config).unwrap_err()), expected);
+        }
+    }
+
+    #[test]
+    fn wrong_criteria_match_nothing_but_do_not_stop_a_recording() {
+        let cases = [
+            (json!("x"), "audio.match: expected an object, got \"x\""),
+            (json!({ "usb_vendor_id": 869 }), "audio.match.usb_vendor_id: expected four hexadecimal digits in quotes, got 869"),
+            (json!({ "alsa_name_contains": "" }), "audio.match.alsa_name_contains: expected a text that is not empty, got \"\""),
+        ];
+        for (matching, expected) in cases {
+            let config = Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap();
+            assert_eq!(joined(config.criteria_faults()), expected);
+            assert_eq!(config.criteria(), &Criteria::default());
+        }
+        let text = "schema_version: '1.0'\nslug: a\nname: x\naudio:\n  sample_rate: 1\n  match:\n    usb_vendor_id: 869\n";
+        assert!(Profile::from_yaml(text).unwrap_err()[0].starts_with("7: audio.match.usb_vendor_id: "));
+    }
+
+    #[test]
+    fn two_spellings_of_a_number_are_one_recorder_setting() {
+        let text = |gain: &str| {
+            let value = format!(r#"{{"processing": {{"gain_db": {gain}}}, "audio": {{"sample_rate": 48000}}}}"#);
+            Config::from_json(&serde_json::from_str(&value).unwrap()).unwrap().recorder_json().to_owned()
+        };
+        assert_eq!(text("12"), text("12.0"));
+        assert!(text("12").starts_with(r#"{"audio":{"channels":1,"format":"S16LE","sample_rate":48000},"processing":"#));
+    }
+
+    #[test]
+    fn a_bad_file_is_reported_with_lines() {
+        let text = "schema_version: \"1.0\"\nslug: Bad Slug\nname: x\naudio:\n  sample_rate: fast\n";
+        assert_eq!(
+            Profile::from_yaml(text).unwrap_err(),
+            [
+                "2: slug: expected 1-64 of a-z, 0-9, _ and -, got \"Bad Slug\"",
+                "5: audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\"",
+            ]
+        );
+        assert!(Profile::from_yaml("a: [").unwrap_err()[0].starts_with("2: "));
+    }
+
+    #[test]
+    fn scores_follow_ids_then_name() {
+        let both = criteria(Some("0869"), Some("0389"), Some("ultra"));
+        let upper = criteria(Some("19F7"), Some("00AB"), None);
+        let cases = [
+            (&both, Some("0869"), Some("0389"), "x", 100),
+            (&both, Some("0869"), Some("0000"), "x", 0),
+            (&both, Some("0869"), Some("0000"), "UltraMic", 50),
+            (&both, None, None, "an ULTRA", 50),
+            (&upper, Some("19f7"), Some("00ab"), "", 100),
+            (&criteria(None, None, None), Some("19f7"), Some("00ab"), "x", 0),
+            (&criteria(Some("19f7"), None, None), Some("19f7"), None, "x", 0),
+        ];
+        for (criteria, vendor, product, name, expected) in cases {
+            assert_eq!(score(criteria, vendor, product, name), expected, "{criteria:?} {vendor:?} {product:?} {name}");
+        }
+    }
+
+    #[test]
+    fn equal_best_scores_are_ambiguous() {
+        let (name, ids) = (criteria(None, None, Some("mic")), criteria(Some("0001"), Some("0002"), None));
+        let scored = |criteria: &Criteria| score(criteria, Some("0001"), Some("0002"), "Mic");
+        let find = |profiles: &[(&'static str, &Criteria)]| match best(profiles.iter().map(|(slug, criteria)| (*slug, scored(criteria)))) {
+            Match::None => "none".to_owned(),
+            Match::One { slug, score } => format!("{slug} {score}"),
+            Match::Ambiguous { slugs, score } => format!("{} {score}", slugs.join("=")),
+        };
+        assert_eq!(find(&[]), "none");
+        assert_eq!(find(&[("a", &name), ("b", &ids)]), "b 100");
+        assert_eq!(find(&[("a", &name), ("b", &name)]), "a=b 50");
+        assert_eq!(find(&[("a", &ids), ("b", &ids), ("c", &name)]), "a=b 100");
+    }
+}

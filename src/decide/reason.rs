@@ -1,0 +1,106 @@
+//! Why a microphone is recorded or not: one line each, the same in the heartbeat and in `devices`. [p]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::clock;
+use crate::collect::ordered;
+use crate::decide::desired::Want;
+use crate::decide::device::Microphone;
+use crate::decide::presence::{Presence, Presences};
+use crate::decide::profile::Match;
+use crate::decide::registry::{Enrollment, Registry};
+use crate::decide::spec::DEVICE_ID;
+use crate::podman::client::{Container, State};
+use crate::text::shown;
+
+/// What is known of all microphones.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// The database's word.
+    pub registry: &'a Registry,
+    /// The hardware's.
+    pub presences: &'a Presences,
+    /// What should be, by device.
+    pub wants: &'a BTreeMap<String, Want>,
+    /// Wanted Recorders that wait, and for what.
+    pub holds: &'a BTreeMap<String, String>,
+    /// All containers of ours, or why they are unknown.
+    pub containers: Result<&'a [Container], &'a str>,
+}
+
+/// How it is with one microphone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// Whether its Recorder runs; `None` = unknown.
+    pub recording: Option<bool>,
+    /// In words.
+    pub text: String,
+}
+
+/// How it is with each microphone that the database, the hardware or a container names.
+#[must_use]
+pub fn reasons(known: &Known<'_>) -> BTreeMap<String, Reason> {
+    let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
+    let containers = known.containers.unwrap_or_default();
+    let ids: BTreeSet<String> =
+        ordered(known.registry.devices.keys().chain(known.wants.keys()).cloned().chain(containers.iter().map(device)));
+    let told = |id: String| {
+        let reason = reason(known, &id);
+        (id, reason)
+    };
+    ordered(ids.into_iter().map(told))
+}
+
+fn reason(known: &Known<'_>, id: &str) -> Reason {
+    let told = |recording, text: String| Reason { recording, text };
+    let containers = match known.containers {
+        Ok(containers) => containers,
+        Err(why) => return told(None, format!("unknown whether it is recorded: Podman: {}", shown(why))),
+    };
+    let running =
+        |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id) && container.state == State::Running;
+    let want = known.wants.get(id);
+    if let Some(container) = containers.iter().find(running) {
+        let begun = clock::iso_seconds(UNIX_EPOCH + Duration::from_secs(container.started));
+        let since = format!("recording since {begun}");
+        return told(
+            Some(true),
+            match want {
+                Some(Want::Run(_)) => since,
+                Some(Want::Keep(why)) => format!("{since}, although {why}"),
+                Some(Want::Stop(why)) => format!("{since}, to be stopped: {why}"),
+                None => format!("{since}, to be stopped: it is not in the database"),
+            },
+        );
+    }
+    let why = match want {
+        Some(Want::Run(_)) => known.holds.get(id).map_or("it is being started", String::as_str).to_owned(),
+        Some(Want::Keep(why) | Want::Stop(why)) => pending(known, id).map_or_else(|| why.clone(), |more| format!("pending, {more}")),
+        None => "it is not in the database".to_owned(),
+    };
+    told(Some(false), format!("not recording: {why}"))
+}
+
+/// What a user has to decide on, for a microphone that is there and waits for that.
+fn pending(known: &Known<'_>, id: &str) -> Option<String> {
+    let device = known.registry.devices.get(id)?.as_ref().ok()?;
+    let microphone = online(known.presences, id)?;
+    if !device.enabled || device.enrollment != Enrollment::Pending {
+        return None;
+    }
+    Some(match known.registry.fit(microphone) {
+        Match::None => "no profile matches".to_owned(),
+        Match::One { slug, score } => format!("profile {} is suggested (score {score})", shown(&slug)),
+        Match::Ambiguous { slugs, score } => format!("ambiguous: {} match alike (score {score})", shown(&slugs.join(", "))),
+    })
+}
+
+/// The microphone, if it is plugged in.
+#[must_use]
+pub fn online<'a>(presences: &'a Presences, id: &str) -> Option<&'a Microphone> {
+    match presences.get(id) {
+        Some(Presence::Online(microphone)) => Some(microphone),
+        _ => None,
+    }
+}

@@ -1,0 +1,346 @@
+//! What a Recorder container is made from: its parts, labels, hash and create request. [p]
+//!
+//! The hash in the `config_hash` label covers everything but the labels, in the form in which it was wished, before
+//! [`Spec::create_request`] adapts it to the engine; a running container whose hash still holds is never touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::collect::ordered;
+use crate::config::Recorder;
+use crate::decide::device::{Microphone, container_name};
+use crate::podman::client::{Engine, Version};
+use crate::text::{fingerprint, shown};
+
+/// Namespace of all our labels.
+const LABEL: &str = "io.silvasonic.";
+
+/// Label that says which Controller a container belongs to.
+pub const OWNER: &str = "io.silvasonic.owner";
+/// Label that says what a container is for; this program manages `recorder` only.
+pub const SERVICE: &str = "io.silvasonic.service";
+/// Label with the stable id of the microphone.
+pub const DEVICE_ID: &str = "io.silvasonic.device_id";
+/// Label with [`Spec::hash`].
+pub const CONFIG_HASH: &str = "io.silvasonic.config_hash";
+
+const DEVICE: &str = "SILVASONIC_RECORDER_DEVICE";
+const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
+
+/// Disk space for one Recorder's log; what is beyond, conmon drops.
+const LOG_BYTES: u64 = 10 << 20;
+/// The kernel's last choice when memory runs out, short of "never".
+pub const OOM_SCORE_ADJ: i32 = -999;
+/// Major number of all ALSA devices.
+const ALSA_MAJOR: u32 = 116;
+/// The period of a processor limit.
+pub const CPU_PERIOD_US: u64 = 100_000;
+/// Seconds that a Recorder gets to close its files.
+const STOP_TIMEOUT_S: u64 = 10;
+/// From here on a rootless Podman clamps an unattainable `oom_score_adj` instead of failing to start.
+const CLAMPS_OOM_SCORE: Version = Version(4, 7, 0);
+
+/// One Recorder container as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Container name.
+    pub name: String,
+    /// Workspace folder, the name without its prefix.
+    pub folder: String,
+    /// Stable id of the microphone.
+    pub device: String,
+    profile: String,
+    card: u32,
+    recorder: Parts,
+    env: BTreeMap<String, String>,
+    hash: String,
+}
+
+/// The station-wide parts, as strings and numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Parts {
+    image: String,
+    network: String,
+    owner: String,
+    source: String,
+    memory: u64,
+    cpu_quota: u64,
+    restart_tries: u32,
+    privileged: bool,
+}
+
+impl Spec {
+    /// The container that records `microphone` with `profile`, whose settings are `config_json`.
+    #[must_use]
+    pub fn new(recorder: &Recorder, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: String) -> Self {
+        let env = [
+            (DEVICE, microphone.alsa_device()),
+            ("SILVASONIC_RECORDER_PROFILE_SLUG", profile.to_owned()),
+            (CONFIG_JSON, config_json),
+            ("SILVASONIC_REDIS_URL", recorder.redis_url.clone()),
+            ("SILVASONIC_INSTANCE_ID", device.to_owned()),
+            // Empty, so that audio libraries find no sound server and use ALSA itself.
+            ("PULSE_SERVER", String::new()),
+            ("PIPEWIRE_RUNTIME_DIR", String::new()),
+        ];
+        let mut spec = Self {
+            name: container_name(folder),
+            folder: folder.to_owned(),
+            device: device.to_owned(),
+            profile: profile.to_owned(),
+            card: microphone.card,
+            recorder: Parts {
+                image: recorder.image.clone(),
+                network: recorder.network.clone(),
+                owner: recorder.owner.clone(),
+                source: recorder.workspace.join("recorder").join(folder).to_string_lossy().into_owned(),
+                memory: recorder.memory,
+                cpu_quota: recorder.cpu_quota,
+                restart_tries: recorder.restart_tries,
+                privileged: recorder.privileged,
+            },
+            env: ordered(env.into_iter().map(|(name, value)| (name.to_owned(), value))),
+            hash: String::new(),
+        };
+        spec.hash = fingerprint(spec.body().to_string())[..16].to_owned();
+        spec
+    }
+
+    /// Whether a spec made from this would be the same; the settings do not change while the program runs.
+    #[must_use]
+    pub fn is_of(&self, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> bool {
+        self.folder == folder
+            && self.profile == profile
+            && self.card == microphone.card
+            && self.env.get(CONFIG_JSON).is_some_and(|text| text == config_json)
+    }
+
+    /// Sixteen hexadecimal digits over all but the labels.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Image name.
+    #[must_use]
+    pub fn image(&self) -> &str {
+        &self.recorder.image
+    }
+
+    /// Network name.
+    #[must_use]
+    pub fn network(&self) -> &str {
+        &self.recorder.network
+    }
+
+    /// Value of the owner label.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        &self.recorder.owner
+    }
+
+    /// The labels, by full name.
+    #[must_use]
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let labels = [
+            ("tier", "2"),
+            ("owner", &self.recorder.owner),
+            ("service", "recorder"),
+            ("device_id", &self.device),
+            ("profile", &self.profile),
+            ("config_hash", &self.hash),
+        ];
+        ordered(labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
+    }
+
+    /// Everything but the labels; keys are sorted, so equal specs give equal text.
+    fn body(&self) -> Value {
+        let parts = &self.recorder;
+        json!({
+            "name": self.name,
+            "image": parts.image,
+            "env": self.env,
+            "privileged": parts.privileged,
+            "groups": ["audio"],
+            "mounts": [
+                { "type": "bind", "source": parts.source, "destination": "/app/workspace", "options": ["rbind", "rw", "z"] },
+                // A bind instead of a device: microphones plugged in later appear in the running container.
+                { "type": "bind", "source": "/dev/snd", "destination": "/dev/snd", "options": ["rbind", "rw"] },
+            ],
+            "netns": { "nsmode": "bridge" },
+            "networks": { parts.network.as_str(): {} },
+            "restart_policy": "on-failure",
+            "restart_tries": parts.restart_tries,
+            "resource_limits": {
+                "memory": { "limit": parts.memory },
+                "cpu": { "period": CPU_PERIOD_US, "quota": parts.cpu_quota },
+            },
+            "oom_score_adj": OOM_SCORE_ADJ,
+            "stop_signal": 15,
+            "stop_timeout": STOP_TIMEOUT_S,
+            "image_volume_mode": "ignore",
+            "log_configuration": { "driver": "k8s-file", "size": LOG_BYTES },
+        })
+    }
+
+    /// The body of `POST containers/create` for this engine.
+    #[must_use]
+    pub fn create_request(&self, engine: &Engine) -> Value {
+        let mut request = self.body();
+        request["labels"] = json!(self.labels());
+        if !self.recorder.privileged && !engine.rootless {
+            // The bind shows the devices; without privilege their control group must allow them, too. A rootless engine
+            // cannot set that, and nothing denies them there but the files' own permissions.
+            request["device_cgroup_rule"] = json!([{ "allow": true, "type": "c", "major": ALSA_MAJOR, "access": "rwm" }]);
+        }
+        if engine.rootless {
+            // The group `audio` inside is no group of the host; crun can keep the user's own ones instead.
+            request["annotations"] = json!({ "run.oci.keep_original_groups": "1" });
+            if engine.version < CLAMPS_OOM_SCORE {
+                request.as_object_mut().map(|fields| fields.remove("oom_score_adj"));
+            }
+        }
+        request
+    }
+
+    /// What differs between this spec and a container as `inspect` shows it, one phrase a field. Values that can hold
+    /// secrets are not shown.
+    #[must_use]
+    pub fn differences(&self, inspect: &Value) -> Vec<String> {
+        let parts = &self.recorder;
+        let mut found = Vec::new();
+        let mut compare = |field: &str, before: &str, after: &str| {
+            if before != after {
+                found.push(format!("{field} {} -> {}", quoted(before), quoted(after)));
+            }
+        };
+        let text = |pointer: &str| inspect.pointer(pointer).map(plain).unwrap_or_default();
+        compare("name", &text("/Name"), &self.name);
+        compare("image", &text("/ImageName"), &parts.image);
+        compare("memory", &text("/HostConfig/Memory"), &parts.memory.to_string());
+        compare("cpu_quota", &text("/HostConfig/CpuQuota"), &parts.cpu_quota.to_string());
+        compare("restart_tries", &text("/HostConfig/RestartPolicy/MaximumRetryCount"), &parts.restart_tries.to_string());
+        compare("privileged", &text("/HostConfig/Privileged"), &parts.privileged.to_string());
+        let networks = inspect.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
+        let networks: Vec<&str> = networks.into_iter().flat_map(|map| map.keys().map(String::as_str)).collect();
+        compare("network", &networks.join(" "), &parts.network);
+        let mounts = inspect.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
+        let source = mounts.filter(|mount| mount["Destination"] == "/app/workspace").find_map(|mount| mount["Source"].as_str());
+        compare("workspace", source.unwrap_or_default(), &parts.source);
+        let env = inspect.pointer("/Config/Env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        let env: BTreeMap<&str, &str> = ordered(env.filter_map(|pair| pair.split_once('=')));
+        for (name, after) in &self.env {
+            match env.get(name.as_str()) {
+                Some(before) if before == after => {}
+                _ if name == "SILVASONIC_REDIS_URL" => found.push(format!("{name} (hidden)")),
+                Some(before) if name == CONFIG_JSON => found.push(config_differences(before, after)),
+                before => found.push(format!("{name} {} -> {}", quoted(before.copied().unwrap_or_default()), quoted(after))),
+            }
+        }
+        found
+    }
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn quoted(text: &str) -> String {
+    if text.is_empty() { "(none)".to_owned() } else { shown(text).to_string() }
+}
+
+/// `audio.sample_rate 384000 -> 192000, …`
+fn config_differences(before: &str, after: &str) -> String {
+    fn flatten(path: &str, value: &Value, into: &mut BTreeMap<String, String>) {
+        match value.as_object() {
+            Some(fields) => fields.iter().for_each(|(key, value)| flatten(&format!("{path}.{key}"), value, into)),
+            None => drop(into.insert(path.trim_start_matches('.').to_owned(), plain(value))),
+        }
+    }
+    let [before, after] = [before, after].map(|text| {
+        let mut fields = BTreeMap::new();
+        flatten("", &serde_json::from_str(text).unwrap_or_default(), &mut fields);
+        fields
+    });
+    let names: BTreeSet<&str> = ordered(before.keys().chain(after.keys()).map(String::as_str));
+    let get = |fields: &BTreeMap<String, String>, name: &str| quoted(fields.get(name).map_or("", String::as_str));
+    let changed = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
+    changed.map(|name| format!("{name} {} -> {}", get(&before, name), get(&after, name))).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    pub(crate) fn recorder() -> Recorder {
+        Recorder {
+            image: "localhost/rec:1".to_owned(),
+            network: "net".to_owned(),
+            owner: "controller".to_owned(),
+            workspace: PathBuf::from("/data"),
+            redis_url: "redis://:secret@h/0".to_owned(),
+            memory: 512 << 20,
+            cpu_quota: 100_000,
+            restart_tries: 5,
+            privileged: true,
+        }
+    }
+
+    pub(crate) fn spec(device: &str, card: u32) -> Spec {
+        let microphone = Microphone { card, name: "m".to_owned(), usb: None };
+        Spec::new(&recorder(), device, &microphone, &format!("p-{device}"), "p", r#"{"audio":{"sample_rate":384000}}"#.to_owned())
+    }
+
+    fn engine(rootless: bool, version: Version) -> Engine {
+        Engine { version, rootless, runtime: "crun".to_owned(), cgroups: "v2".to_owned() }
+    }
+
+    fn inspect_of(spec: &Spec) -> Value {
+        json!({
+            "Name": spec.name, "ImageName": "localhost/rec:1",
+            "HostConfig": { "Privileged": true, "Memory": 512 << 20, "CpuQuota": 100_000, "RestartPolicy": { "MaximumRetryCount": 5 } },
+            "NetworkSettings": { "Networks": { "net": {} } },
+            "Mounts": [{ "Destination": "/app/workspace", "Source": "/data/recorder/p-a" }],
+            "Config": { "Env": spec.env.iter().map(|(name, value)| format!("{name}={value}")).chain(["TERM=xterm".to_owned()]).collect::<Vec<_>>() },
+        })
+    }
+
+    #[test]
+    fn the_hash_follows_the_content_and_not_the_labels() {
+        assert_eq!(spec("a", 0).hash(), spec("a", 0).hash());
+        assert_ne!(spec("a", 0).hash(), spec("a", 1).hash());
+        assert_eq!(spec("a", 0).hash().len(), 16);
+        assert_eq!(spec("a", 0).labels()[CONFIG_HASH], spec("a", 0).hash());
+    }
+
+    #[test]
+    fn a_rootless_engine_gets_what_it_can_do() {
+        let spec = spec("a", 0);
+        assert_eq!(spec.create_request(&engine(false, Version(4, 3, 1)))["oom_score_adj"], -999);
+        let old = spec.create_request(&engine(true, Version(4, 3, 1)));
+        assert_eq!(old.get("oom_score_adj"), None);
+        assert_eq!(old["annotations"]["run.oci.keep_original_groups"], "1");
+        assert_eq!(spec.create_request(&engine(true, Version(5, 4, 2)))["oom_score_adj"], -999);
+    }
+
+    #[test]
+    fn differences_name_fields_and_hide_secrets() {
+        let old = spec("a", 0);
+        assert_eq!(old.differences(&inspect_of(&old)), Vec::<String>::new());
+        let mut new = spec("a", 1);
+        new.recorder.memory = 1;
+        new.env.insert("SILVASONIC_REDIS_URL".to_owned(), "redis://:other@h/0".to_owned());
+        new.env.insert("SILVASONIC_RECORDER_CONFIG_JSON".to_owned(), r#"{"audio":{"sample_rate":192000}}"#.to_owned());
+        assert_eq!(
+            new.differences(&inspect_of(&old)),
+            [
+                "memory 536870912 -> 1",
+                "audio.sample_rate 384000 -> 192000",
+                "SILVASONIC_RECORDER_DEVICE hw:0,0 -> hw:1,0",
+                "SILVASONIC_REDIS_URL (hidden)",
+            ]
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! `/proc/asound` and sysfs: which microphones are plugged in, and whether frames arrive from them.
+
+pub mod formats;
+pub mod pcm;
+pub mod scanner;
+pub mod state;
+pub mod sysfs;

@@ -1,0 +1,388 @@
+//! Proof of capture: what the kernel says about the PCM that a Recorder should have open.
+//!
+//! A container that runs is no proof of a recording. `/proc/asound/cardN/pcm*c/sub*` tells whether the stream is open,
+//! whether its pointer moves, at which rate and format, and who holds it. It is shown in `devices`, the heartbeat and, on
+//! change, the log; nothing is decided by it.
+//!
+//! The files wait for a card that hangs, so a thread reads them when the main loop asks; it asks no second time before
+//! the answer has come.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use serde_json::{Value, json};
+
+use crate::health::host;
+use crate::text::shown;
+
+/// Time between two looks while something changes, and when nothing does.
+const SOON: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(5);
+/// An answer takes a millisecond.
+const SILENT: Duration = Duration::from_secs(15);
+/// The files have 300 bytes.
+const LIMIT: u64 = 4 << 10;
+/// A Recorder has opened its card by then.
+const OPENED: Duration = Duration::from_secs(10);
+
+/// One PCM substream as its two files tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Substream {
+    /// `RUNNING`, `PREPARED`, `XRUN`, …; `None` = closed.
+    state: Option<String>,
+    /// Process that holds it.
+    owner: Option<u32>,
+    /// Name of that process.
+    holder: Option<String>,
+    /// Frames that the hardware has delivered.
+    pointer: Option<u64>,
+    format: Option<String>,
+    channels: Option<u64>,
+    rate: Option<u64>,
+}
+
+/// What a profile asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Hz.
+    pub rate: u64,
+    /// Channels.
+    pub channels: u64,
+    /// `S16LE`.
+    pub format: String,
+}
+
+/// Whether sound comes in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nobody has opened the card.
+    Closed,
+    /// It is open, and the next look will tell.
+    Open,
+    /// Frames come.
+    Running,
+    /// It is open and no frames come; the kernel's word for its state.
+    Stalled(String),
+    /// It could not be read.
+    Unknown(String),
+}
+
+/// Whether and what a card captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Whether sound comes in.
+    pub state: State,
+    stream: Substream,
+    /// What is not as the profile says, in words.
+    pub differences: Vec<String>,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.state {
+            State::Closed => return write!(f, "closed"),
+            State::Unknown(why) => return write!(f, "unknown: {}", shown(why)),
+            State::Open => write!(f, "open")?,
+            State::Running => write!(f, "running")?,
+            State::Stalled(state) => write!(f, "stalled ({})", shown(state))?,
+        }
+        let Substream { format, channels, rate, holder, owner, .. } = &self.stream;
+        if let (Some(rate), Some(format), Some(channels)) = (rate, format, channels) {
+            write!(f, ", {rate} Hz {} {channels} ch", shown(format))?;
+        }
+        if let Some(owner) = owner {
+            write!(f, ", held by {} ({owner})", shown(holder.as_deref().unwrap_or("?")))?;
+        }
+        for difference in &self.differences {
+            write!(f, "; {difference}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Proof {
+    /// Compares the substreams of a card with those of the look before.
+    #[must_use]
+    pub fn new(before: Option<&Proof>, streams: Result<Vec<Substream>, String>, expected: Option<&Expected>) -> Self {
+        let closed = Self { state: State::Closed, stream: Substream::default(), differences: Vec::new() };
+        let streams = match streams {
+            Ok(streams) => streams,
+            Err(why) => return Self { state: State::Unknown(why), ..closed },
+        };
+        // Of several PCMs the one that runs is the one that counts.
+        let Some(stream) = streams.into_iter().filter(|stream| stream.state.is_some()).max_by_key(Substream::runs) else { return closed };
+        let known = before.map(|before| &before.stream).filter(|before| before.owner == stream.owner);
+        let state = match (&stream.state, known.and_then(|known| known.pointer)) {
+            (Some(_), None) if stream.runs() => State::Open,
+            (Some(_), Some(pointer)) if stream.runs() && stream.pointer != Some(pointer) => State::Running,
+            (state, _) => State::Stalled(state.clone().unwrap_or_default()),
+        };
+        let differences = expected.map(|expected| stream.differences(expected)).unwrap_or_default();
+        Self { state, stream, differences }
+    }
+
+    /// For programs.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let (state, detail) = match &self.state {
+            State::Closed => ("closed", None),
+            State::Open => ("open", None),
+            State::Running => ("running", None),
+            State::Stalled(state) => ("stalled", Some(state)),
+            State::Unknown(why) => ("unknown", Some(why)),
+        };
+        let Substream { format, channels, rate, holder, owner, .. } = &self.stream;
+        json!({"state": state, "detail": detail, "rate": rate, "format": format, "channels": channels, "holder": holder, "pid": owner,
+            "differences": self.differences})
+    }
+}
+
+impl Substream {
+    /// From `status` and `hw_params`.
+    #[must_use]
+    pub fn parse(status: &str, params: &str) -> Self {
+        let field = |text: &str, name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
+            Some(line.trim().to_owned())
+        };
+        let number = |text: &str, name: &str| field(text, name)?.split_whitespace().next()?.parse::<u64>().ok();
+        Self {
+            state: field(status, "state"),
+            owner: number(status, "owner_pid").and_then(|pid| pid.try_into().ok()),
+            holder: None,
+            pointer: number(status, "hw_ptr"),
+            format: field(params, "format"),
+            channels: number(params, "channels"),
+            rate: number(params, "rate"),
+        }
+    }
+
+    fn runs(&self) -> bool {
+        self.state.as_deref() == Some("RUNNING")
+    }
+
+    fn differences(&self, expected: &Expected) -> Vec<String> {
+        let mut differences = Vec::new();
+        let mut compare = |what: &str, is: Option<String>, wanted: String| {
+            if let Some(is) = is.filter(|is| *is != wanted) {
+                differences.push(format!("{what} {} instead of {wanted}", shown(&is)));
+            }
+        };
+        compare("rate", self.rate.map(|rate| rate.to_string()), expected.rate.to_string());
+        compare("format", self.format.as_ref().map(|format| format.replace('_', "")), expected.format.clone());
+        compare("channels", self.channels.map(|channels| channels.to_string()), expected.channels.to_string());
+        differences
+    }
+}
+
+/// Reads all capture substreams of a card below `root`; which there are is looked up once and kept in `known`.
+///
+/// # Errors
+/// What could not be read, and why.
+fn read(root: &Path, card: u32, known: &mut BTreeMap<u32, Vec<PathBuf>>) -> Result<Vec<Substream>, String> {
+    let folders = match known.remove(&card) {
+        Some(folders) => folders,
+        None => folders(&root.join(format!("proc/asound/card{card}"))).map_err(|error| format!("card {card}: {error}"))?,
+    };
+    let substreams = substreams(&folders)?;
+    // Kept only after a success: another card may have come in this one's place.
+    known.insert(card, folders);
+    Ok(substreams)
+}
+
+fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
+    let mut substreams = Vec::new();
+    for folder in folders {
+        let text = |name: &str| read_text(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.join(name).display()));
+        let status = text("status")?;
+        // Nothing else is there while nobody has it open.
+        if !status.starts_with("state") {
+            substreams.push(Substream::default());
+            continue;
+        }
+        let mut stream = Substream::parse(&status, &text("hw_params")?);
+        stream.holder = stream.owner.and_then(|pid| read_text(&PathBuf::from(format!("/proc/{pid}/comm"))).ok());
+        stream.holder.iter_mut().for_each(|name| name.truncate(name.trim_end().len()));
+        substreams.push(stream);
+    }
+    Ok(substreams)
+}
+
+/// `pcm0c/sub0` and the like.
+fn folders(card: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for pcm in fs::read_dir(card)? {
+        let pcm = pcm?;
+        let name = pcm.file_name().to_string_lossy().into_owned();
+        if name.starts_with("pcm") && name.ends_with('c') {
+            for sub in fs::read_dir(pcm.path())? {
+                let sub = sub?;
+                if sub.file_name().to_string_lossy().starts_with("sub") {
+                    found.push(sub.path());
+                }
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    host::open(path)?.take(LIMIT).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A Recorder that runs: its device, card and what its profile asks for.
+pub type Recorder = (String, u32, Option<Expected>);
+
+type Answer = Vec<(String, Option<Expected>, Result<Vec<Substream>, String>)>;
+
+/// The other end of the `capture` thread, and what it told.
+#[derive(Debug)]
+pub struct Capture {
+    requests: Sender<Vec<Recorder>>,
+    answers: Receiver<Answer>,
+    asked: Option<Instant>,
+    next: Instant,
+    /// The last proof of each Recorder, since when it runs, and what was told of it last.
+    proofs: BTreeMap<String, (Proof, Instant, String)>,
+}
+
+impl Capture {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(root: &Path) -> io::Result<Self> {
+        let (requests, inbox) = channel::<Vec<Recorder>>();
+        let (outbox, answers) = channel();
+        let root = root.to_owned();
+        let serve = move || {
+            let mut known = BTreeMap::new();
+            while let Ok(recorders) = inbox.recv() {
+                known.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
+                let answer = recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut known)));
+                if outbox.send(answer.collect::<Answer>()).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("capture".to_owned()).stack_size(128 << 10).spawn(serve)?;
+        Ok(Self { requests, answers, asked: None, next: Instant::now(), proofs: BTreeMap::new() })
+    }
+
+    /// What was last known of a Recorder that runs.
+    #[must_use]
+    pub fn of(&self, device: &str) -> Option<&Proof> {
+        self.proofs.get(device).map(|(proof, ..)| proof)
+    }
+
+    /// Takes in what has come, and asks again when it is time to.
+    pub fn look(&mut self, now: Instant, recorders: impl FnOnce() -> Vec<Recorder>) {
+        while let Ok(answer) = self.answers.try_recv() {
+            self.asked = None;
+            self.note(answer, now);
+        }
+        if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= SILENT) {
+            for (proof, ..) in self.proofs.values_mut() {
+                proof.state = State::Unknown("a sound card does not answer".to_owned());
+            }
+        }
+        if self.asked.is_none() && now >= self.next {
+            let recorders = recorders();
+            let settled =
+                recorders.iter().all(|(device, ..)| self.proofs.get(device).is_some_and(|(proof, _, told)| proof.to_string() == *told));
+            self.next = now + if settled { EVERY } else { SOON };
+            self.proofs.retain(|device, _| recorders.iter().any(|(known, ..)| known == device));
+            if !recorders.is_empty() {
+                self.asked = Some(now);
+                // The thread ends only with the program.
+                let _ = self.requests.send(recorders);
+            }
+        }
+    }
+
+    fn note(&mut self, answer: Answer, now: Instant) {
+        for (device, expected, streams) in answer {
+            let before = self.proofs.get(&device);
+            let proof = Proof::new(before.map(|(proof, ..)| proof), streams, expected.as_ref());
+            let (since, told) = before.map_or((now, String::new()), |(_, since, told)| (*since, told.clone()));
+            // What has just been started or opened may need a moment, and a card that is away for one is told elsewhere.
+            let early = match proof.state {
+                State::Open | State::Unknown(_) => true,
+                State::Closed => now.saturating_duration_since(since) < OPENED,
+                _ => before.is_none(),
+            };
+            let text = proof.to_string();
+            match proof.state {
+                _ if early => debug!("microphone {device}: PCM {proof}"),
+                _ if text == told => {}
+                State::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
+                // Not every Recorder opens its card at once, or at all.
+                State::Closed => info!("microphone {device}: its Recorder has not opened the sound card"),
+                _ => warn!("microphone {device} runs a Recorder, but its PCM is {proof}"),
+            }
+            let told = if early { told } else { text };
+            self.proofs.insert(device, (proof, since, told));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &str = "state: RUNNING\nowner_pid   : 397\ntrigger_time: 30.69\ndelay       : 24960\navail_max   : 48000\n-----\nhw_ptr      : 1176960\nappl_ptr    : 1152000\n";
+    const PARAMS: &str =
+        "access: RW_INTERLEAVED\nformat: S16_LE\nsubformat: STD\nchannels: 1\nrate: 384000 (384000/1)\nperiod_size: 48000\n";
+
+    fn expected() -> Expected {
+        Expected { rate: 384_000, channels: 1, format: "S16LE".to_owned() }
+    }
+
+    fn stream(change: impl FnOnce(&mut Substream)) -> Result<Vec<Substream>, String> {
+        let mut stream = Substream::parse(STATUS, PARAMS);
+        change(&mut stream);
+        Ok(vec![Substream::default(), stream])
+    }
+
+    #[test]
+    fn a_pointer_that_moves_is_the_proof() {
+        let first = Proof::new(None, stream(|_| ()), Some(&expected()));
+        assert_eq!(first.state, State::Open);
+        let second = Proof::new(Some(&first), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
+        assert_eq!(second.to_string(), "running, 384000 Hz S16_LE 1 ch, held by ? (397)");
+        let third = Proof::new(Some(&second), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
+        assert_eq!(third.state, State::Stalled("RUNNING".to_owned()));
+        // Another process, another stream.
+        let other = Proof::new(Some(&second), stream(|stream| stream.owner = Some(7)), None);
+        assert_eq!(other.state, State::Open);
+        let broken = Proof::new(Some(&second), stream(|stream| stream.state = Some("XRUN".to_owned())), None);
+        assert_eq!(broken.state, State::Stalled("XRUN".to_owned()));
+        assert_eq!(Proof::new(Some(&second), Ok(vec![Substream::parse("closed\n", "closed\n")]), None).state, State::Closed);
+        assert_eq!(Proof::new(None, Err("x".to_owned()), None).state, State::Unknown("x".to_owned()));
+    }
+
+    #[test]
+    fn what_is_captured_is_compared_with_the_profile() {
+        let wanted = Expected { rate: 250_000, channels: 2, format: "S24LE".to_owned() };
+        let proof = Proof::new(None, stream(|_| ()), Some(&wanted));
+        assert_eq!(proof.differences, ["rate 384000 instead of 250000", "format S16LE instead of S24LE", "channels 1 instead of 2"]);
+    }
+
+    #[test]
+    fn garbage_is_no_capture() {
+        for garbage in ["", "\u{0}", "state", "state RUNNING", "hw_ptr : 99999999999999999999999\nstate: \u{1b}[2J"] {
+            let stream = Substream::parse(garbage, garbage);
+            assert!(!stream.runs() && stream.pointer.is_none(), "{garbage:?}: {stream:?}");
+        }
+    }
+}

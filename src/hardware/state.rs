@@ -1,0 +1,165 @@
+//! Which microphones are there, as the hardware showed last.
+//!
+//! Looks at the sound cards at each tick, tells which microphone each one is, and keeps who is online, missing or
+//! offline. What cannot be read changes nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use log::{debug, info};
+
+use crate::config::Config;
+use crate::controller::Event;
+use crate::decide::device::identify;
+use crate::decide::presence::{Change, Presence, Presences};
+use crate::decide::registry::Registry;
+use crate::hardware::scanner::{Hardware, Look};
+use crate::hardware::sysfs::{Scan, Unknown};
+use crate::health::board::NOT_YET;
+use crate::rate_limit::Notices;
+use crate::text::shown;
+
+/// A card that cannot be told for so long is none that is being plugged in.
+const UNCLEAR: Duration = Duration::from_secs(10);
+
+/// Microphones and what became of them.
+pub type Changes = Vec<(String, Change)>;
+
+/// Looks at the hardware, and keeps what it showed last.
+pub struct Sight {
+    cards: Hardware,
+    notices: Notices,
+    /// Who is there.
+    pub presences: Presences,
+    /// The last look, until the first word of the database says which microphone is which.
+    first: Option<Scan>,
+    /// Cards that cannot be told, and since when.
+    unclear: BTreeMap<u32, Instant>,
+    /// Whether the last look told anything, or why not.
+    pub state: Result<(), String>,
+    /// The look before that told nothing, either.
+    failed: bool,
+}
+
+impl Sight {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
+        Ok(Self {
+            cards: Hardware::start(&config.host_root, events.clone())?,
+            notices: Notices::default(),
+            presences: Presences::new(config.grace),
+            first: None,
+            unclear: BTreeMap::new(),
+            state: Err(NOT_YET.to_owned()),
+            failed: false,
+        })
+    }
+
+    /// At a tick: looks whether anything changed, and returns what did, as the others do; `None` while that is not known.
+    #[must_use]
+    pub fn look(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Changes> {
+        match self.cards.look(now) {
+            Look::Same(scan) => return Some(self.note(scan, registry)),
+            Look::Asked => {}
+            Look::Unknown(why) => self.fail(why),
+        }
+        None
+    }
+
+    /// Takes in what a whole look found; `None` if it says nothing any more.
+    #[must_use]
+    pub fn answered(&mut self, generation: u64, scan: Result<Scan, Unknown>, registry: Option<&Registry>) -> Option<Changes> {
+        Some(match self.cards.answered(generation, scan)? {
+            Ok(scan) => {
+                self.notices.inform("hardware", "sound cards are readable again", Instant::now());
+                self.state = Ok(());
+                self.failed = false;
+                self.note(scan, registry)
+            }
+            Err(why) => {
+                self.fail(why.to_string());
+                Vec::new()
+            }
+        })
+    }
+
+    /// The database had its first word: what was seen before can be told now.
+    #[must_use]
+    pub fn recall(&mut self, registry: &Registry) -> Changes {
+        self.first.take().map(|scan| self.note(scan, Some(registry))).unwrap_or_default()
+    }
+
+    /// In words, for health checks.
+    ///
+    /// # Errors
+    /// Why the sound cards cannot be read.
+    pub fn details(&self) -> Result<String, String> {
+        self.state.clone()?;
+        let silent = self.cards.silent().map(|card| format!("; card {card} does not answer"));
+        Ok(silent.fold("readable".to_owned(), |details, card| details + &card))
+    }
+
+    fn fail(&mut self, why: String) {
+        let now = Instant::now();
+        self.first = None;
+        let line = format!("sound cards cannot be read, everything stays as it is: {why}");
+        // A card that went between two reads makes no sense once, which is nothing to tell.
+        if std::mem::replace(&mut self.failed, true) {
+            self.notices.warn("hardware", &line, now);
+        } else {
+            debug!("{line}");
+        }
+        self.state = Err(why);
+        self.presences.observe_nothing(now);
+    }
+
+    fn note(&mut self, scan: Scan, registry: Option<&Registry>) -> Changes {
+        let Some(registry) = registry else {
+            self.first = Some(scan);
+            return Vec::new();
+        };
+        let now = Instant::now();
+        self.note_unclear(&scan, now);
+        let mut known = registry.known_ports();
+        for (id, port) in &mut known {
+            if let Some(last) = self.presences.last_port(id) {
+                *port = Some(last.to_owned());
+            }
+        }
+        let seen = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));
+        registry.expect(&mut self.presences, now);
+        let changes = self.presences.observe(&seen, &scan.unclear, now);
+        changes.iter().for_each(|(id, change)| self.tell(id, change));
+        self.presences.retain(|id| registry.devices.contains_key(id));
+        changes
+    }
+
+    fn note_unclear(&mut self, scan: &Scan, now: Instant) {
+        self.unclear.retain(|card, _| scan.unclear.iter().any(|(index, _)| index == card));
+        self.notices.retain("unclear ", |card| card.parse().is_ok_and(|card| self.unclear.contains_key(&card)));
+        for (card, why) in &scan.unclear {
+            debug!("card {card} is looked at again: {why}");
+            if now.duration_since(*self.unclear.entry(*card).or_insert(now)) >= UNCLEAR {
+                let line = format!("card {card} cannot be told from another, whatever it is: {why}");
+                self.notices.warn(&format!("unclear {card}"), &line, now);
+            }
+        }
+    }
+
+    fn tell(&self, id: &str, change: &Change) {
+        match (change, self.presences.get(id)) {
+            (Change::Came, Some(Presence::Online(microphone))) => {
+                let port = microphone.usb.as_ref().map_or("no USB port", |usb| usb.bus_path.as_str());
+                let name = shown(&microphone.name).to_string();
+                info!("microphone {id} is plugged in: {name:?}, card {}, port {port}", microphone.card);
+            }
+            (Change::Went, _) => info!("microphone {id} is gone"),
+            (change, _) => debug!("microphone {id}: {change:?}"),
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! Which USB microphones does this machine have? Reads `<root>/proc/asound` and `<root>/sys`.
+//!
+//! The text of `/proc/asound/cards` is half foreign: a product string with a line break forges whole lines in it. It
+//! therefore gives a card's driver and name only; that a card exists and which USB device it is comes from the kernel's
+//! own entries, `/proc/asound/cardN/usbid`, `usbbus` and sysfs, and these must agree.
+//!
+//! Unknown is not empty: an unreadable or implausible source is an [`Unknown`], and a card whose entries are incomplete
+//! or contradict each other (it is coming or going at this moment) is listed as unclear, to be looked at again.
+//!
+//! Reading all that takes hundreds of system calls, and one of them can block: the kernel holds a USB device's lock
+//! while it resets it, and `serial` waits for that lock. So [`scan`] belongs on a thread of its own, and what tells
+//! whether it is due, [`Marks`], reads `/proc/asound` only, which no device can hold up.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use crate::decide::device::{Microphone, Usb, serial};
+use crate::health::host;
+use crate::text::shown;
+
+/// Much more than 32 cards need.
+const CARDS_LIMIT: u64 = 64 << 10;
+const ATTRIBUTE_LIMIT: u64 = 4 << 10;
+
+/// What one look at the hardware found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// What will be different when a card comes or goes.
+    pub marks: Marks,
+    /// Microphones that were read whole, by card index.
+    pub microphones: Vec<Microphone>,
+    /// Cards that could not be told yet: index and why.
+    pub unclear: Vec<(u32, String)>,
+}
+
+/// The list of cards and every card's [`Generation`]: while they hold, so does the [`Scan`] they are from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    cards: Vec<u8>,
+    generations: BTreeMap<u32, Generation>,
+}
+
+/// A card's USB address in `/proc/asound/cardN/usbbus`. The kernel gives a device another one at each plugging, so that it
+/// also tells a card from the one that had its place and its name before.
+pub type Generation = Vec<u8>;
+
+impl Marks {
+    /// Whether all is as it was, at the cost of three system calls for the list and three for each USB card.
+    #[must_use]
+    pub fn hold(&self, root: &Path) -> bool {
+        let asound = root.join("proc/asound");
+        let mut buffer = [0; 8 << 10];
+        // The kernel makes each of these small files anew when it is opened and hands it out whole.
+        let mut is = |path: PathBuf, expected: &[u8]| match host::open(&path).and_then(|mut file| file.read(&mut buffer)) {
+            Ok(length) => buffer[..length] == *expected,
+            Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
+        };
+        is(asound.join("cards"), &self.cards)
+            && self.generations.iter().all(|(card, generation)| is(asound.join(format!("card{card}/usbbus")), generation))
+    }
+}
+
+/// The hardware could not be read, so nothing is known about it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unknown(String);
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Looks at all sound cards below `root`, but for those that `stuck` names with their generation; calls `begin` before
+/// each.
+///
+/// # Errors
+/// [`Unknown`], when `/proc/asound` cannot be read or makes no sense.
+pub fn scan(root: &Path, stuck: &[(u32, Generation)], begin: impl Fn(u32, &Generation)) -> Result<Scan, Unknown> {
+    let asound = root.join("proc/asound");
+    let text = match read(host::open(&asound.join("cards")), CARDS_LIMIT) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound && sound_is_not_loaded(root) => return Ok(Scan::default()),
+        Err(error) => return Err(Unknown(format!("{}: {error}", asound.join("cards").display()))),
+    };
+    let lines = parse_cards(&text).map_err(|why| Unknown(format!("{}: {why}", asound.join("cards").display())))?;
+    let present = card_directories(&asound).map_err(|error| Unknown(format!("{}: {error}", asound.display())))?;
+    if present.is_empty() && !lines.is_empty() {
+        return Err(Unknown(format!("{}: lists cards, but there is no directory of any of them", asound.join("cards").display())));
+    }
+    let mut scan = Scan { marks: Marks { cards: text, generations: BTreeMap::new() }, ..Scan::default() };
+    for card in present {
+        let generation = read(host::open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
+        scan.marks.generations.insert(card, generation.clone());
+        let known = (card, generation);
+        if stuck.contains(&known) {
+            scan.unclear.push((card, "it does not answer".to_owned()));
+            continue;
+        }
+        begin(card, &known.1);
+        match look(root, card, lines.get(&card).map(Vec::as_slice)) {
+            Ok(Some(microphone)) => scan.microphones.push(microphone),
+            Ok(None) => {}
+            Err(why) => scan.unclear.push((card, why)),
+        }
+    }
+    Ok(scan)
+}
+
+/// A kernel without sound modules has neither tree. Were one of them merely hidden (a container masks `/proc/asound`),
+/// the other would still be there.
+fn sound_is_not_loaded(root: &Path) -> bool {
+    let absent = |path: &str| matches!(fs::symlink_metadata(root.join(path)), Err(error) if error.kind() == ErrorKind::NotFound);
+    absent("proc/asound") && absent("sys/class/sound") && fs::read_dir(root.join("sys/bus")).is_ok()
+}
+
+/// One line of `/proc/asound/cards`, true or forged.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CardLine {
+    /// The card's short id, `r4`.
+    pub id: String,
+    /// The driver, `USB-Audio`.
+    pub driver: String,
+    /// The card's name.
+    pub name: String,
+}
+
+/// Parses `/proc/asound/cards` into its lines by card index; several for one index if somebody forges.
+///
+/// # Errors
+/// Why it is no such file: empty, or without a single card line though it does not say that there is no card.
+pub fn parse_cards(text: &[u8]) -> Result<BTreeMap<u32, Vec<CardLine>>, String> {
+    let text = String::from_utf8_lossy(text);
+    if text.trim() == "--- no soundcards ---" {
+        return Ok(BTreeMap::new());
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        return Err(format!("expected whole lines, got the end {:?}", shown(text.lines().next_back().unwrap_or_default()).to_string()));
+    }
+    let mut cards: BTreeMap<u32, Vec<CardLine>> = BTreeMap::new();
+    for (index, line) in text.lines().filter_map(parse_card_line) {
+        cards.entry(index).or_default().push(line);
+    }
+    if cards.is_empty() {
+        return Err(format!("expected lines like ` 0 [id]: driver - name`, got {:?}", shown(&text).to_string()));
+    }
+    Ok(cards)
+}
+
+/// ` 0 [r4             ]: USB-Audio - UltraMic384K_EVO 16bit r4`
+fn parse_card_line(line: &str) -> Option<(u32, CardLine)> {
+    let (index, rest) = line.split_once('[')?;
+    let (id, rest) = rest.split_once("]: ")?;
+    let (driver, name) = rest.split_once(" - ").unwrap_or((rest, ""));
+    // NUL is the one character that neither PostgreSQL nor an environment can hold.
+    let line = CardLine { id: id.trim().to_owned(), driver: driver.to_owned(), name: name.trim().replace('\0', "\u{fffd}") };
+    Some((index.trim().parse().ok()?, line))
+}
+
+/// The indexes N of `/proc/asound/cardN`, the kernel's own list.
+fn card_directories(asound: &Path) -> io::Result<Vec<u32>> {
+    let mut cards = Vec::new();
+    for entry in fs::read_dir(asound)? {
+        let name = entry?.file_name();
+        // A card's id may read `card7`: such a link is made of foreign text, too.
+        let index = name.to_str().and_then(|name| name.strip_prefix("card")).and_then(|index| index.parse().ok());
+        if let Some(index) = index.filter(|_| asound.join(&name).symlink_metadata().is_ok_and(|entry| entry.is_dir())) {
+            cards.push(index);
+        }
+    }
+    cards.sort_unstable();
+    Ok(cards)
+}
+
+/// The microphone behind one card, `None` if it is none, or why that cannot be said now.
+fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Microphone>, String> {
+    let lines = lines.ok_or("not in /proc/asound/cards yet")?;
+    let entry = root.join(format!("proc/asound/card{card}"));
+    let usb_lines: Vec<&CardLine> = lines.iter().filter(|line| line.driver == "USB-Audio").collect();
+    let ids = match attribute(&entry.join("usbid")) {
+        Ok(ids) if usb_lines.is_empty() => return Err(format!("USB ids {} and another driver than USB-Audio", shown(&ids))),
+        Ok(ids) => ids,
+        Err(_) if usb_lines.is_empty() => return Ok(None),
+        // The driver's own mark is missing: another card's product string forged the line.
+        Err(_) if lines.len() > 1 => return Ok(None),
+        Err(why) => return Err(why),
+    };
+    let class = root.join("sys/class/sound").join(format!("card{card}"));
+    let directory = fs::canonicalize(&class).map_err(|error| format!("{}: {error}", class.display()))?;
+    if !has_capture(&directory, card)? {
+        return Ok(None);
+    }
+    let id = attribute(&entry.join("id"))?;
+    let name = usb_lines.iter().find(|line| line.id == id).unwrap_or(&usb_lines[0]).name.clone();
+    // It has USB ids, so its device is only not to be seen at this moment.
+    let parent = usb_parent(root, &directory)?.ok_or_else(|| format!("{}: no USB device above", directory.display()))?;
+    let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;
+    if ids != format!("{}:{}", usb.vendor, usb.product) {
+        return Err(format!("USB ids {}:{} in sysfs, {} in /proc/asound", usb.vendor, usb.product, shown(&ids)));
+    }
+    Ok(Some(Microphone { card, name, usb: Some(usb) }))
+}
+
+/// Does the card's directory hold a `pcmC<N>D<M>c`?
+fn has_capture(directory: &Path, card: u32) -> Result<bool, String> {
+    let prefix = format!("pcmC{card}D");
+    let entries = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| format!("{}: {error}", directory.display()))?;
+        let name = entry.file_name();
+        if name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|device| device.ends_with('c')) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The first directory upwards that is a USB device.
+fn usb_parent(root: &Path, directory: &Path) -> Result<Option<PathBuf>, String> {
+    let sys = root.join("sys");
+    let sys = fs::canonicalize(&sys).map_err(|error| format!("{}: {error}", sys.display()))?;
+    for ancestor in directory.ancestors().take_while(|ancestor| ancestor.starts_with(&sys) && **ancestor != sys) {
+        match fs::read_link(ancestor.join("subsystem")) {
+            Ok(subsystem) if subsystem.file_name().is_some_and(|name| name == "usb") => {
+                if attribute(&ancestor.join("uevent"))?.lines().any(|line| line == "DEVTYPE=usb_device") {
+                    return Ok(Some(ancestor.to_owned()));
+                }
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("{}: {error}", ancestor.join("subsystem").display())),
+        }
+    }
+    Ok(None)
+}
+
+fn read_usb(parent: &Path, address: String) -> Result<Usb, String> {
+    let serial = match read(File::open(parent.join("serial")), ATTRIBUTE_LIMIT) {
+        Ok(raw) => serial(&raw),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(format!("{}: {error}", parent.join("serial").display())),
+    };
+    let uevent = attribute(&parent.join("uevent"))?;
+    let field = |name: &str| uevent.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let found = format!("{}/{}", field("BUSNUM="), field("DEVNUM="));
+    if found != address {
+        return Err(format!("USB address {} in sysfs, {} in /proc/asound", shown(&found), shown(&address)));
+    }
+    let bus_path = parent.file_name().and_then(|name| name.to_str()).filter(|name| is_bus_path(name)).map(str::to_owned);
+    // Read last: were the device gone by now, its missing serial would not mean that it has none.
+    let vendor = usb_id(parent, "idVendor")?;
+    let product = usb_id(parent, "idProduct")?;
+    let bus_path = bus_path.ok_or_else(|| format!("{}: expected a USB bus path such as 1-1.4", parent.display()))?;
+    Ok(Usb { vendor, product, serial, bus_path, address })
+}
+
+fn is_bus_path(name: &str) -> bool {
+    name.len() <= 64 && name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| c.is_ascii_digit() || c == '-' || c == '.')
+}
+
+fn usb_id(parent: &Path, name: &str) -> Result<String, String> {
+    let text = attribute(&parent.join(name))?;
+    if text.len() == 4 && text.chars().all(|c| c.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err(format!("{}: expected four hexadecimal digits, got {:?}", parent.join(name).display(), shown(&text).to_string()))
+    }
+}
+
+fn attribute(path: &Path) -> Result<String, String> {
+    let raw = read(File::open(path), ATTRIBUTE_LIMIT).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(String::from_utf8_lossy(&raw).trim_end().to_owned())
+}
+
+fn read(file: io::Result<File>, limit: u64) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file?.take(limit).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn cards_are_read_line_by_line() {
+        let text = b" 0 [r4             ]: USB-Audio - UltraMic384K_EVO 16bit r4\n                      Dodotronic at usb-1, full speed\n10 [Intel          ]: HDA-Intel - HDA Intel\n";
+        let cards = parse_cards(text).unwrap();
+        assert_eq!(cards.keys().copied().collect::<Vec<_>>(), [0, 10]);
+        assert_eq!(cards[&0][0], CardLine { id: "r4".into(), driver: "USB-Audio".into(), name: "UltraMic384K_EVO 16bit r4".into() });
+    }
+
+    #[test]
+    fn no_soundcards_is_an_answer_and_nothing_is_none() {
+        assert_eq!(parse_cards(b"--- no soundcards ---\n").unwrap(), BTreeMap::new());
+        for garbage in [&b""[..], b"\n", b" 0 [r4   ", b"\xff\xfe", b"<html>"] {
+            assert!(parse_cards(garbage).is_err(), "{garbage:?}");
+        }
+    }
+
+    /// A tree below the temporary directory with one USB microphone, card 0, whose entries are `scan`'s only ones.
+    struct Tree(PathBuf);
+
+    impl Tree {
+        fn new() -> Self {
+            let root = std::env::temp_dir().join(format!("silvasonic-sysfs-{}", std::process::id()));
+            let device = root.join("sys/devices/usb1/1-1");
+            for folder in ["proc/asound/card0", "sys/class/sound", "sys/devices/usb1/1-1/1-1:1.0/sound/card0/pcmC0D0c"] {
+                fs::create_dir_all(root.join(folder)).unwrap();
+            }
+            symlink("../../devices/usb1/1-1/1-1:1.0/sound/card0", root.join("sys/class/sound/card0")).unwrap();
+            symlink("/sys/class/sound", device.join("1-1:1.0/sound/card0/subsystem")).unwrap();
+            symlink("../../../bus/usb", device.join("subsystem")).unwrap();
+            for (path, text) in [("card0/usbid", "0869:0389\n"), ("card0/usbbus", "001/002\n")] {
+                fs::write(root.join("proc/asound").join(path), text).unwrap();
+            }
+            for (path, text) in
+                [("uevent", "DEVTYPE=usb_device\nBUSNUM=001\nDEVNUM=002\n"), ("idVendor", "0869\n"), ("idProduct", "0389\n")]
+            {
+                fs::write(device.join(path), text).unwrap();
+            }
+            Self(root)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn no_usb_string_makes_or_hides_a_card() {
+        let tree = Tree::new();
+        let forged = (0..9_u32, 0..40_usize).prop_map(|(index, length)| {
+            let name = "x".repeat(length);
+            format!("a\n {index} [{name}]: USB-Audio - {name}\n --- no soundcards ---\n{index} [b]: HDA-Intel - c").into_bytes()
+        });
+        let text = prop_oneof![vec(any::<u8>(), 0..130), forged];
+        // The kernel makes the id itself, of letters, digits and `_` (sound/core/init.c, copy_valid_id_string).
+        let strategy = ("[A-Za-z0-9_]{1,15}", text.clone(), text.clone(), text);
+        let outcome = TestRunner::new(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() }).run(
+            &strategy,
+            |(id, product, manufacturer, serial)| {
+                let asound = tree.0.join("proc/asound");
+                let list = [b" 0 [", id.as_bytes(), b"]: USB-Audio - ", &product, b"\n    ", &manufacturer, b" at usb-1\n"].concat();
+                fs::write(asound.join("cards"), list).unwrap();
+                fs::write(asound.join("card0/id"), format!("{id}\n")).unwrap();
+                fs::write(tree.0.join("sys/devices/usb1/1-1/serial"), &serial).unwrap();
+                let scan = scan(&tree.0, &[], |_, _| {}).map_err(|why| TestCaseError::fail(why.to_string()))?;
+                // A line may be made unreadable by its own device, which harms only that one.
+                prop_assert_eq!(scan.microphones.len() + scan.unclear.len(), 1, "{:?}", scan);
+                for microphone in &scan.microphones {
+                    prop_assert_eq!(microphone.card, 0);
+                    prop_assert!(!microphone.name.contains(['\n', '\0']) && microphone.name.len() <= 1000, "{:?}", microphone.name);
+                    prop_assert_eq!(&microphone.usb.as_ref().unwrap().bus_path, "1-1");
+                }
+                for (card, why) in &scan.unclear {
+                    prop_assert_eq!(*card, 0);
+                    prop_assert!(why.len() < 4000 && !why.contains('\n'), "{:?}", why);
+                }
+                Ok(())
+            },
+        );
+        outcome.unwrap();
+    }
+
+    #[test]
+    fn a_missing_root_is_unknown() {
+        let error = scan(Path::new("/nonexistent"), &[], |_, _| {}).unwrap_err().to_string();
+        assert!(error.starts_with("/nonexistent/proc/asound/cards: "), "{error}");
+    }
+}

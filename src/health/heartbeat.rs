@@ -1,0 +1,110 @@
+//! The Controller's own health: its components on the board, its heartbeat on the bus, its word to systemd.
+//!
+//! Called by the main loop, which is how a heartbeat proves that the loop moves.
+
+use std::io;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Map, Value};
+
+use crate::config::Config;
+use crate::health::board::Board;
+use crate::health::host::Meter;
+use crate::health::sd_notify::Notifier;
+use crate::redis::publisher::Bus;
+
+/// What the main loop knows, as `Ok(details)` or why not.
+#[derive(Debug)]
+pub struct Facts {
+    /// Whether PostgreSQL answers.
+    pub database: Result<String, String>,
+    /// Whether Podman answers.
+    pub podman: Result<String, String>,
+    /// Whether the sound cards can be read.
+    pub hardware: Result<String, String>,
+    /// Whether every wanted Recorder runs.
+    pub containers: Result<String, String>,
+    /// What the station does: `idle`, `recording` or `stopping`.
+    pub activity: &'static str,
+}
+
+/// Keeps the board and sends heartbeats.
+pub struct Vitals {
+    board: Board,
+    bus: Bus,
+    meter: Meter,
+    notifier: Notifier,
+    interval: Duration,
+    next: Instant,
+}
+
+impl Vitals {
+    /// The first heartbeat is due at once.
+    ///
+    /// # Errors
+    /// When the system gives no socket.
+    pub fn new(config: &Config, board: Board, bus: Bus) -> io::Result<Self> {
+        for (component, required) in [("database", true), ("podman", true), ("hardware", true), ("containers", false), ("redis", false)] {
+            board.require(component, required);
+        }
+        let notifier = Notifier::new(config.supervisor.clone())?;
+        let meter = Meter::new(&config.recorder.workspace);
+        Ok(Self { board, bus, meter, notifier, interval: config.heartbeat, next: Instant::now() })
+    }
+
+    /// When [`Vitals::report`] has something to send again.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.next
+    }
+
+    /// Notes a completed cycle.
+    pub fn beat(&mut self) {
+        self.board.beat();
+        self.notifier.beat(Instant::now());
+    }
+
+    /// Writes the facts on the board and sends the heartbeat, with `more` in its `meta`.
+    pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) {
+        self.next = now + self.interval;
+        let json = self.heartbeat(facts, more, now);
+        self.bus.heartbeat(json, self.ttl());
+    }
+
+    /// Sends a last heartbeat, waiting for it until `deadline`.
+    pub fn finish(&mut self, facts: &Facts, more: Map<String, Value>, deadline: Instant) {
+        let json = self.heartbeat(facts, more, Instant::now());
+        let _ = self.bus.finish(json, self.ttl(), deadline);
+    }
+
+    /// How long Redis remembers a heartbeat.
+    fn ttl(&self) -> Duration {
+        (self.interval * 3).max(Duration::from_secs(30))
+    }
+
+    fn heartbeat(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) -> String {
+        self.show(facts);
+        let mut meta = self.meter.sample();
+        meta.extend(more);
+        self.board.heartbeat(now, SystemTime::now(), meta).to_string()
+    }
+
+    /// Writes the facts on the board only.
+    pub fn show(&mut self, facts: &Facts) {
+        let redis = self.bus.state().map(|()| "connected".to_owned());
+        for (component, fact) in [
+            ("database", &facts.database),
+            ("podman", &facts.podman),
+            ("hardware", &facts.hardware),
+            ("containers", &facts.containers),
+            ("redis", &redis),
+        ] {
+            let (Ok(details) | Err(details)) = fact;
+            self.board.set(component, fact.is_ok(), details);
+        }
+        self.board.set_activity(facts.activity);
+        if facts.activity == "stopping" {
+            self.notifier.stopping();
+        }
+    }
+}

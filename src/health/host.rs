@@ -1,0 +1,243 @@
+//! What this process and its host use: numbers for the heartbeat's `meta`, read from `/proc` and `statvfs`.
+//!
+//! Percentages of processor time are those between two readings, so a [`Meter`] remembers the last one.
+//!
+//! Invariant: a number that could not be read is `null`, never 0 and never an error; metrics stop nothing. As `statvfs`
+//! waits for a disk that does not answer, it has a thread of its own; the files of `/proc` wait for nobody.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Instant;
+
+use rustix::fs::OFlags;
+use serde_json::{Map, Value, json};
+
+use crate::collect::ordered;
+
+const MIB: f64 = 1_048_576.0;
+const GIB: f64 = 1_073_741_824.0;
+/// Clock ticks a second in `/proc/…/stat`: fixed at 100 for user space on every Linux that runs here.
+const TICKS: f64 = 100.0;
+
+/// Reads the metrics again and again.
+#[derive(Debug)]
+pub struct Meter {
+    proc: PathBuf,
+    storage: Storage,
+    last: Reading,
+}
+
+/// The other end of the `storage` thread, which is asked at each sample for the next one.
+#[derive(Debug)]
+struct Storage {
+    requests: Sender<()>,
+    answers: Receiver<Option<Usage>>,
+}
+
+/// Of one file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Usage {
+    used: f64,
+    total: f64,
+    percent: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    at: Instant,
+    /// Busy and all ticks of the host since it started.
+    host: Option<(u64, u64)>,
+    /// Ticks of this process since it started.
+    own: Option<u64>,
+}
+
+impl Meter {
+    /// Takes the first reading. `storage_*` will be those of the file system that holds `workspace`.
+    #[must_use]
+    pub fn new(workspace: &Path) -> Self {
+        Self::at(Path::new("/proc"), workspace)
+    }
+
+    fn at(proc: &Path, workspace: &Path) -> Self {
+        let workspace = workspace.to_owned();
+        Self { proc: proc.to_owned(), storage: Storage::start(move || usage(&workspace)), last: read(proc) }
+    }
+
+    /// `resources` (this process) and `host_resources`: MiB, GiB, percent; processor time since the last call.
+    pub fn sample(&mut self) -> Map<String, Value> {
+        let now = read(&self.proc);
+        let last = std::mem::replace(&mut self.last, now);
+        let text = |file: &str| fs::read_to_string(self.proc.join(file)).unwrap_or_default();
+
+        let status = text("self/status");
+        let elapsed = now.at.saturating_duration_since(last.at).as_secs_f64();
+        let own_cpu = now.own.zip(last.own).map(|(now, last)| percent(now.saturating_sub(last) as f64 / TICKS, elapsed));
+        let resources = json!({
+            "cpu_percent": own_cpu,
+            "memory_mb": field(&status, "VmRSS:").map(|kib| round(kib as f64 * 1024.0 / MIB)),
+            "num_threads": field(&status, "Threads:"),
+        });
+
+        let host_cpu = now.host.zip(last.host).map(|((busy, all), (last_busy, last_all))| {
+            percent(busy.saturating_sub(last_busy) as f64, all.saturating_sub(last_all) as f64)
+        });
+        let processors = text("stat").lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+        let memory = text("meminfo");
+        let total = field(&memory, "MemTotal:").map(|kib| kib as f64 * 1024.0);
+        let available = field(&memory, "MemAvailable:").map(|kib| kib as f64 * 1024.0);
+        let used = total.zip(available).map(|(total, available)| total - available);
+        let storage = self.storage.latest();
+        let host = json!({
+            "cpu_percent": host_cpu,
+            "cpu_count": (processors > 0).then_some(processors),
+            "memory_used_mb": used.map(|bytes| round(bytes / MIB)),
+            "memory_total_mb": total.map(|bytes| round(bytes / MIB)),
+            "memory_percent": used.zip(total).map(|(used, total)| percent(used, total)),
+            "storage_used_gb": storage.map(|usage| round(usage.used / GIB)),
+            "storage_total_gb": storage.map(|usage| round(usage.total / GIB)),
+            "storage_percent": storage.map(|usage| usage.percent),
+        });
+        ordered([("resources".to_owned(), resources), ("host_resources".to_owned(), host)])
+    }
+}
+
+impl Storage {
+    /// Starts the thread and asks it. Without a thread there are no figures.
+    fn start(usage: impl Fn() -> Option<Usage> + Send + 'static) -> Self {
+        let (requests, inbox) = channel();
+        let (outbox, answers) = channel();
+        let serve = move || {
+            while inbox.recv().is_ok() && outbox.send(usage()).is_ok() {}
+        };
+        let _ = thread::Builder::new().name("storage".to_owned()).stack_size(64 << 10).spawn(serve);
+        let storage = Self { requests, answers };
+        let _ = storage.requests.send(());
+        storage
+    }
+
+    /// What was asked for last, `None` while it is not there; asks anew.
+    fn latest(&mut self) -> Option<Usage> {
+        let answer = self.answers.try_recv().ok()?;
+        let _ = self.requests.send(());
+        answer
+    }
+}
+
+fn usage(path: &Path) -> Option<Usage> {
+    let fs = rustix::fs::statvfs(path).ok()?;
+    let unit = fs.f_frsize as f64;
+    let used = fs.f_blocks.saturating_sub(fs.f_bfree) as f64 * unit;
+    // What root keeps for itself is neither used nor free to others: `df` counts the same way.
+    Some(Usage { used, total: fs.f_blocks as f64 * unit, percent: percent(used, used + fs.f_bavail as f64 * unit) })
+}
+
+fn read(proc: &Path) -> Reading {
+    let text = |file: &str| fs::read_to_string(proc.join(file)).ok();
+    Reading {
+        at: Instant::now(),
+        host: text("stat").and_then(|text| host_ticks(&text)),
+        own: text("self/stat").and_then(|text| own_ticks(&text)),
+    }
+}
+
+/// Busy and all ticks from the first line of `/proc/stat`. Waiting for a disk is idle time; guests are in `user` already.
+fn host_ticks(stat: &str) -> Option<(u64, u64)> {
+    let numbers = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
+    let ticks: Vec<u64> = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
+    let idle = ticks.get(3)? + ticks.get(4).unwrap_or(&0);
+    let all: u64 = ticks.iter().sum();
+    Some((all.saturating_sub(idle), all))
+}
+
+/// User plus system ticks from `/proc/self/stat`.
+fn own_ticks(stat: &str) -> Option<u64> {
+    let mut fields = fields(stat)?.skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
+}
+
+/// Opens a file for reading. Never waits, not even for a pipe in the place of a file.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
+}
+
+/// What a `/proc/…/stat` tells behind the program's name, from the state on; that name may hold blanks and brackets.
+pub(crate) fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace())
+}
+
+/// The number behind a name, as in `VmRSS:   1234 kB`.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+}
+
+fn percent(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { round(100.0 * part / whole) } else { 0.0 }
+}
+
+fn round(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    #[test]
+    fn ticks_are_read_whatever_the_program_is_called() {
+        let table = [("12 (a b) c) S 1 1 1 0 -1 4194560 10 0 0 0 70 30 0 0 20 0 1 0 5 6 7", Some(100)), ("12 (x) S 1", None), ("", None)];
+        for (stat, ticks) in table {
+            assert_eq!(own_ticks(stat), ticks, "{stat:?}");
+        }
+        assert_eq!(host_ticks("cpu  10 1 9 70 10 0 0 0 5 5\ncpu0 1 1 1 1\n"), Some((20, 100)));
+        assert_eq!(host_ticks("cpu  10 x\n"), None);
+    }
+
+    #[test]
+    fn this_host_has_memory_threads_and_storage() {
+        let mut meter = Meter::new(Path::new("/"));
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut sample = meter.sample();
+        while sample["host_resources"]["storage_total_gb"].is_null() && Instant::now() < end {
+            sample = meter.sample();
+        }
+        for name in ["memory_used_mb", "memory_total_mb", "storage_total_gb", "cpu_count"] {
+            assert!(sample["host_resources"][name].as_f64().unwrap() > 0.0, "{name} in {sample:?}");
+        }
+        assert!(sample["resources"]["memory_mb"].as_f64().unwrap() > 0.5);
+        assert!(sample["resources"]["num_threads"].as_u64().unwrap() >= 1);
+        assert!(sample["host_resources"]["cpu_percent"].is_f64());
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_up_nobody_and_is_asked_again_when_it_answers() {
+        let (disk, answers) = channel();
+        let answers = Mutex::new(answers);
+        let mut storage = Storage::start(move || answers.lock().unwrap().recv().ok());
+        let usage = |used| Usage { used, total: 4.0, percent: 25.0 };
+        assert_eq!(storage.latest(), None);
+        assert_eq!(storage.latest(), None);
+        for used in [1.0, 2.0] {
+            disk.send(usage(used)).unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            let seen = std::iter::repeat_with(|| storage.latest()).take_while(|_| Instant::now() < end).flatten().next();
+            assert_eq!(seen, Some(usage(used)));
+            assert_eq!(storage.latest(), None);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_null() {
+        let sample = Meter::at(Path::new("/nowhere"), Path::new("/nowhere")).sample();
+        for group in ["resources", "host_resources"] {
+            let numbers = sample[group].as_object().unwrap();
+            assert!(numbers.values().all(Value::is_null), "{numbers:?}");
+        }
+    }
+}

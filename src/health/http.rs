@@ -1,0 +1,267 @@
+//! The listener of `GET /healthy`: one thread, one poll over everything, no request waits for another.
+//!
+//! It speaks just enough HTTP/1.1 for a health check: reads a request head, answers, closes. What it answers is read
+//! from the [`Board`] at that moment.
+//!
+//! Invariants: a connection costs a slot, at most [`HEAD`] bytes and one answer, and is gone after [`LIFE`] whatever
+//! the other side does; a newcomer always gets a slot, if need be the oldest one's. Without connections the thread
+//! sleeps without a timer.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::warn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
+
+use crate::health::board::Board;
+
+/// Connections at a time.
+pub const SLOTS: usize = 32;
+/// Longest request head, in bytes.
+pub const HEAD: usize = 1024;
+/// All the time a connection has.
+pub const LIFE: Duration = Duration::from_secs(2);
+/// Connections taken in before the others are looked at again, so that a newcomer is heard before it can be pushed out.
+const TAKEN_AT_ONCE: usize = SLOTS / 2;
+/// Pause when the system has no file descriptor or memory for another connection.
+const SHORTAGE: Duration = Duration::from_millis(100);
+/// Connections that wait to be taken in.
+const BACKLOG: i32 = 128;
+
+/// Starts the thread `healthz` on a port of all addresses, IPv6 and IPv4, 0 = any free one. Returns the port.
+///
+/// # Errors
+/// The port is taken, or the thread could not be started.
+pub fn start(port: u16, board: Board) -> io::Result<u16> {
+    let listener = match listen_dual(port) {
+        Ok(listener) => listener,
+        Err(error @ (Errno::ADDRINUSE | Errno::ACCESS)) => return Err(error.into()),
+        // A kernel without IPv6, or with it switched off.
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?,
+    };
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    let server = Server { listener, board, connections: Vec::with_capacity(SLOTS) };
+    thread::Builder::new().name("healthz".to_owned()).stack_size(256 << 10).spawn(move || server.run())?;
+    Ok(port)
+}
+
+/// Listens for IPv6 and IPv4 in one socket, whatever `net.ipv6.bindv6only` says.
+fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
+    let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0))?;
+    listen_on(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+struct Server {
+    listener: TcpListener,
+    board: Board,
+    /// Oldest first.
+    connections: Vec<Connection>,
+}
+
+struct Connection {
+    stream: TcpStream,
+    ends: Instant,
+    phase: Phase,
+}
+
+/// Reading -> Writing -> Draining -> gone. Draining waits for the other side to close: closing with unread input would
+/// send a reset that can overtake the answer.
+enum Phase {
+    Reading { head: Vec<u8> },
+    Writing { answer: Vec<u8>, sent: usize },
+    Draining,
+}
+
+impl Server {
+    fn run(mut self) {
+        loop {
+            if let Err(error) = self.wait() {
+                // Only a lack of kernel memory can cause this.
+                warn!("healthz: poll: {error}");
+                thread::sleep(SHORTAGE);
+            }
+            self.serve();
+            self.accept();
+        }
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let mut fds = Vec::with_capacity(1 + self.connections.len());
+        fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        fds.extend(self.connections.iter().map(|connection| PollFd::new(&connection.stream, connection.phase.waits_for())));
+        let ends = self.connections.iter().map(|connection| connection.ends).min();
+        let left = ends.map(|ends| ends.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Moves every connection on as far as it goes; at most 32 calls, most of which find nothing to do.
+    fn serve(&mut self) {
+        let board = &self.board;
+        self.connections.retain_mut(|connection| Instant::now() < connection.ends && connection.advance(board).unwrap_or(false));
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..TAKEN_AT_ONCE {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if stream.set_nonblocking(true).is_err() {
+                        continue;
+                    }
+                    if self.connections.len() == SLOTS {
+                        self.connections.remove(0);
+                    }
+                    let phase = Phase::Reading { head: Vec::new() };
+                    self.connections.push(Connection { stream, ends: Instant::now() + LIFE, phase });
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return,
+                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                    _ => {
+                        // The one who waits would wake the poll for ever; make room instead.
+                        if !self.connections.is_empty() {
+                            self.connections.remove(0);
+                        }
+                        thread::sleep(SHORTAGE);
+                        return;
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl Phase {
+    fn waits_for(&self) -> PollFlags {
+        match self {
+            Self::Reading { .. } | Self::Draining => PollFlags::IN,
+            Self::Writing { .. } => PollFlags::OUT,
+        }
+    }
+}
+
+impl Connection {
+    /// Reads or writes what is possible now; `false` or an error when the connection is through.
+    fn advance(&mut self, board: &Board) -> io::Result<bool> {
+        loop {
+            match &mut self.phase {
+                Phase::Reading { head } => {
+                    let mut bytes = [0; HEAD];
+                    let Some(count) = ready(self.stream.read(&mut bytes[..HEAD - head.len()]))? else { return Ok(true) };
+                    if count == 0 {
+                        return Ok(false);
+                    }
+                    head.extend_from_slice(&bytes[..count]);
+                    let complete = head.windows(4).any(|end| end == b"\r\n\r\n") || head.windows(2).any(|end| end == b"\n\n");
+                    if complete || head.len() == HEAD {
+                        let answer = if complete { respond(head, board) } else { too_long() };
+                        self.phase = Phase::Writing { answer, sent: 0 };
+                    }
+                }
+                Phase::Writing { answer, sent } => {
+                    let Some(count) = ready(self.stream.write(&answer[*sent..]))? else { return Ok(true) };
+                    *sent += count;
+                    if *sent == answer.len() {
+                        self.stream.shutdown(Shutdown::Write)?;
+                        self.phase = Phase::Draining;
+                    }
+                }
+                Phase::Draining => {
+                    // One piece a round: whoever pours in data gets no more attention than the others.
+                    let mut bytes = [0; 8 * HEAD];
+                    return Ok(ready(self.stream.read(&mut bytes))?.is_none_or(|count| count > 0));
+                }
+            }
+        }
+    }
+}
+
+/// `None` if the socket has to be waited for.
+fn ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn too_long() -> Vec<u8> {
+    answer("431 Request Header Fields Too Large", "", &format!("{{\"error\":\"a request head has at most {HEAD} bytes\"}}"))
+}
+
+fn respond(head: &[u8], board: &Board) -> Vec<u8> {
+    let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();
+    let [method, target, version] = words[..] else { return bad_request() };
+    if !version.starts_with(b"HTTP/1.") {
+        return bad_request();
+    }
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    match (path, method) {
+        (b"/healthy", b"GET") => {
+            let (ok, health) = board.health_json(Instant::now());
+            answer(if ok { "200 OK" } else { "503 Service Unavailable" }, "", &health.to_string())
+        }
+        (b"/healthy", b"HEAD") => answer("405 Method Not Allowed", "Allow: GET\r\n", ""),
+        (b"/healthy", _) => answer("405 Method Not Allowed", "Allow: GET\r\n", r#"{"error":"only GET"}"#),
+        (_, b"HEAD") => answer("404 Not Found", "", ""),
+        _ => answer("404 Not Found", "", r#"{"error":"only /healthy"}"#),
+    }
+}
+
+fn bad_request() -> Vec<u8> {
+    answer("400 Bad Request", "", r#"{"error":"no HTTP/1 request"}"#)
+}
+
+fn answer(status: &str, header: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{header}Connection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_get_healthy_is_answered_with_the_health() {
+        let well = Board::new("controller", "controller");
+        let ill = well.clone();
+        let table = [
+            ("GET /healthy HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK"),
+            ("GET /healthy?verbose HTTP/1.0\n\n", "200 OK"),
+            ("GET / HTTP/1.1\r\n\r\n", "404 Not Found"),
+            ("GET /healthyx HTTP/1.1\r\n\r\n", "404 Not Found"),
+            ("POST /healthy HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
+            ("HEAD /healthy HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
+            ("POST /x HTTP/1.1\r\n\r\n", "404 Not Found"),
+            ("GET /healthy HTTP/2\r\n\r\n", "400 Bad Request"),
+            ("GET /healthy\r\n\r\n", "400 Bad Request"),
+            ("\u{16}\u{3}\u{1}\r\n\r\n", "400 Bad Request"),
+            ("\r\n\r\n", "400 Bad Request"),
+        ];
+        for (request, expected) in table {
+            let answer = String::from_utf8(respond(request.as_bytes(), &well)).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert_eq!(head.lines().next(), Some(format!("HTTP/1.1 {expected}").as_str()), "{request:?}");
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Connection: close"));
+            assert_eq!(expected == "200 OK", body.contains("\"components\""), "{request:?}");
+        }
+        ill.require("database", true);
+        assert!(respond(b"GET /healthy HTTP/1.1\r\n\r\n", &well).starts_with(b"HTTP/1.1 503 "));
+    }
+}

@@ -1,0 +1,7 @@
+//! What the program reports about itself and its host: `/healthy`, the heartbeat, systemd.
+
+pub mod board;
+pub mod heartbeat;
+pub mod host;
+pub mod http;
+pub mod sd_notify;
