@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use silvasonic_controller::decide::profile::Profile;
 use silvasonic_controller::hardware::sysfs::parse_cards;
-use silvasonic_controller::logs::line::{Joiner, Origin, Said};
+use silvasonic_controller::logs::line::{Joiner, Origin, StampedText};
 use silvasonic_controller::podman::client::Podman;
 use silvasonic_controller::podman::frames::Frames;
 
@@ -36,7 +36,7 @@ pub(crate) fn frames(data: &[u8]) {
             let (chunk, tail) = rest.split_at(sizes().clamp(1, rest.len()));
             rest = tail;
             let each = |output, frame: &[u8]| {
-                joiner.push(output, Said::read(frame), |line| {
+                joiner.push(output, StampedText::read(frame), |line| {
                     lines.push((line.bytes.to_vec(), line.cut));
                     let payload = origin.payload(line, SystemTime::UNIX_EPOCH);
                     let value: serde_json::Value = serde_json::from_str(&payload).expect("a payload is JSON");
@@ -93,7 +93,7 @@ pub(crate) fn profile(data: &[u8]) {
     match Profile::from_yaml(text) {
         Ok(profile) => {
             let again =
-                silvasonic_controller::decide::profile::Config::from_json(&profile.config.to_json()).expect("its own JSON is valid");
+                silvasonic_controller::decide::profile::ProfileConfig::from_json(&profile.config.to_json()).expect("its own JSON is valid");
             assert_eq!(again.recorder_json(), profile.config.recorder_json());
         }
         Err(faults) => assert!(!faults.is_empty() && faults.iter().all(|fault| !fault.contains('\n') && fault.len() < 4096), "{faults:?}"),

@@ -13,19 +13,19 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::decide::container::Engine;
 use crate::decide::registry::Row;
-use crate::podman::client::Engine;
 use crate::text::fingerprint;
 
 /// One of the files.
 #[derive(Clone, Copy, Debug)]
-struct Kind {
+struct CacheFile {
     name: &'static str,
     format: &'static str,
 }
 
-const STATE: Kind = Kind { name: ".controller-state", format: "silvasonic-controller state 1" };
-const ENGINE: Kind = Kind { name: ".controller-engine", format: "silvasonic-controller engine 1" };
+const STATE: CacheFile = CacheFile { name: ".controller-state", format: "silvasonic-controller state 1" };
+const ENGINE: CacheFile = CacheFile { name: ".controller-engine", format: "silvasonic-controller engine 1" };
 /// A thousand devices take 1 MiB.
 const LIMIT: u64 = 16 << 20;
 
@@ -61,7 +61,7 @@ pub fn load_engine(workspace: &Path) -> Result<Option<(Engine, u32)>, String> {
     ENGINE.read(workspace)
 }
 
-impl Kind {
+impl CacheFile {
     fn path(self, workspace: &Path) -> PathBuf {
         workspace.join(self.name)
     }

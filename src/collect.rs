@@ -4,7 +4,7 @@
 //! is kept here has a handful of entries.
 
 /// Collects into a map or a set; of equal keys the last one stays.
-pub fn ordered<T, C: Default + Extend<T>>(items: impl IntoIterator<Item = T>) -> C {
+pub fn by_insertion<T, C: Default + Extend<T>>(items: impl IntoIterator<Item = T>) -> C {
     let mut all = C::default();
     all.extend(items);
     all

@@ -4,14 +4,17 @@
 //! naming the variable, its value and what is allowed. An empty value counts as absent, as Compose files pass unset
 //! variables that way. Secrets (the database password, a password in the Redis URL) appear in no fault.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::health::sd_notify::Supervisor;
+use crate::decide::spec::RecorderSettings;
 
 /// Every variable with its default and meaning, in the order of the README's table.
 pub const VARIABLES: &[(&str, &str, &str)] = &[
@@ -47,13 +50,13 @@ pub struct Config {
     /// Podman API socket.
     pub socket: PathBuf,
     /// Where PostgreSQL is.
-    pub database: Database,
+    pub database: DatabaseSettings,
     /// Redis URL, possibly with a password.
     pub redis_url: String,
     /// Port of `/healthy`; 0 = any.
     pub port: u16,
     /// What every Recorder container is made from.
-    pub recorder: Recorder,
+    pub recorder: RecorderSettings,
     /// Recorder folder as this process sees it.
     pub workspace_local: PathBuf,
     /// Tick of the main loop.
@@ -76,7 +79,7 @@ pub struct Config {
 
 /// How to reach PostgreSQL.
 #[derive(Clone)]
-pub struct Database {
+pub struct DatabaseSettings {
     /// Host name, address, or socket directory.
     pub host: String,
     /// TCP port, or the number in the socket's name.
@@ -85,37 +88,14 @@ pub struct Database {
     pub user: String,
     /// Password.
     pub password: String,
-    /// Database name.
+    /// DatabaseSettings name.
     pub name: String,
 }
 
-impl fmt::Debug for Database {
+impl fmt::Debug for DatabaseSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}:{}/{}", self.user, self.host, self.port, self.name)
     }
-}
-
-/// What all Recorder containers have in common.
-#[derive(Clone, Debug)]
-pub struct Recorder {
-    /// Image name.
-    pub image: String,
-    /// Network name.
-    pub network: String,
-    /// Value of the owner label.
-    pub owner: String,
-    /// Workspace folder on the host.
-    pub workspace: PathBuf,
-    /// Redis URL that the Recorder is given.
-    pub redis_url: String,
-    /// Memory limit in bytes.
-    pub memory: u64,
-    /// CPU limit in microseconds per 100 ms period.
-    pub cpu_quota: u64,
-    /// Podman's on-failure retries.
-    pub restart_tries: u32,
-    /// Whether its container is privileged.
-    pub privileged: bool,
 }
 
 /// What a termination signal does to Recorders.
@@ -127,15 +107,41 @@ pub enum Shutdown {
     Keep,
 }
 
+/// What systemd wants to be told.
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    /// Where messages go.
+    pub address: SocketAddr,
+    /// How long the loop may be silent, if it is watched.
+    pub watchdog: Option<Duration>,
+}
+
+impl Supervisor {
+    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` if nobody listens. They are systemd's own and no
+    /// settings, so one that makes no sense is passed over.
+    #[must_use]
+    pub fn new(socket: &OsStr, usec: Option<&str>, pid: Option<&str>, own_pid: u32) -> Option<Self> {
+        let address = match socket.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+            [b'/', ..] => SocketAddr::from_pathname(socket),
+            // a virtual machine's vsock, which programs of a machine's own systemd are never given
+            _ => return None,
+        };
+        let meant = pid.is_none_or(|pid| pid.parse() == Ok(own_pid));
+        let watchdog = usec.and_then(|usec| usec.parse().ok()).filter(|usec| meant && *usec > 0).map(Duration::from_micros);
+        Some(Self { address: address.ok()?, watchdog })
+    }
+}
+
 /// One malformed variable.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct SettingFault {
     name: &'static str,
     value: String,
     expected: &'static str,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SettingFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: expected {}, got {:?}", self.name, self.expected, self.value)
     }
@@ -146,7 +152,7 @@ impl Config {
     ///
     /// # Errors
     /// Every malformed variable, in the table's order.
-    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<Fault>> {
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<SettingFault>> {
         let mut env = Reader { lookup, faults: Vec::new() };
         let workspace = env.path("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace");
         let redis_url = env.secret(
@@ -157,7 +163,7 @@ impl Config {
         );
         let config = Config {
             socket: env.path("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock"),
-            database: Database {
+            database: DatabaseSettings {
                 host: env.text("SILVASONIC_DB_HOST", Some("POSTGRES_HOST"), "localhost", HOST, is_host),
                 port: env.parsed("SILVASONIC_DB_PORT", Some("POSTGRES_PORT"), "5432", "a port number from 1 to 65535", |text| {
                     text.parse().ok().filter(|port| *port > 0)
@@ -169,7 +175,7 @@ impl Config {
                 name: env.text("POSTGRES_DB", None, "silvasonic", PLAIN, is_plain),
             },
             port: env.parsed("SILVASONIC_CONTROLLER_PORT", None, "9100", "a port number from 0 to 65535", |text| text.parse().ok()),
-            recorder: Recorder {
+            recorder: RecorderSettings {
                 image: env.text("SILVASONIC_RECORDER_IMAGE", None, "localhost/silvasonic_recorder:latest", PLAIN, is_plain),
                 network: env.text("SILVASONIC_NETWORK", None, "silvasonic-net", NAME, is_name),
                 owner: env.text("SILVASONIC_OWNER", None, "controller", NAME, is_name),
@@ -218,7 +224,7 @@ impl Config {
 
 struct Reader<F> {
     lookup: F,
-    faults: Vec<Fault>,
+    faults: Vec<SettingFault>,
 }
 
 const NO_UTF8: &str = "UTF-8 text";
@@ -236,7 +242,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 Some(Ok(text)) if text.is_empty() => {}
                 Some(Ok(text)) => return Some((name, text)),
                 Some(Err(raw)) => {
-                    self.faults.push(Fault { name, value: raw.to_string_lossy().into_owned(), expected: NO_UTF8 });
+                    self.faults.push(SettingFault { name, value: raw.to_string_lossy().into_owned(), expected: NO_UTF8 });
                     return None;
                 }
             }
@@ -258,7 +264,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 return value;
             }
             let value = if secret { "(hidden)".to_owned() } else { text };
-            self.faults.push(Fault { name, value, expected });
+            self.faults.push(SettingFault { name, value, expected });
         }
         // The faults end the program; until all are gathered the default stands in.
         parse(default).unwrap_or_else(|| unreachable!("the default of {name} is valid"))
@@ -311,7 +317,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         }
         let path = absolute_path(&text);
         if path.is_none() {
-            self.faults.push(Fault { name, value: text, expected: ABSOLUTE });
+            self.faults.push(SettingFault { name, value: text, expected: ABSOLUTE });
         }
         path
     }

@@ -14,31 +14,30 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{debug, error, info, warn};
 use serde_json::{Map, Value, json};
 
-use crate::collect::ordered;
+use crate::collect::by_insertion;
 use crate::config::{Config, Shutdown};
-use crate::containers::actions::Jobs;
-use crate::containers::execute::Failure;
+use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
-use crate::containers::state::{Census, List};
-use crate::database::state::Desired;
+use crate::containers::state::{ContainersState, List};
+use crate::database::state::DatabaseState;
 use crate::decide::backoff::Backoffs;
-use crate::decide::desired::{Specs, Want, wants};
-use crate::decide::plan::{Action, BACK_OFF, Plan, STOP, View, count_ends, exit_words, plan, restarts};
-use crate::decide::presence::Change;
+use crate::decide::container::Container;
+use crate::decide::desired::{Desired, SpecCache, wants};
+use crate::decide::plan::{Action, BACK_OFF, Failure, Plan, STOP, View, count_ends, exit_words, plan, restarts};
+use crate::decide::presence::Transition;
 use crate::decide::profile;
-use crate::decide::reason::{Known, Reason, online, reasons};
-use crate::decide::registry::Row;
+use crate::decide::reason::{Reason, ReasonInput, online, reasons};
 use crate::decide::spec::DEVICE_ID;
-use crate::hardware::pcm::{Capture, Proof};
-use crate::hardware::state::{Changes, Sight};
-use crate::hardware::sysfs::{Scan, Unknown};
-use crate::health::heartbeat::{Facts, Vitals};
-use crate::history::Journal;
-use crate::logs::follow::Logs;
-use crate::podman::client::{Container, Engine, Podman};
-use crate::rate_limit::Notices;
+use crate::event::Event;
+use crate::hardware::pcm::{PcmMonitor, Proof};
+use crate::hardware::state::{Changes, HardwareState};
+use crate::health::heartbeat::{Facts, Heartbeat};
+use crate::history::History;
+use crate::logs::follow::LogForwarder;
+use crate::podman::client::Podman;
+use crate::rate_limit::RateLimit;
 use crate::redis::nudge::{self, Pending};
-use crate::redis::publisher::Bus;
+use crate::redis::publisher::Publisher;
 use crate::text::shown;
 
 /// Time between cycles on account of nudges that do not end: at first, and at most.
@@ -51,51 +50,6 @@ const FAREWELL: Duration = Duration::from_millis(300);
 /// All of the shutdown.
 const SHUTDOWN: Duration = Duration::from_millis(11_500);
 
-/// Whatever can wake the main loop.
-#[derive(Debug)]
-pub enum Event {
-    /// A termination signal.
-    Terminate,
-    /// Somebody wants to see state and last decisions in the log.
-    Dump,
-    /// Somebody wants a cycle at once.
-    Nudge,
-    /// Podman says that something happened to a container of ours, or that it can no longer say so.
-    Changed,
-    /// What a look at the sound cards found, or why nothing.
-    Hardware {
-        /// Which thread's it is.
-        generation: u64,
-        /// All cards.
-        scan: Result<Scan, Unknown>,
-    },
-    /// The database's answer, or why there is none.
-    Rows {
-        /// Which thread's it is.
-        generation: u64,
-        /// The desired state.
-        rows: Result<Vec<Row>, String>,
-    },
-    /// Podman's answer, or why there is none.
-    Containers {
-        /// Which request's it is.
-        sequence: u64,
-        /// All containers of ours.
-        containers: Result<Vec<Container>, String>,
-        /// What engine it is.
-        engine: Option<Engine>,
-    },
-    /// An action ended.
-    Done {
-        /// The action.
-        action: Box<Action>,
-        /// Id of the container it started, or why it failed.
-        result: Result<Option<String>, Failure>,
-        /// How long it took.
-        took: Duration,
-    },
-}
-
 /// All state of the program.
 pub struct Controller {
     config: Config,
@@ -106,11 +60,11 @@ pub struct Controller {
     next_nudge: Instant,
     nudge_gap: Duration,
 
-    sight: Sight,
-    desired: Desired,
-    census: Census,
-    jobs: Jobs,
-    specs: Specs,
+    sight: HardwareState,
+    desired: DatabaseState,
+    census: ContainersState,
+    jobs: Actions,
+    specs: SpecCache,
     backoffs: Backoffs,
     /// How the last Recorder of each device ended, and how many did in this run.
     ends: BTreeMap<String, (String, u32)>,
@@ -123,12 +77,12 @@ pub struct Controller {
     failed: BTreeMap<String, String>,
     leaving: Option<Instant>,
 
-    logs: Logs,
+    logs: LogForwarder,
     limits: Limits,
-    capture: Capture,
-    journal: Journal,
-    notices: Notices,
-    vitals: Vitals,
+    capture: PcmMonitor,
+    journal: History,
+    notices: RateLimit,
+    vitals: Heartbeat,
 }
 
 impl Controller {
@@ -136,7 +90,7 @@ impl Controller {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn new(config: Config, events: &SyncSender<Event>, inbox: Receiver<Event>, vitals: Vitals, bus: Bus) -> io::Result<Self> {
+    pub fn new(config: Config, events: &SyncSender<Event>, inbox: Receiver<Event>, vitals: Heartbeat, bus: Publisher) -> io::Result<Self> {
         let now = Instant::now();
         // First of all, so that it listens before the first cycle ends.
         let nudge_pending = nudge::start(&config.redis_url, events.clone())?;
@@ -148,11 +102,11 @@ impl Controller {
             nudged: false,
             next_nudge: now,
             nudge_gap: NUDGE_GAP,
-            desired: Desired::start(&config, events)?,
-            census: Census::start(&podman, &config, events)?,
-            sight: Sight::start(&config, events)?,
-            jobs: Jobs::new(&podman, &config, events),
-            specs: Specs::new(config.recorder.clone()),
+            desired: DatabaseState::start(&config, events)?,
+            census: ContainersState::start(&podman, &config, events)?,
+            sight: HardwareState::start(&config, events)?,
+            jobs: Actions::new(&podman, &config, events),
+            specs: SpecCache::new(config.recorder.clone()),
             backoffs: Backoffs::default(),
             ends: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -161,11 +115,11 @@ impl Controller {
             holds: BTreeMap::new(),
             failed: BTreeMap::new(),
             leaving: None,
-            logs: Logs::new(&podman, bus),
+            logs: LogForwarder::new(&podman, bus),
             limits: Limits::new(&config.recorder),
-            capture: Capture::start(&config.host_root)?,
-            journal: Journal::default(),
-            notices: Notices::default(),
+            capture: PcmMonitor::start(&config.host_root)?,
+            journal: History::default(),
+            notices: RateLimit::default(),
             vitals,
             config,
         })
@@ -268,7 +222,7 @@ impl Controller {
 
     /// Whatever failed before with microphones that came or went, they are plugged in anew.
     fn forgive(&mut self, changes: &Changes) {
-        for (id, _) in changes.iter().filter(|(_, change)| matches!(change, Change::Came | Change::Went)) {
+        for (id, _) in changes.iter().filter(|(_, change)| matches!(change, Transition::Appeared | Transition::Left)) {
             self.backoffs.forget(id);
         }
     }
@@ -331,12 +285,12 @@ impl Controller {
         let now = Instant::now();
         let Some(List { sequence, containers }) = self.census.list.take() else { return };
         self.jobs.listed(sequence);
-        if let Some((wants, wants_complete)) = self.wants(&containers) {
+        if let Some((wants, desired_complete)) = self.wants(&containers) {
             self.note_ends(&containers, &wants, now);
             let plan = plan(&View {
                 containers: &containers,
                 wants: &wants,
-                wants_complete,
+                desired_complete,
                 max_recorders: self.desired.registry.as_ref().and_then(|registry| registry.system.max_recorders),
                 backoffs: &self.backoffs,
                 busy: &self.jobs.busy(),
@@ -355,11 +309,11 @@ impl Controller {
     }
 
     /// What should be, and whether that is all; `None` while the database never answered.
-    fn wants(&mut self, containers: &[Container]) -> Option<(BTreeMap<String, Want>, bool)> {
+    fn wants(&mut self, containers: &[Container]) -> Option<(BTreeMap<String, Desired>, bool)> {
         if self.leaving.is_some() {
             let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
-            let stop = |container| (device(container), Want::Stop("the Controller stops".to_owned()));
-            return Some((ordered(containers.iter().map(stop)), true));
+            let stop = |container| (device(container), Desired::Stop("the Controller stops".to_owned()));
+            return Some((by_insertion(containers.iter().map(stop)), true));
         }
         let registry = self.desired.registry.as_ref()?;
         let known = self.desired.state.is_ok();
@@ -368,7 +322,7 @@ impl Controller {
     }
 
     /// Tells how Recorders ended, and counts it.
-    fn note_ends(&mut self, containers: &[Container], wants: &BTreeMap<String, Want>, now: Instant) {
+    fn note_ends(&mut self, containers: &[Container], wants: &BTreeMap<String, Desired>, now: Instant) {
         let mut ends: Vec<(String, String, String)> = Vec::new();
         for (container, code) in restarts(containers, &mut self.runs, |id| self.census.take_exit_code(id)) {
             let how = code.map_or_else(|| "ended".to_owned(), exit_words);
@@ -388,7 +342,7 @@ impl Controller {
         }
     }
 
-    /// Logs what is new in a plan: adopted containers and Recorders that have no place.
+    /// LogForwarder what is new in a plan: adopted containers and Recorders that have no place.
     fn tell(&mut self, plan: &Plan, containers: &[Container]) {
         let runs = |id: &String| containers.iter().any(|container| &container.id == id && !container.state.is_over());
         self.known_running.retain(|device, id| self.jobs.has_settled(device) || runs(id));
@@ -482,8 +436,8 @@ impl Controller {
             Some(cause) => (device.clone(), format!("{why}: {cause}")),
             None => (device.clone(), why.clone()),
         };
-        let holds = ordered(self.holds.iter().map(told));
-        reasons(&Known { registry, presences, wants: &wants, holds: &holds, containers: self.census.containers() })
+        let holds = by_insertion(self.holds.iter().map(told));
+        reasons(&ReasonInput { registry, presences, wants: &wants, holds: &holds, containers: self.census.containers() })
     }
 
     /// What the heartbeat tells of each microphone: the same with the proof of capture, and how its Recorders ended.
@@ -493,11 +447,11 @@ impl Controller {
             let capture = self.capture.of(&id).filter(|_| reason.recording == Some(true)).map(Proof::to_json);
             (id, json!({"recording": reason.recording, "reason": reason.text, "capture": capture}))
         };
-        let devices: Map<String, Value> = ordered(reasons.into_iter().map(entry));
-        let mut meta: Map<String, Value> = ordered([("devices".to_owned(), devices.into())]);
+        let devices: Map<String, Value> = by_insertion(reasons.into_iter().map(entry));
+        let mut meta: Map<String, Value> = by_insertion([("devices".to_owned(), devices.into())]);
         if !self.ends.is_empty() {
             let ends = self.ends.iter().map(|(device, (how, count))| (device.clone(), json!({"last": how, "count": count})));
-            meta.insert("ends".to_owned(), Value::Object(ordered(ends)));
+            meta.insert("ends".to_owned(), Value::Object(by_insertion(ends)));
         }
         meta
     }
@@ -509,7 +463,7 @@ impl Controller {
             let recorder = |id: &String| {
                 let device = registry.as_ref()?.devices.get(id)?.as_ref().ok()?;
                 let profile = registry.as_ref()?.profiles.get(device.profile.as_ref()?)?.as_ref().ok();
-                Some((id.clone(), online(presences, id)?.card, profile.map(profile::Config::capture)))
+                Some((id.clone(), online(presences, id)?.card, profile.map(profile::ProfileConfig::capture)))
             };
             running.keys().filter_map(recorder).collect()
         });

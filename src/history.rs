@@ -10,11 +10,11 @@ const KEPT: usize = 64;
 
 /// What was decided and what came of it, oldest first.
 #[derive(Debug, Default)]
-pub struct Journal {
+pub struct History {
     entries: VecDeque<(SystemTime, String)>,
 }
 
-impl Journal {
+impl History {
     /// Notes one line; the oldest goes when there is no room.
     pub fn note(&mut self, line: String) {
         if self.entries.len() == KEPT {
@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn only_the_last_ones_are_kept() {
-        let mut journal = Journal::default();
+        let mut journal = History::default();
         (0..1000).for_each(|n| journal.note(n.to_string()));
         let lines: Vec<String> = journal.lines().collect();
         assert_eq!(lines.len(), KEPT);

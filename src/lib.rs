@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`completion`], [`device`], [`line`],
-//! [`manual`], [`notice`], [`ordered`], [`plan`],
+//! [`manual`], [`notice`], [`by_insertion`], [`plan`],
 //! [`position`], [`presence`], [`profile`], [`reason`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
 //! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`events`], [`logs`]. What each said last, and when it is
 //! asked again: [`sight`], [`desired`], [`census`], [`jobs`]. Changing the world: [`execute`] (containers, the only place), [`store`] and
@@ -36,6 +36,8 @@ pub mod containers;
 pub mod controller;
 pub mod database;
 pub mod decide;
+pub mod event;
+pub mod fs;
 pub mod hardware;
 pub mod health;
 pub mod history;

@@ -9,16 +9,17 @@ use std::thread;
 use log::{error, info};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use silvasonic_controller::cli::arguments::{self, Given, Name, Wish};
-use silvasonic_controller::cli::scan::Findings;
+use silvasonic_controller::cli::arguments::{self, Arguments, Invocation, Name};
+use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
-use silvasonic_controller::config::{Config, Fault};
-use silvasonic_controller::controller::{Controller, Event};
+use silvasonic_controller::config::{Config, SettingFault};
+use silvasonic_controller::controller::Controller;
 use silvasonic_controller::database::seed::Seeder;
+use silvasonic_controller::event::Event;
 use silvasonic_controller::health::board::Board;
-use silvasonic_controller::health::heartbeat::Vitals;
+use silvasonic_controller::health::heartbeat::Heartbeat;
 use silvasonic_controller::health::http;
-use silvasonic_controller::redis::publisher::Bus;
+use silvasonic_controller::redis::publisher::Publisher;
 use simplelog::{ConfigBuilder, WriteLogger};
 
 const STOPPED: u8 = 0;
@@ -29,14 +30,14 @@ const WRONG_USAGE: u8 = 2;
 const INBOX: usize = 64;
 
 /// What a command prints and whether all is well, or why it failed.
-type Outcome = Result<(bool, String), String>;
+type CommandResult = Result<(bool, String), String>;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match arguments::parse(&words) {
-        Ok(Wish::Do(given)) => perform(&given).unwrap_or_else(|code| code),
-        Ok(Wish::Help(entry)) => print(&arguments::help(entry)),
-        Ok(Wish::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Invocation::Do(given)) => perform(&given).unwrap_or_else(|code| code),
+        Ok(Invocation::Help(entry)) => print(&arguments::help(entry)),
+        Ok(Invocation::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(misuse) => {
             complain(&misuse.to_string());
             ExitCode::from(WRONG_USAGE)
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 /// Does what was asked for; an exit code instead of an error once it has been told.
-fn perform(given: &Given) -> Result<ExitCode, ExitCode> {
+fn perform(given: &Arguments) -> Result<ExitCode, ExitCode> {
     Ok(match given.name {
         Name::Run => run(settings()?),
         Name::Logs => match logs::show(&settings()?.redis_url, &given.log_view()) {
@@ -63,12 +64,12 @@ fn perform(given: &Given) -> Result<ExitCode, ExitCode> {
     })
 }
 
-fn scan(config: &Config, given: &Given) -> Outcome {
+fn scan(config: &Config, given: &Arguments) -> CommandResult {
     // Without profiles, what is plugged in can be shown all the same.
     let (profiles, faults) = Seeder::new(config.config_dir.clone()).read_profiles().unwrap_or_else(|why| (Vec::new(), vec![why]));
     faults.iter().for_each(|fault| complain(fault));
     let card = given.value("--card").and_then(|card| card.parse().ok());
-    let findings = Findings::look(&config.host_root, &profiles, card)?;
+    let findings = ScanReport::look(&config.host_root, &profiles, card)?;
     let text = match (given.has("--profile"), given.has("--json")) {
         (true, _) => findings.profile(&profiles)?,
         (false, true) => format!("{}\n", findings.to_json()),
@@ -77,7 +78,7 @@ fn scan(config: &Config, given: &Given) -> Outcome {
     Ok((true, text))
 }
 
-fn conclude(outcome: Outcome) -> ExitCode {
+fn conclude(outcome: CommandResult) -> ExitCode {
     match outcome {
         Ok((well, text)) => match print(&text) {
             printed if well => printed,
@@ -92,7 +93,7 @@ fn cannot_go_on(why: &str) -> ExitCode {
     ExitCode::from(CANNOT_GO_ON)
 }
 
-fn environment() -> Result<Config, Vec<Fault>> {
+fn environment() -> Result<Config, Vec<SettingFault>> {
     Config::read(|name| std::env::var_os(name))
 }
 
@@ -126,8 +127,8 @@ fn run(config: Config) -> ExitCode {
 fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> std::io::Result<Controller> {
     forward_signals(events.clone())?;
     let board = Board::new("controller", "controller");
-    let bus = Bus::start(&config.redis_url, "controller")?;
-    let vitals = Vitals::new(&config, board.clone(), bus.clone())?;
+    let bus = Publisher::start(&config.redis_url, "controller")?;
+    let vitals = Heartbeat::new(&config, board.clone(), bus.clone())?;
     match http::start(config.port, board) {
         Ok(port) => info!("health is served on port {port}"),
         // A health check that nobody can reach is no reason not to record.

@@ -1,7 +1,7 @@
 //! Repeated faults, told once. [p]
 //!
-//! A fault that lasts would fill the log at every tick. [`Notices::fault`] lets its first line through, and another one
-//! when the text changes or five minutes have passed; [`Notices::cleared`] tells that it is over.
+//! A fault that lasts would fill the log at every tick. [`RateLimit::fault`] lets its first line through, and another one
+//! when the text changes or five minutes have passed; [`RateLimit::cleared`] tells that it is over.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,28 +12,28 @@ const AGAIN: Duration = Duration::from_secs(300);
 
 /// The faults that last, by topic.
 #[derive(Debug, Default)]
-pub struct Notices {
-    open: BTreeMap<String, Notice>,
+pub struct RateLimit {
+    open: BTreeMap<String, Repeated>,
 }
 
 #[derive(Debug)]
-struct Notice {
+struct Repeated {
     text: String,
     since: Instant,
     told: Instant,
     held: u32,
 }
 
-impl Notices {
+impl RateLimit {
     /// The line to log for a fault, or `None` if it was told already.
     pub fn fault(&mut self, topic: &str, text: &str, now: Instant) -> Option<String> {
-        let fresh = || Notice { text: text.to_owned(), since: now, told: now, held: 0 };
+        let fresh = || Repeated { text: text.to_owned(), since: now, told: now, held: 0 };
         let Some(notice) = self.open.get_mut(topic) else {
             self.open.insert(topic.to_owned(), fresh());
             return Some(text.to_owned());
         };
         if notice.text != text {
-            *notice = Notice { since: notice.since, ..fresh() };
+            *notice = Repeated { since: notice.since, ..fresh() };
             return Some(text.to_owned());
         }
         notice.held += 1;
@@ -74,7 +74,7 @@ mod tests {
     fn a_lasting_fault_is_told_once_and_again_after_five_minutes() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut notices = Notices::default();
+        let mut notices = RateLimit::default();
         assert_eq!(notices.fault("db", "away", at(0)).as_deref(), Some("away"));
         assert_eq!(notices.fault("db", "away", at(1)), None);
         assert_eq!(notices.fault("db", "refused", at(2)).as_deref(), Some("refused"));

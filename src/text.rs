@@ -4,6 +4,9 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+/// What is said of a source that has not answered since the start.
+pub const NOT_YET: &str = "not known yet";
+
 /// Longest stretch of foreign text that a log line shows, in characters.
 const SHOWN: usize = 200;
 

@@ -32,7 +32,7 @@ const MAX_STRING_BYTES: usize = 4 * SIZE_LIMIT;
 
 /// A text that is no usable YAML.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct YamlFault {
     /// Line, counted from 1, where it is known.
     pub line: Option<usize>,
     /// What is wrong, fit for one log line.
@@ -44,14 +44,14 @@ pub struct Fault {
 /// # Errors
 /// One fault, with the line where the parser stopped: broken YAML, a limit exceeded, or something that JSON has no
 /// word for (tags, `.nan`, merge keys, the same key twice).
-pub fn parse(text: &str) -> Result<Value, Fault> {
+pub fn parse(text: &str) -> Result<Value, YamlFault> {
     within_limits(text)?;
     let budget = Budget { nodes: Cell::new(MAX_NODES), bytes: Cell::new(MAX_STRING_BYTES) };
     let tree = Tree { budget: &budget, depth: 0 };
     tree.deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|error| {
         let line = error.location().map(|place| place.line());
         let what = without_places(&error.to_string());
-        Fault { line, what: shown(&what).to_string() }
+        YamlFault { line, what: shown(&what).to_string() }
     })
 }
 
@@ -107,8 +107,8 @@ fn without_places(sentence: &str) -> String {
 }
 
 /// Refuses what would be slow before it is parsed: counts only, so that it cannot be outwitted by quoting.
-fn within_limits(text: &str) -> Result<(), Fault> {
-    let refuse = |line, what: String| Err(Fault { line, what });
+fn within_limits(text: &str) -> Result<(), YamlFault> {
+    let refuse = |line, what: String| Err(YamlFault { line, what });
     if text.len() > SIZE_LIMIT {
         return refuse(None, format!("expected at most {SIZE_LIMIT} bytes, got {}", text.len()));
     }

@@ -19,10 +19,10 @@ use log::{LevelFilter, Log, Metadata, Record, error, info};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use silvasonic_controller::decide::profile::Config;
+use silvasonic_controller::decide::profile::ProfileConfig;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::host::Meter;
-use silvasonic_controller::redis::publisher::{Bus, redacted};
+use silvasonic_controller::redis::publisher::{Publisher, redacted};
 use silvasonic_controller::text::shown;
 use silvasonic_controller::{clock, health::http};
 
@@ -55,7 +55,7 @@ const VARIABLES: [(&str, Option<&str>, &str); 6] = [
 struct Settings {
     device: String,
     profile: String,
-    config: Config,
+    config: ProfileConfig,
     instance: String,
     redis_url: String,
     port: u16,
@@ -106,7 +106,7 @@ fn main() -> ExitCode {
 fn run(settings: &Settings, stop: &Receiver<()>) -> io::Result<()> {
     let board = Board::new("recorder", &settings.instance);
     board.require("redis", false);
-    let bus = Bus::start(&settings.redis_url, &settings.instance)?;
+    let bus = Publisher::start(&settings.redis_url, &settings.instance)?;
     info!(
         "recorder {} started for {} on {}, profile {}, {}",
         env!("CARGO_PKG_VERSION"),
@@ -198,7 +198,7 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<Strin
     let config = config.and_then(|text| {
         let value = serde_json::from_str(&text).unwrap_or_default();
         let refuse = |found: Vec<_>| faults.extend(found.iter().map(|fault| format!("SILVASONIC_RECORDER_CONFIG_JSON: {fault}")));
-        Config::from_json(&value).map_err(refuse).ok()
+        ProfileConfig::from_json(&value).map_err(refuse).ok()
     });
     match (device, profile, config, instance, redis_url, port.and_then(|port| port.parse().ok())) {
         (Some(device), Some(profile), Some(config), Some(instance), Some(redis_url), Some(port)) if faults.is_empty() => {

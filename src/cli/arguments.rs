@@ -52,7 +52,7 @@ pub struct Entry {
     /// What is typed, one word or two.
     pub words: &'static str,
     /// What may follow it, in this order, and whether it must.
-    pub operands: &'static [(Value, bool)],
+    pub operands: &'static [(Placeholder, bool)],
     /// Its options.
     pub options: &'static [Choice],
     /// One line, beginning with a verb.
@@ -67,23 +67,23 @@ pub struct Choice {
     /// With its dashes.
     pub name: &'static str,
     /// What it takes.
-    pub value: Option<Value>,
+    pub value: Option<Placeholder>,
     /// One line.
     pub about: &'static str,
 }
 
 /// What an option takes, or a command behind its options.
 #[derive(Debug)]
-pub struct Value {
+pub struct Placeholder {
     /// As help shows it.
     pub name: &'static str,
     /// What may stand there.
-    pub kind: Kind,
+    pub kind: ValueKind,
 }
 
 /// What may stand in a place.
 #[derive(Debug)]
-pub enum Kind {
+pub enum ValueKind {
     /// Anything.
     Text,
     /// A whole number.
@@ -95,7 +95,7 @@ pub enum Kind {
 }
 
 const JSON: &str = "as JSON, for programs";
-const ID: (Value, bool) = (Value { name: "ID", kind: Kind::Text }, true);
+const ID: (Placeholder, bool) = (Placeholder { name: "ID", kind: ValueKind::Text }, true);
 
 /// Every command; the first is what happens without one.
 pub const COMMANDS: &[Entry] = &[
@@ -112,10 +112,14 @@ pub const COMMANDS: &[Entry] = &[
         words: "logs",
         operands: &[],
         options: &[
-            Choice { name: "--device", value: Some(Value { name: "ID", kind: Kind::Text }), about: "only those of this microphone" },
+            Choice {
+                name: "--device",
+                value: Some(Placeholder { name: "ID", kind: ValueKind::Text }),
+                about: "only those of this microphone",
+            },
             Choice {
                 name: "--level",
-                value: Some(Value { name: "LEVEL", kind: Kind::Word(&["debug", "info", "warning", "error", "critical"]) }),
+                value: Some(Placeholder { name: "LEVEL", kind: ValueKind::Word(&["debug", "info", "warning", "error", "critical"]) }),
                 about: "only those at least as severe",
             },
             Choice { name: "--json", value: None, about: "as they were published" },
@@ -139,7 +143,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::Enroll,
         words: "enroll",
-        operands: &[ID, (Value { name: "PROFILE", kind: Kind::Text }, false)],
+        operands: &[ID, (Placeholder { name: "PROFILE", kind: ValueKind::Text }, false)],
         options: &[],
         about: "record a microphone with a profile",
         more: "Without PROFILE with the one that it has or that was suggested. The beginning of an ID is enough if no other begins so.",
@@ -176,7 +180,7 @@ pub const COMMANDS: &[Entry] = &[
         operands: &[],
         options: &[
             Choice { name: "--profile", value: None, about: "print a profile file for the microphone" },
-            Choice { name: "--card", value: Some(Value { name: "N", kind: Kind::Number }), about: "only this sound card" },
+            Choice { name: "--card", value: Some(Placeholder { name: "N", kind: ValueKind::Number }), about: "only this sound card" },
             Choice { name: "--json", value: None, about: JSON },
         ],
         about: "show the USB microphones that are plugged in",
@@ -186,7 +190,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::CheckProfiles,
         words: "profiles check",
-        operands: &[(Value { name: "DIR", kind: Kind::Folder }, false)],
+        operands: &[(Placeholder { name: "DIR", kind: ValueKind::Folder }, false)],
         options: &[],
         about: "validate defaults.yml and profiles/*.yml of a folder",
         more: "Without DIR those that the Controller would use: in SILVASONIC_CONFIG_DIR, or built in. A folder without profiles/ may \
@@ -203,7 +207,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry {
         name: Name::Completions,
         words: "completions",
-        operands: &[(Value { name: "SHELL", kind: Kind::Word(&["bash", "zsh", "fish"]) }, true)],
+        operands: &[(Placeholder { name: "SHELL", kind: ValueKind::Word(&["bash", "zsh", "fish"]) }, true)],
         options: &[],
         about: "print the completions of this command line for a shell",
         more: "",
@@ -261,9 +265,9 @@ impl Level {
 
 /// What was typed.
 #[derive(Debug)]
-pub enum Wish<'a> {
+pub enum Invocation<'a> {
     /// Do something.
-    Do(Given<'a>),
+    Do(Arguments<'a>),
     /// Print how the program or one of its commands is used.
     Help(Option<&'static Entry>),
     /// Print the version.
@@ -272,13 +276,13 @@ pub enum Wish<'a> {
 
 /// A command with its options and operands.
 #[derive(Debug)]
-pub struct Given<'a> {
+pub struct Arguments<'a> {
     /// Which command.
     pub name: Name,
     values: Vec<(&'static str, &'a str)>,
 }
 
-impl<'a> Given<'a> {
+impl<'a> Arguments<'a> {
     /// Whether an option was given.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
@@ -313,21 +317,21 @@ impl fmt::Display for Misuse {
 ///
 /// # Errors
 /// The first word that makes no sense, and what was expected.
-pub fn parse(words: &[String]) -> Result<Wish<'_>, Misuse> {
+pub fn parse(words: &[String]) -> Result<Invocation<'_>, Misuse> {
     let (entry, rest) = match words {
         [] => (&COMMANDS[0], words),
-        [word, ..] if matches!(word.as_str(), "--help" | "-h" | "help") => return Ok(Wish::Help(None)),
-        [word] if matches!(word.as_str(), "--version" | "-V") => return Ok(Wish::Version),
+        [word, ..] if matches!(word.as_str(), "--help" | "-h" | "help") => return Ok(Invocation::Help(None)),
+        [word] if matches!(word.as_str(), "--version" | "-V") => return Ok(Invocation::Version),
         _ => command(words)?,
     };
-    let mut given = Given { name: entry.name, values: Vec::new() };
+    let mut given = Arguments { name: entry.name, values: Vec::new() };
     let mut rest = rest.iter().map(String::as_str);
     while let Some(word) = rest.next() {
         let (name, attached) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
         let choice = entry.options.iter().find(|choice| choice.name == name);
         // The first one that is not given yet.
         match (choice, entry.operands.iter().find(|(value, _)| !given.has(value.name))) {
-            _ if matches!(word, "--help" | "-h") => return Ok(Wish::Help(Some(entry))),
+            _ if matches!(word, "--help" | "-h") => return Ok(Invocation::Help(Some(entry))),
             (Some(Choice { name, value: None, .. }), _) if attached.is_none() => given.values.push((name, "")),
             (Some(Choice { name, value: Some(value), .. }), _) => {
                 let text = attached.or_else(|| rest.next()).ok_or_else(|| Misuse(format!("{name}: expected {}", expected(value))))?;
@@ -341,7 +345,7 @@ pub fn parse(words: &[String]) -> Result<Wish<'_>, Misuse> {
     }
     match entry.operands.iter().find(|(value, must)| *must && !given.has(value.name)) {
         Some((value, _)) => Err(Misuse(format!("{}: expected {}", entry.words, expected(value)))),
-        None => Ok(Wish::Do(given)),
+        None => Ok(Invocation::Do(given)),
     }
 }
 
@@ -357,11 +361,11 @@ fn command(words: &[String]) -> Result<(&'static Entry, &[String]), Misuse> {
     Err(Misuse(format!("expected {}, --help, --version or nothing, got {:?}", known.join(", "), words[0])))
 }
 
-fn checked<'a>(name: &str, value: &Value, text: &'a str) -> Result<&'a str, Misuse> {
+fn checked<'a>(name: &str, value: &Placeholder, text: &'a str) -> Result<&'a str, Misuse> {
     let found = match value.kind {
-        Kind::Text | Kind::Folder => (!text.is_empty()).then_some(text),
-        Kind::Number => text.parse::<u32>().ok().map(|_| text),
-        Kind::Word(words) => {
+        ValueKind::Text | ValueKind::Folder => (!text.is_empty()).then_some(text),
+        ValueKind::Number => text.parse::<u32>().ok().map(|_| text),
+        ValueKind::Word(words) => {
             let start = text.to_ascii_lowercase();
             words.iter().copied().find(|word| !start.is_empty() && word.starts_with(&start))
         }
@@ -369,12 +373,12 @@ fn checked<'a>(name: &str, value: &Value, text: &'a str) -> Result<&'a str, Misu
     found.ok_or_else(|| Misuse(format!("{name}: expected {}, got {text:?}", expected(value))))
 }
 
-fn expected(value: &Value) -> String {
+fn expected(value: &Placeholder) -> String {
     match value.kind {
-        Kind::Text => value.name.to_owned(),
-        Kind::Number => "a whole number".to_owned(),
-        Kind::Folder => "a folder".to_owned(),
-        Kind::Word(words) => words.join(", "),
+        ValueKind::Text => value.name.to_owned(),
+        ValueKind::Number => "a whole number".to_owned(),
+        ValueKind::Folder => "a folder".to_owned(),
+        ValueKind::Word(words) => words.join(", "),
     }
 }
 
@@ -403,9 +407,9 @@ pub fn shape(choice: &Choice) -> String {
 /// The options of a command and the operands that are one of some words: how they look, and what they mean.
 #[must_use]
 pub fn details(entry: &Entry) -> Vec<(String, String)> {
-    let meaning = |about: &str, value: Option<&Value>| match value.map(|value| &value.kind) {
-        Some(Kind::Word(words)) if about.is_empty() => words.join(", "),
-        Some(Kind::Word(words)) => format!("{about}: {}", words.join(", ")),
+    let meaning = |about: &str, value: Option<&Placeholder>| match value.map(|value| &value.kind) {
+        Some(ValueKind::Word(words)) if about.is_empty() => words.join(", "),
+        Some(ValueKind::Word(words)) => format!("{about}: {}", words.join(", ")),
         _ => about.to_owned(),
     };
     let options = entry.options.iter().map(|choice| (shape(choice), meaning(choice.about, choice.value.as_ref())));
@@ -473,9 +477,9 @@ mod tests {
     fn parse_line(line: &str) -> String {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         match parse(&words) {
-            Ok(Wish::Do(given)) => format!("{:?} {:?}", given.name, given.values),
-            Ok(Wish::Help(entry)) => format!("help {}", entry.map_or("", |entry| entry.words)),
-            Ok(Wish::Version) => "version".to_owned(),
+            Ok(Invocation::Do(given)) => format!("{:?} {:?}", given.name, given.values),
+            Ok(Invocation::Help(entry)) => format!("help {}", entry.map_or("", |entry| entry.words)),
+            Ok(Invocation::Version) => "version".to_owned(),
             Err(misuse) => misuse.to_string(),
         }
     }
@@ -500,7 +504,7 @@ mod tests {
             assert_eq!(parse_line(line), expected, "{line}");
         }
         let words = ["logs", "--device=a", "--level", "e"].map(str::to_owned);
-        let Ok(Wish::Do(given)) = parse(&words) else { panic!("no command") };
+        let Ok(Invocation::Do(given)) = parse(&words) else { panic!("no command") };
         assert_eq!(given.log_view(), LogView { device: Some("a".to_owned()), level: Some(Level::Error), json: false });
     }
 

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::cli::devices::connect;
 use crate::cli::profiles;
-use crate::config::{Config, Fault};
-use crate::database::connection::{Db, reason};
+use crate::config::{Config, SettingFault};
+use crate::database::connection::{Connection, reason};
 use crate::database::seed::Seeder;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::hardware::sysfs;
@@ -63,7 +63,7 @@ impl Findings {
 
 /// Looks at everything; returns whether nothing failed, and a line for each thing.
 #[must_use]
-pub fn examine(settings: Result<Config, Vec<Fault>>, as_json: bool) -> (bool, String) {
+pub fn examine(settings: Result<Config, Vec<SettingFault>>, as_json: bool) -> (bool, String) {
     let mut findings = Findings::default();
     match settings {
         Err(faults) => {
@@ -163,7 +163,7 @@ fn sound(config: &Config, findings: &mut Findings) {
 }
 
 fn database(config: &Config, findings: &mut Findings) {
-    let mut db = match Db::connect(&config.database) {
+    let mut db = match Connection::connect(&config.database) {
         Ok(db) => db,
         Err(error) => {
             let cure = "start PostgreSQL; SILVASONIC_DB_HOST, SILVASONIC_DB_PORT, POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB";

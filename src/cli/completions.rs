@@ -1,6 +1,6 @@
 //! Shell completions, made from the table of commands. [p]
 
-use crate::cli::arguments::{COMMANDS, Entry, Kind, PROGRAM, Value};
+use crate::cli::arguments::{COMMANDS, Entry, PROGRAM, Placeholder, ValueKind};
 
 /// Words that can stand in a place, each with its meaning.
 type Words<'a> = Vec<(&'a str, &'a str)>;
@@ -47,11 +47,11 @@ fn places() -> Vec<Place<'static>> {
     places
 }
 
-fn choices(value: &'static Value) -> (Words<'static>, bool) {
+fn choices(value: &'static Placeholder) -> (Words<'static>, bool) {
     match value.kind {
-        Kind::Text | Kind::Number => (Vec::new(), false),
-        Kind::Folder => (Vec::new(), true),
-        Kind::Word(words) => (words.iter().map(|word| (*word, "")).collect(), false),
+        ValueKind::Text | ValueKind::Number => (Vec::new(), false),
+        ValueKind::Folder => (Vec::new(), true),
+        ValueKind::Word(words) => (words.iter().map(|word| (*word, "")).collect(), false),
     }
 }
 
@@ -109,7 +109,7 @@ fn fish() -> String {
             (None, Some((first, _))) => format!("{}; and not {}", seen(entry.words), seen(first)),
             (None, None) => seen(entry.words),
         };
-        let words = |value: &'static Value| match choices(value) {
+        let words = |value: &'static Placeholder| match choices(value) {
             (_, true) => "-a '(__fish_complete_directories)'".to_owned(),
             (words, _) => format!("-a '{}'", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" ")),
         };

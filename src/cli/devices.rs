@@ -13,17 +13,17 @@ use redis::{Client, Connection, RedisError};
 use serde_json::{Map, Value, json};
 
 use crate::cache;
-use crate::cli::arguments::{Given, Name};
-use crate::collect::ordered;
+use crate::cli::arguments::{Arguments, Name};
+use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::lister::recorders;
-use crate::database::connection::{Db, Decision, reason};
+use crate::database::connection::{self, Decision, reason};
 use crate::decide::backoff::Backoffs;
-use crate::decide::desired::{Specs, wants};
+use crate::decide::desired::{SpecCache, wants};
 use crate::decide::device::identify;
 use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
-use crate::decide::reason::{Known, online, reasons};
+use crate::decide::reason::{ReasonInput, online, reasons};
 use crate::decide::registry::{Enrollment, Registry};
 use crate::hardware::sysfs;
 use crate::podman::client::Podman;
@@ -37,7 +37,7 @@ const WATCH: Duration = Duration::from_secs(1);
 
 /// What a microphone's line shows.
 #[derive(Debug)]
-struct Line {
+struct TableRow {
     id: String,
     name: String,
     port: Option<String>,
@@ -54,9 +54,9 @@ struct Line {
 ///
 /// # Errors
 /// Why the database cannot be read, when nothing was kept of it either.
-pub fn show(config: &Config, given: &Given<'_>) -> Result<(bool, String), String> {
-    let render = |lines: &[Line], notes: &[String]| match given.has("--json") {
-        true => json!({"microphones": lines.iter().map(Line::to_json).collect::<Value>(), "notes": notes}).to_string() + "\n",
+pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
+    let render = |lines: &[TableRow], notes: &[String]| match given.has("--json") {
+        true => json!({"microphones": lines.iter().map(TableRow::to_json).collect::<Value>(), "notes": notes}).to_string() + "\n",
         false => text(lines, notes),
     };
     if !given.has("--watch") {
@@ -79,8 +79,8 @@ pub fn show(config: &Config, given: &Given<'_>) -> Result<(bool, String), String
 ///
 /// # Errors
 /// No such microphone or profile, or why the database refused.
-pub fn decide(config: &Config, given: &Given<'_>) -> Result<(bool, String), String> {
-    let mut db = Db::connect(&config.database).map_err(|error| unreadable(&reason(&error)))?;
+pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
+    let mut db = connection::Connection::connect(&config.database).map_err(|error| unreadable(&reason(&error)))?;
     let registry = Registry::read(&db.snapshot().map_err(|error| unreadable(&reason(&error)))?);
     let id = find(&registry, given.value("ID").unwrap_or_default())?;
     let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
@@ -135,9 +135,10 @@ fn unreadable(why: &str) -> String {
 }
 
 /// Reads hardware, database and Podman; what could not be read is among the notes.
-fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
+fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let mut notes = Vec::new();
-    let rows = Db::connect(&config.database).and_then(|mut db| db.snapshot()).map_err(|error| unreadable(&reason(&error)));
+    let rows =
+        connection::Connection::connect(&config.database).and_then(|mut db| db.snapshot()).map_err(|error| unreadable(&reason(&error)));
     let database_known = rows.is_ok();
     let rows = rows.or_else(|why| match cache::load(&config.workspace_local) {
         Ok(Some(rows)) => {
@@ -150,11 +151,11 @@ fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
     notes.extend(registry.faults.iter().map(|fault| format!("unusable in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
     let containers = recorders(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());
-    let wants = wants(&registry, database_known, &presences, &mut Specs::new(config.recorder.clone()));
+    let wants = wants(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
     let plan = plan(&View {
         containers: containers.as_deref().unwrap_or_default(),
         wants: &wants,
-        wants_complete: database_known,
+        desired_complete: database_known,
         max_recorders: registry.system.max_recorders,
         backoffs: &Backoffs::default(),
         busy: &BTreeSet::new(),
@@ -163,7 +164,7 @@ fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
         wall: SystemTime::now(),
     });
     let containers = containers.as_deref().map_err(String::as_str);
-    let known = Known { registry: &registry, presences: &presences, wants: &wants, holds: &plan.holds, containers };
+    let known = ReasonInput { registry: &registry, presences: &presences, wants: &wants, holds: &plan.holds, containers };
     let told = heartbeat(config);
     let lines = reasons(&known).into_iter().map(|(id, reason)| {
         let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
@@ -177,7 +178,7 @@ fn look(config: &Config) -> Result<(Vec<Line>, Vec<String>), String> {
             (_, Enrollment::Enrolled) => "enrolled",
             (_, Enrollment::Ignored) => "ignored",
         });
-        Line {
+        TableRow {
             name: device.map(|device| device.model.clone()).unwrap_or_default(),
             port: microphone
                 .and_then(|microphone| microphone.usb.as_ref())
@@ -236,15 +237,15 @@ pub fn connect(url: &str) -> Result<Connection, RedisError> {
     Ok(connection)
 }
 
-impl Line {
+impl TableRow {
     fn to_json(&self) -> Value {
-        let scores: Map<String, Value> = ordered(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
+        let scores: Map<String, Value> = by_insertion(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
         json!({"id": self.id, "name": self.name, "port": self.port, "card": self.card, "profile": self.profile, "scores": scores,
             "enrollment": self.enrollment, "recording": self.recording, "reason": self.reason, "capture": self.capture})
     }
 }
 
-fn text(lines: &[Line], notes: &[String]) -> String {
+fn text(lines: &[TableRow], notes: &[String]) -> String {
     let mut rows = vec![["ID", "NAME", "PORT", "CARD", "PROFILE", "SCORES", "ENROLLMENT", "PCM", "STATE"].map(str::to_owned)];
     for line in lines {
         let scores: Vec<String> = line.scores.iter().map(|(slug, score)| format!("{} {score}", shown(slug))).collect();

@@ -19,13 +19,13 @@ const STREAM_LIMIT: u64 = 256 << 10;
 const SLUG_LIMIT: usize = 60;
 
 /// All that is plugged in.
-pub struct Findings {
-    microphones: Vec<Finding>,
+pub struct ScanReport {
+    microphones: Vec<ScannedCard>,
     unclear: Vec<(u32, String)>,
 }
 
 /// One microphone.
-struct Finding {
+struct ScannedCard {
     id: String,
     microphone: Microphone,
     /// What it can capture, or why that is not known.
@@ -33,7 +33,7 @@ struct Finding {
     fit: Match,
 }
 
-impl Findings {
+impl ScanReport {
     /// Looks at the hardware below `root`, or at one card of it.
     ///
     /// # Errors
@@ -44,10 +44,10 @@ impl Findings {
         let find = |(id, microphone): (String, Microphone)| {
             let criteria = profiles.iter().map(|profile| (profile.slug.as_str(), profile.config.criteria()));
             let fit = best(scores(criteria, &microphone));
-            Finding { id, capture: read_stream(root, microphone.card), fit, microphone }
+            ScannedCard { id, capture: read_stream(root, microphone.card), fit, microphone }
         };
         let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
-        let mut microphones: Vec<Finding> = ids.into_iter().filter(|(_, microphone)| wanted(microphone.card)).map(find).collect();
+        let mut microphones: Vec<ScannedCard> = ids.into_iter().filter(|(_, microphone)| wanted(microphone.card)).map(find).collect();
         microphones.sort_unstable_by_key(|finding| finding.microphone.card);
         Ok(Self { microphones, unclear: scan.unclear.into_iter().filter(|(card, _)| wanted(*card)).collect() })
     }
@@ -56,7 +56,7 @@ impl Findings {
     #[must_use]
     pub fn table(&self) -> String {
         let mut rows = vec![["CARD", "ID", "PORT", "NAME", "USB IDS", "SERIAL", "PROFILE (SCORE)", "CAPTURES"].map(str::to_owned)];
-        for Finding { id, microphone, capture, fit } in &self.microphones {
+        for ScannedCard { id, microphone, capture, fit } in &self.microphones {
             let usb = microphone.usb.as_ref();
             rows.push([
                 microphone.card.to_string(),
@@ -83,7 +83,7 @@ impl Findings {
     /// For programs.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let one = |Finding { id, microphone, capture, fit }: &Finding| {
+        let one = |ScannedCard { id, microphone, capture, fit }: &ScannedCard| {
             let (slugs, score) = match fit {
                 Match::None => (Vec::new(), 0),
                 Match::One { slug, score } => (vec![slug.clone()], *score),
@@ -116,7 +116,7 @@ impl Findings {
     }
 }
 
-impl Finding {
+impl ScannedCard {
     /// A profile file; valid whatever the microphone calls itself.
     fn profile(&self, profiles: &[Profile]) -> String {
         let name: String = match self.microphone.name.trim() {
@@ -196,9 +196,9 @@ mod tests {
     use crate::decide::device::Usb;
     use crate::decide::profile::score;
 
-    fn finding(name: &str, capture: Result<Vec<Setting>, String>) -> Finding {
+    fn finding(name: &str, capture: Result<Vec<Setting>, String>) -> ScannedCard {
         let usb = Usb { vendor: "0869".into(), product: "0389".into(), serial: None, bus_path: "1-1".into(), address: "001/002".into() };
-        Finding { id: "x".into(), microphone: Microphone { card: 0, name: name.into(), usb: Some(usb) }, capture, fit: Match::None }
+        ScannedCard { id: "x".into(), microphone: Microphone { card: 0, name: name.into(), usb: Some(usb) }, capture, fit: Match::None }
     }
 
     #[test]

@@ -10,13 +10,14 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::Instant;
 
-use crate::collect::ordered;
+use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::execute::execute;
-use crate::controller::Event;
+use crate::decide::container::Engine;
 use crate::decide::plan::Action;
+use crate::event::Event;
 use crate::logs::follow::Drainer;
-use crate::podman::client::{Engine, Podman};
+use crate::podman::client::Podman;
 
 /// Starts under way at a time: Podman gains nothing from more (measured).
 const STARTS_AT_ONCE: usize = 8;
@@ -24,7 +25,7 @@ const STARTS_AT_ONCE: usize = 8;
 const CROWD: usize = 3;
 
 /// Actions under way, and those whose outcome is in no list yet.
-pub struct Jobs {
+pub struct Actions {
     podman: Podman,
     workspace: PathBuf,
     events: SyncSender<Event>,
@@ -34,7 +35,7 @@ pub struct Jobs {
     settled: BTreeMap<String, u64>,
 }
 
-impl Jobs {
+impl Actions {
     /// None yet.
     #[must_use]
     pub fn new(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> Self {
@@ -90,7 +91,7 @@ impl Jobs {
     /// Devices that must be left alone for now.
     #[must_use]
     pub fn busy(&self) -> BTreeSet<String> {
-        ordered(self.under_way.keys().chain(self.settled.keys()).cloned())
+        by_insertion(self.under_way.keys().chain(self.settled.keys()).cloned())
     }
 
     /// Whether an action for this device is under way.

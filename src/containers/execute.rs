@@ -8,29 +8,15 @@ use std::time::Duration;
 
 use log::{info, warn};
 
-use crate::decide::plan::{Action, DRIFT, Old, Removal};
+use crate::decide::container::Engine;
+use crate::decide::plan::{Action, DRIFT, Failure, OldContainer, Removal};
 use crate::decide::spec::{OWNER, SERVICE, Spec};
 use crate::logs::follow::Drainer;
-use crate::podman::client::{Change, Engine, Error, Podman, cause};
+use crate::podman::client::{Error, Outcome, Podman, cause};
 use crate::text::shown;
 
 /// What a Recorder gets to close its files before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Why an action failed: one line that names the container, what went wrong and, where it is known, the cure.
-#[derive(Debug)]
-pub enum Failure {
-    /// Something that a start needs is not there: an image, a network, a folder, a free name, space.
-    Lacking(String),
-    /// Anything else.
-    Other(String),
-}
-
-impl From<String> for Failure {
-    fn from(text: String) -> Self {
-        Self::Other(text)
-    }
-}
 
 /// Removes and starts what the action says; returns the id of the started container.
 ///
@@ -52,7 +38,7 @@ pub fn execute(podman: &Podman, drainer: &Drainer, engine: &Engine, workspace: &
 }
 
 /// Says which fields make a container differ from what is wanted now.
-fn tell_differences(podman: &Podman, spec: &Spec, old: &Old) {
+fn tell_differences(podman: &Podman, spec: &Spec, old: &OldContainer) {
     if let Ok(Some(inspect)) = podman.inspect(&old.id) {
         let differences = spec.differences(&inspect);
         if !differences.is_empty() {
@@ -90,10 +76,10 @@ fn no_network(spec: &Spec) -> String {
     format!("network {} does not exist; make it with `podman network create {0}`", spec.network())
 }
 
-fn remove(podman: &Podman, drainer: &Drainer, old: &Old) -> Result<(), Failure> {
+fn remove(podman: &Podman, drainer: &Drainer, old: &OldContainer) -> Result<(), Failure> {
     if old.removal == Removal::Stop {
         match podman.stop(&old.id, PATIENCE) {
-            Ok(Change::Gone) => return Ok(()),
+            Ok(Outcome::Gone) => return Ok(()),
             Ok(_) => {}
             // A container whose conmon died cannot be stopped in order; removal with force still ends it.
             Err(error @ Error::Refused { .. }) => warn!("{} could not be stopped in order and is removed by force: {error}", old.name),
@@ -119,8 +105,8 @@ fn start(podman: &Podman, engine: &Engine, workspace: &Path, spec: &Spec) -> Res
         warn!("{name}: Podman warns: {}", shown(warning));
     }
     match podman.start(&created.id) {
-        Ok(Change::Done | Change::Already) => Ok(created.id),
-        Ok(Change::Gone) => Err(format!("{name} was removed by somebody before it could start").into()),
+        Ok(Outcome::Done | Outcome::Already) => Ok(created.id),
+        Ok(Outcome::Gone) => Err(format!("{name} was removed by somebody before it could start").into()),
         Err(error) => {
             // Left in place it would hold the name. After any other error it may run: the next list tells.
             if matches!(error, Error::Refused { .. }) {

@@ -1,14 +1,14 @@
-//! Do the limits of a Recorder hold? What was asked for is compared with what the kernel enforces.
+//! Do the limits of a RecorderSettings hold? What was asked for is compared with what the kernel enforces.
 //!
 //! Kernels without the memory control group and rootless engines accept limits that nobody keeps. Where the process of a
-//! Recorder can be seen, its files in `/proc` and `/sys/fs/cgroup` tell; each kind of limit is told once, with its cure.
+//! RecorderSettings can be seen, its files in `/proc` and `/sys/fs/cgroup` tell; each kind of limit is told once, with its cure.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::config::Recorder;
+use crate::decide::container::{Container, State};
+use crate::decide::spec::RecorderSettings;
 use crate::decide::spec::{CPU_PERIOD_US, OOM_SCORE_ADJ};
-use crate::podman::client::{Container, State};
 use crate::podman::pidfd::Process;
 
 /// What is enforced for one process, as far as it can be seen.
@@ -31,9 +31,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those that every Recorder gets.
+    /// Those that every RecorderSettings gets.
     #[must_use]
-    pub fn new(recorder: &Recorder) -> Self {
+    pub fn new(recorder: &RecorderSettings) -> Self {
         Self { memory: recorder.memory, cpu: recorder.cpu_quota, seen: BTreeSet::new(), told: BTreeSet::new() }
     }
 

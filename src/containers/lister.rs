@@ -16,27 +16,33 @@ use std::time::Duration;
 use log::{info, warn};
 
 use crate::cache;
-use crate::config::{Config, Recorder};
-use crate::controller::Event;
+use crate::config::Config;
+use crate::decide::container::{Container, Engine, State, Version};
+use crate::decide::spec::RecorderSettings;
 use crate::decide::spec::{OWNER, SERVICE};
-use crate::podman::client::{Container, Engine, Error, Podman, State, Version};
+use crate::event::Event;
+use crate::podman::client::{Error, Podman};
 
 /// The other end of the `podman` thread.
 #[derive(Debug)]
-pub struct Inventory {
+pub struct Lister {
     requests: Sender<u64>,
 }
 
-impl Inventory {
+impl Lister {
     /// Starts the thread; it connects at the first request.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let place =
-            Place { podman, socket: config.socket.clone(), workspace: config.workspace_local.clone(), recorder: config.recorder.clone() };
-        let worker = Worker { place, events, engine: None, check: Check::Due(false), overdue: false };
+        let place = EngineCache {
+            podman,
+            socket: config.socket.clone(),
+            workspace: config.workspace_local.clone(),
+            recorder: config.recorder.clone(),
+        };
+        let worker = ListerThread { place, events, engine: None, check: EngineCheck::Due(false), overdue: false };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests })
     }
@@ -53,31 +59,31 @@ const FIRST_STARTS: Duration = Duration::from_secs(5);
 
 /// What the threads here need to know.
 #[derive(Clone)]
-struct Place {
+struct EngineCache {
     podman: Podman,
     socket: PathBuf,
     workspace: PathBuf,
-    recorder: Recorder,
+    recorder: RecorderSettings,
 }
 
-struct Worker {
-    place: Place,
+struct ListerThread {
+    place: EngineCache,
     events: SyncSender<Event>,
     engine: Option<Engine>,
-    check: Check,
+    check: EngineCheck,
     /// The last list did not come in time: Podman hangs, or the list is slow.
     overdue: bool,
 }
 
 /// The second look at this connection's Podman, which is not waited for.
-enum Check {
+enum EngineCheck {
     /// Due when the first list is out, and whether the engine is what was remembered.
     Due(bool),
     /// Brings what the engine is if that is not what was remembered.
     UnderWay(Receiver<Engine>),
 }
 
-impl Worker {
+impl ListerThread {
     fn run(mut self, inbox: &Receiver<u64>) {
         while let Ok(sequence) = inbox.recv() {
             let containers = self.list();
@@ -103,12 +109,12 @@ impl Worker {
         let version = if self.overdue || self.engine.is_none() { Some(self.place.podman.ping()?) } else { None };
         if let Some(version) = version.filter(|_| self.engine.is_none()) {
             let remembered = self.place.remembered(version);
-            self.check = Check::Due(remembered.is_some());
+            self.check = EngineCheck::Due(remembered.is_some());
             let engine = remembered.map_or_else(|| self.place.podman.info(version), Ok)?;
             tell(&engine);
             self.engine = Some(engine);
         }
-        if let Check::UnderWay(answer) = &self.check {
+        if let EngineCheck::UnderWay(answer) = &self.check {
             if let Ok(engine) = answer.try_recv() {
                 tell(&engine);
                 self.engine = Some(engine);
@@ -124,7 +130,7 @@ impl Worker {
 
     /// Once per connection, when the first list is out: whether all is as remembered and as needed.
     fn check(&mut self) {
-        let (Check::Due(remembered), Some(mut engine)) = (&self.check, self.engine.clone()) else { return };
+        let (EngineCheck::Due(remembered), Some(mut engine)) = (&self.check, self.engine.clone()) else { return };
         let (answer, check) = channel();
         let (place, events, remembered) = (self.place.clone(), self.events.clone(), *remembered);
         let run = move || {
@@ -144,11 +150,11 @@ impl Worker {
         if let Err(why) = thread::Builder::new().name("engine".to_owned()).stack_size(256 << 10).spawn(run) {
             warn!("no thread to look at Podman a second time: {why}");
         }
-        self.check = Check::UnderWay(check);
+        self.check = EngineCheck::UnderWay(check);
     }
 }
 
-impl Place {
+impl EngineCache {
     /// What the engine was at the last start, if there is no sign that it is another one now.
     fn remembered(&self, version: Version) -> Option<Engine> {
         let remembered = cache::load_engine(&self.workspace).unwrap_or_else(|why| {
@@ -176,12 +182,12 @@ impl Place {
 
     /// What will be missing at the first start is better known before it.
     fn check_needs(&self) {
-        let Recorder { image, network, .. } = &self.recorder;
+        let RecorderSettings { image, network, .. } = &self.recorder;
         if matches!(self.podman.image_exists(image), Ok(false)) {
-            warn!("image {image} is not on this machine: no Recorder can start until it is built or loaded");
+            warn!("image {image} is not on this machine: no RecorderSettings can start until it is built or loaded");
         }
         if matches!(self.podman.network_exists(network), Ok(false)) {
-            warn!("network {network} does not exist: no Recorder can start until `podman network create {network}`");
+            warn!("network {network} does not exist: no RecorderSettings can start until `podman network create {network}`");
         }
     }
 }

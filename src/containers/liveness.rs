@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::podman::client::{Container, State};
+use crate::decide::container::{Container, State};
 use crate::podman::pidfd::Process;
 
 /// Podman itself takes 30-300 ms to notice an end.
@@ -16,22 +16,22 @@ const CONFIRMED: Duration = Duration::from_secs(1);
 
 /// The processes that were seen, by container id.
 #[derive(Debug, Default)]
-pub struct Witness {
-    seen: BTreeMap<String, Sight>,
+pub struct Liveness {
+    seen: BTreeMap<String, Seen>,
 }
 
 #[derive(Debug)]
-struct Sight {
+struct Seen {
     process: Process,
     gone: Option<Instant>,
     /// For good, whatever state a removal that failed leaves behind.
     lost: bool,
 }
 
-impl Witness {
+impl Liveness {
     /// Marks the containers of a fresh list as [`State::Lost`] whose process is known to be gone.
     pub fn judge(&mut self, containers: &mut [Container], now: Instant) {
-        let keeps = |id: &String, sight: &Sight| {
+        let keeps = |id: &String, sight: &Seen| {
             containers.iter().any(|container| &container.id == id && (sight.lost || container.state == State::Running))
         };
         self.seen.retain(|id, sight| keeps(id, sight));
@@ -40,7 +40,7 @@ impl Witness {
             match self.seen.get_mut(&container.id).filter(|sight| sight.process.pid == container.pid || (sight.lost && !running)) {
                 None if running => {
                     if let Some(process) = Process::of(container.pid, &container.id) {
-                        self.seen.insert(container.id.clone(), Sight { process, gone: None, lost: false });
+                        self.seen.insert(container.id.clone(), Seen { process, gone: None, lost: false });
                     }
                 }
                 None => {}

@@ -9,17 +9,18 @@ use std::io;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use crate::collect::ordered;
+use crate::collect::by_insertion;
 use crate::config::Config;
-use crate::containers::actions::Jobs;
-use crate::containers::lister::Inventory;
-use crate::containers::liveness::Witness;
-use crate::containers::watch::Events;
-use crate::controller::Event;
+use crate::containers::actions::Actions;
+use crate::containers::lister::Lister;
+use crate::containers::liveness::Liveness;
+use crate::containers::watch::Watch;
+use crate::decide::container::{Container, Engine, State};
 use crate::decide::spec::DEVICE_ID;
-use crate::health::board::NOT_YET;
-use crate::podman::client::{Container, Engine, Podman, State};
-use crate::rate_limit::Notices;
+use crate::event::Event;
+use crate::podman::client::Podman;
+use crate::rate_limit::RateLimit;
+use crate::text::NOT_YET;
 
 /// How often Podman is asked for a list while it tells of events, nothing is in between and nothing is to be done.
 const QUIET: Duration = Duration::from_secs(15);
@@ -43,11 +44,11 @@ pub struct List {
 }
 
 /// Asks Podman, and keeps what it said last.
-pub struct Census {
-    inventory: Inventory,
-    hints: Events,
-    notices: Notices,
-    witness: Witness,
+pub struct ContainersState {
+    inventory: Lister,
+    hints: Watch,
+    notices: RateLimit,
+    witness: Liveness,
     /// The last request's number.
     pub sequence: u64,
     under_way: bool,
@@ -67,7 +68,7 @@ pub struct Census {
     in_between: BTreeMap<String, Instant>,
 }
 
-impl Census {
+impl ContainersState {
     /// Starts the threads for lists and events.
     ///
     /// # Errors
@@ -75,10 +76,10 @@ impl Census {
     pub fn start(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
         let now = Instant::now();
         Ok(Self {
-            inventory: Inventory::start(podman.clone(), config, events.clone())?,
-            hints: Events::start(podman.clone(), &config.recorder.owner, events.clone())?,
-            notices: Notices::default(),
-            witness: Witness::default(),
+            inventory: Lister::start(podman.clone(), config, events.clone())?,
+            hints: Watch::start(podman.clone(), &config.recorder.owner, events.clone())?,
+            notices: RateLimit::default(),
+            witness: Liveness::default(),
             sequence: 0,
             under_way: false,
             asked: now,
@@ -99,7 +100,7 @@ impl Census {
     }
 
     /// Asks for a list, unless one is on its way or the actions need their time.
-    pub fn ask(&mut self, jobs: &Jobs) {
+    pub fn ask(&mut self, jobs: &Actions) {
         let now = Instant::now();
         let next = self.asked + PACE;
         if jobs.are_a_crowd() && now < next {
@@ -117,7 +118,7 @@ impl Census {
     }
 
     /// Asks if the last list may no longer hold although no event says so.
-    pub fn ask_if_doubtful(&mut self, jobs: &Jobs, now: Instant) {
+    pub fn ask_if_doubtful(&mut self, jobs: &Actions, now: Instant) {
         let old = now.saturating_duration_since(self.listed) >= QUIET;
         let known = self.hints.is_up() && self.list.is_some();
         // An action that lasts may have met a Podman that hangs.
@@ -128,13 +129,13 @@ impl Census {
     }
 
     /// Podman says that something happened.
-    pub fn changed(&mut self, jobs: &Jobs) {
+    pub fn changed(&mut self, jobs: &Actions) {
         self.again = self.under_way;
         self.ask(jobs);
     }
 
     /// Takes in an answer.
-    pub fn answered(&mut self, sequence: u64, containers: Result<Vec<Container>, String>, engine: Option<Engine>, jobs: &Jobs) {
+    pub fn answered(&mut self, sequence: u64, containers: Result<Vec<Container>, String>, engine: Option<Engine>, jobs: &Actions) {
         let now = Instant::now();
         self.under_way = false;
         self.engine = engine;
@@ -161,10 +162,10 @@ impl Census {
         }
     }
 
-    fn note_in_between(&mut self, containers: &[Container], jobs: &Jobs, now: Instant) {
+    fn note_in_between(&mut self, containers: &[Container], jobs: &Actions, now: Instant) {
         let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
         let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
-        self.in_between = ordered(containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))));
+        self.in_between = by_insertion(containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))));
         // What an action of ours does, its end tells.
         let restless = |container: &Container| {
             let since = self.in_between.get(&container.id);
@@ -180,7 +181,7 @@ impl Census {
     #[must_use]
     pub fn stuck(&self, now: Instant) -> BTreeSet<String> {
         let stuck = self.in_between.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= STUCK);
-        ordered(stuck.map(|(id, _)| id.clone()))
+        by_insertion(stuck.map(|(id, _)| id.clone()))
     }
 
     /// Whether the last list is new enough to act on.

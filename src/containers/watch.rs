@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use log::debug;
 use serde::Deserialize;
 
-use crate::controller::Event;
+use crate::decide::container::Container;
 use crate::decide::spec::OWNER;
-use crate::podman::client::{Container, Podman};
+use crate::event::Event;
+use crate::podman::client::Podman;
 use crate::text::shown;
 
 /// Between the end of a stream and the next one: at first, and at most.
@@ -33,13 +34,13 @@ const LINE: u64 = 64 << 10;
 
 /// The other end of the `events` thread.
 #[derive(Debug)]
-pub struct Events {
-    shared: Arc<Shared>,
+pub struct Watch {
+    shared: Arc<WatchShared>,
     wishes: SyncSender<()>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct WatchShared {
     up: AtomicBool,
     /// With which code each container's last run ended, by id.
     exits: Mutex<BTreeMap<String, i64>>,
@@ -47,16 +48,16 @@ struct Shared {
     told: AtomicBool,
 }
 
-impl Events {
-    /// Starts the thread, which waits for [`Events::open`].
+impl Watch {
+    /// Starts the thread, which waits for [`Watch::open`].
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(podman: Podman, owner: &str, events: SyncSender<Event>) -> io::Result<Self> {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<WatchShared>::default();
         // One wish is as good as many.
         let (wishes, inbox) = sync_channel(1);
-        let follower = Follower { podman, owner: owner.to_owned(), events, shared: Arc::clone(&shared) };
+        let follower = WatchThread { podman, owner: owner.to_owned(), events, shared: Arc::clone(&shared) };
         thread::Builder::new().name("events".to_owned()).stack_size(256 << 10).spawn(move || follower.run(&inbox))?;
         Ok(Self { shared, wishes })
     }
@@ -91,20 +92,20 @@ impl Events {
     }
 }
 
-impl Shared {
+impl WatchShared {
     fn exits(&self) -> MutexGuard<'_, BTreeMap<String, i64>> {
         self.exits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct Follower {
+struct WatchThread {
     podman: Podman,
     owner: String,
     events: SyncSender<Event>,
-    shared: Arc<Shared>,
+    shared: Arc<WatchShared>,
 }
 
-impl Follower {
+impl WatchThread {
     fn run(self, wishes: &Receiver<()>) {
         let (mut pause, mut next) = (RETRY, Instant::now());
         while wishes.recv().is_ok() {
@@ -150,7 +151,7 @@ impl Follower {
         }
     }
 
-    fn note_exit(&self, said: Said) {
+    fn note_exit(&self, said: EventLine) {
         if let Some(code) = said.actor.attributes.code.and_then(|code| code.parse().ok()).filter(|_| said.action == "died") {
             self.shared.exits().insert(said.actor.id, code);
         }
@@ -167,7 +168,7 @@ impl Follower {
 /// An event. What it means is left to the list, but for the exit code of a run that Podman follows with another one.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Said {
+struct EventLine {
     action: String,
     #[serde(default)]
     actor: Actor,
@@ -190,8 +191,8 @@ struct Attributes {
 }
 
 /// The event in a line, if that is whole and says what happened.
-fn event(line: &[u8]) -> Option<Said> {
-    let said: Said = serde_json::from_slice(line).ok()?;
+fn event(line: &[u8]) -> Option<EventLine> {
+    let said: EventLine = serde_json::from_slice(line).ok()?;
     (line.ends_with(b"\n") && !said.action.is_empty()).then_some(said)
 }
 

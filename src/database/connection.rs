@@ -10,9 +10,9 @@ use postgres::types::Json;
 use postgres::{Client, Config, NoTls, Statement, Transaction};
 use serde_json::Value;
 
-use crate::collect::ordered;
-use crate::config::Database;
-use crate::decide::registry::{Change, Enrollment, Row};
+use crate::collect::by_insertion;
+use crate::config::DatabaseSettings;
+use crate::decide::registry::{Enrollment, Row, RowChange};
 
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -88,18 +88,18 @@ pub enum Decision {
 }
 
 /// One connection.
-pub struct Db {
+pub struct Connection {
     client: Client,
     /// [`SNAPSHOT`], prepared: it runs every second.
     snapshot: Option<Statement>,
 }
 
-impl Db {
+impl Connection {
     /// Connects, with time limits.
     ///
     /// # Errors
     /// Why there is no connection.
-    pub fn connect(database: &Database) -> Result<Self, postgres::Error> {
+    pub fn connect(database: &DatabaseSettings) -> Result<Self, postgres::Error> {
         let mut config = Config::new();
         config
             .host(&database.host)
@@ -138,7 +138,7 @@ impl Db {
         let columns = "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
             WHERE c.oid = ANY(SELECT to_regclass(name) FROM unnest($1::text[]) name) AND a.attnum > 0 AND NOT a.attisdropped";
         let present: BTreeSet<(String, String)> =
-            ordered(self.client.query(columns, &[&names])?.into_iter().map(|row| (row.get(0), row.get(1))));
+            by_insertion(self.client.query(columns, &[&names])?.into_iter().map(|row| (row.get(0), row.get(1))));
         let mut made = Vec::new();
         let mut statements = Vec::new();
         for (table, columns) in TABLES {
@@ -177,7 +177,7 @@ impl Db {
     ///
     /// # Errors
     /// The database's refusal.
-    pub fn write(&mut self, change: &Change) -> Result<(), postgres::Error> {
+    pub fn write(&mut self, change: &RowChange) -> Result<(), postgres::Error> {
         let profile = change.enroll.as_ref().map(|(slug, _)| slug);
         let enrollment = change.enroll.as_ref().map(|(_, enrollment)| match enrollment {
             Enrollment::Pending => "pending",

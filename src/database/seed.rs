@@ -14,10 +14,9 @@ use log::{error, info, warn};
 use serde_json::{Map, Value};
 
 use crate::builtin;
-use crate::database::connection::{self, Db, reason};
+use crate::database::connection::{self, Connection, reason};
 use crate::decide::profile::Profile;
-use crate::health::host;
-use crate::rate_limit::Notices;
+use crate::rate_limit::RateLimit;
 use crate::text::shown;
 use crate::yaml;
 
@@ -32,7 +31,7 @@ pub struct Seeder {
     /// Folder with the files; the built-in copies serve without one.
     folder: Option<PathBuf>,
     pending: BTreeSet<&'static str>,
-    notices: Notices,
+    notices: RateLimit,
     admin: Admin,
 }
 
@@ -53,7 +52,7 @@ impl Seeder {
     /// Nothing seeded yet.
     #[must_use]
     pub fn new(folder: Option<PathBuf>) -> Self {
-        Self { folder, pending: BTreeSet::new(), notices: Notices::default(), admin: Admin::Unknown }
+        Self { folder, pending: BTreeSet::new(), notices: RateLimit::default(), admin: Admin::Unknown }
     }
 
     /// Whether a seeder failed and should be tried again.
@@ -63,15 +62,15 @@ impl Seeder {
     }
 
     /// Makes missing tables and columns.
-    pub fn schema(&mut self, db: &mut Db) {
+    pub fn schema(&mut self, db: &mut Connection) {
         let result = db.complete_schema().map(|made| made.iter().for_each(|what| info!("database: made {what}")));
         self.report("schema", result.map_err(|error| vec![reason(&error)]));
     }
 
     /// Default settings -> `system_config`.
-    pub fn settings(&mut self, db: &mut Db) {
+    pub fn settings(&mut self, db: &mut Connection) {
         let result = self.sections().map_err(|why| vec![why]).and_then(|(sections, faults)| {
-            let insert = |db: &mut Db| -> Result<(), postgres::Error> {
+            let insert = |db: &mut Connection| -> Result<(), postgres::Error> {
                 let mut transaction = db.transaction()?;
                 for (key, value) in &sections {
                     if connection::insert_section(&mut transaction, key, value)? {
@@ -87,9 +86,9 @@ impl Seeder {
     }
 
     /// Shipped profiles -> `microphone_profiles`.
-    pub fn profiles(&mut self, db: &mut Db) {
+    pub fn profiles(&mut self, db: &mut Connection) {
         let result = self.read_profiles().map_err(|why| vec![why]).and_then(|(profiles, faults)| {
-            let insert = |db: &mut Db| -> Result<(), postgres::Error> {
+            let insert = |db: &mut Connection| -> Result<(), postgres::Error> {
                 let mut transaction = db.transaction()?;
                 for profile in &profiles {
                     let config = profile.config.to_json();
@@ -108,7 +107,7 @@ impl Seeder {
 
     /// The admin user. Hashing and verifying take 0.2 s and more, so they happen on a thread of their own; returns
     /// whether one is at it.
-    pub fn admin(&mut self, db: &mut Db) -> bool {
+    pub fn admin(&mut self, db: &mut Connection) -> bool {
         let result = match std::mem::replace(&mut self.admin, Admin::Unknown) {
             Admin::Done => {
                 self.admin = Admin::Done;
@@ -154,7 +153,7 @@ impl Seeder {
         Ok((user, password))
     }
 
-    fn begin_admin(&self, db: &mut Db) -> Result<Admin, String> {
+    fn begin_admin(&self, db: &mut Connection) -> Result<Admin, String> {
         let (user, password) = self.credentials()?;
         let known = db.password_hash(&user).map_err(|error| reason(&error))?;
         let thread = thread::Builder::new().name("bcrypt".to_owned()).stack_size(128 << 10);
@@ -306,7 +305,7 @@ pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) 
 /// A whole file, or as much as shows that it is too large. Opening a pipe would wait for whoever writes to it.
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let file = host::open(path)?;
+    let file = crate::fs::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("expected a file"));
     }
@@ -331,7 +330,7 @@ fn merge(base: &mut Value, over: &Value) {
     }
 }
 
-/// Known keys of `system` with a wrong type.
+/// ReasonInput keys of `system` with a wrong type.
 fn system_faults(system: &Value) -> Vec<(String, String)> {
     type Check = (&'static str, &'static str, fn(&Value) -> bool);
     let checks: [Check; 5] = [

@@ -13,12 +13,12 @@ use log::{info, warn};
 use crate::cache;
 use crate::clock;
 use crate::config::Config;
-use crate::controller::Event;
-use crate::database::worker::{Request, Store};
+use crate::database::worker::{Request, Worker};
 use crate::decide::presence::{Presence, Presences};
-use crate::decide::registry::{Change, Registry, Row};
-use crate::health::board::NOT_YET;
-use crate::rate_limit::Notices;
+use crate::decide::registry::{Registry, Row, RowChange};
+use crate::event::Event;
+use crate::rate_limit::RateLimit;
+use crate::text::NOT_YET;
 
 /// How often `last_seen` of present microphones is refreshed. A refresh writes some 10 kB to the disk, as it is mostly the
 /// first since the last checkpoint.
@@ -31,12 +31,12 @@ const OVERDUE: Duration = Duration::from_secs(15);
 const ABANDONED: usize = 3;
 
 /// Asks the database, and keeps what it said last.
-pub struct Desired {
+pub struct DatabaseState {
     config: Config,
     events: SyncSender<Event>,
-    store: Store,
+    store: Worker,
     abandoned: Vec<JoinHandle<()>>,
-    notices: Notices,
+    notices: RateLimit,
     asked: Option<Instant>,
     /// A nudge came while an answer was on its way, which may be older than what the nudge is about.
     doubted: bool,
@@ -52,7 +52,7 @@ pub struct Desired {
     pub state: Result<(), String>,
 }
 
-impl Desired {
+impl DatabaseState {
     /// Starts the thread and reads what is remembered.
     ///
     /// # Errors
@@ -65,9 +65,9 @@ impl Desired {
         Ok(Self {
             config: config.clone(),
             events: events.clone(),
-            store: Store::start(config, 0, events.clone())?,
+            store: Worker::start(config, 0, events.clone())?,
             abandoned: Vec::new(),
-            notices: Notices::default(),
+            notices: RateLimit::default(),
             asked: None,
             doubted: false,
             touched: Instant::now(),
@@ -128,7 +128,7 @@ impl Desired {
         if self.abandoned.len() >= ABANDONED {
             return;
         }
-        match Store::start(&self.config, self.store.generation + 1, self.events.clone()) {
+        match Worker::start(&self.config, self.store.generation + 1, self.events.clone()) {
             Ok(store) => {
                 self.abandoned.push(std::mem::replace(&mut self.store, store).abandon());
                 self.doubted = false;
@@ -199,7 +199,7 @@ impl Desired {
         }
     }
 
-    fn differences(&self, presences: &Presences) -> Vec<Change> {
+    fn differences(&self, presences: &Presences) -> Vec<RowChange> {
         self.registry.as_ref().map(|registry| registry.changes(presences, &clock::iso(SystemTime::now()))).unwrap_or_default()
     }
 }

@@ -15,11 +15,11 @@ use log::info;
 
 use crate::cache;
 use crate::config::Config;
-use crate::controller::Event;
-use crate::database::connection::{Db, reason};
+use crate::database::connection::{Connection, reason};
 use crate::database::seed::Seeder;
-use crate::decide::registry::{Change, Row};
-use crate::rate_limit::Notices;
+use crate::decide::registry::{Row, RowChange};
+use crate::event::Event;
+use crate::rate_limit::RateLimit;
 use crate::text::shown;
 
 /// The admin user waits this long: computing a password hash must not compete with the first Recorder's start.
@@ -35,14 +35,14 @@ pub enum Request {
     /// The same, but without a word if it is as it was told last.
     Check,
     /// Write these rows, then read.
-    Write(Vec<Change>),
+    Write(Vec<RowChange>),
     /// Note that these devices are still there.
     Touch(Vec<String>),
 }
 
 /// The other end of the `db` thread.
 #[derive(Debug)]
-pub struct Store {
+pub struct Worker {
     requests: Sender<Request>,
     /// How many requests are not answered.
     open: Arc<AtomicUsize>,
@@ -51,7 +51,7 @@ pub struct Store {
     pub generation: u64,
 }
 
-impl Store {
+impl Worker {
     /// Starts the thread; it connects at the first request.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Store {
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let open = Arc::<AtomicUsize>::default();
-        let worker = Worker {
+        let worker = WorkerThread {
             open: Arc::clone(&open),
             config: config.clone(),
             generation,
@@ -67,7 +67,7 @@ impl Store {
             seeder: Seeder::new(config.config_dir.clone()),
             db: None,
             seed_at: None,
-            notices: Notices::default(),
+            notices: RateLimit::default(),
             remembered: cache::load(&config.workspace_local).ok().flatten(),
             told: false,
         };
@@ -95,23 +95,23 @@ impl Store {
     }
 }
 
-struct Worker {
+struct WorkerThread {
     config: Config,
     generation: u64,
     events: SyncSender<Event>,
     open: Arc<AtomicUsize>,
     seeder: Seeder,
-    db: Option<Db>,
+    db: Option<Connection>,
     /// When seeders that are not done are tried (again); `None` = all are done.
     seed_at: Option<Instant>,
-    notices: Notices,
+    notices: RateLimit,
     /// What the memory file holds.
     remembered: Option<Vec<Row>>,
     /// Whether just that was the last answer.
     told: bool,
 }
 
-impl Worker {
+impl WorkerThread {
     fn run(mut self, inbox: &Receiver<Request>) {
         while let Ok(request) = inbox.recv() {
             let quietly = matches!(request, Request::Check);
@@ -139,7 +139,7 @@ impl Worker {
     /// All rows, or `None` if they are as they were.
     fn read(&mut self) -> Result<Option<Vec<Row>>, String> {
         if self.db.is_none() {
-            let db = Db::connect(&self.config.database).map_err(|error| reason(&error))?;
+            let db = Connection::connect(&self.config.database).map_err(|error| reason(&error))?;
             info!("connected to PostgreSQL at {:?}", self.config.database);
             self.db = Some(db);
             self.seed_at = Some(Instant::now() + SEED_LATER);
@@ -147,7 +147,7 @@ impl Worker {
         } else if self.seed_at.is_some_and(|at| at <= Instant::now()) {
             self.seed_later();
         }
-        let rows = self.with(Db::snapshot)?;
+        let rows = self.with(Connection::snapshot)?;
         if self.remembered.as_ref() == Some(&rows) {
             return Ok(None);
         }
@@ -187,7 +187,7 @@ impl Worker {
     }
 
     /// A row that is refused spoils no other one.
-    fn write(&mut self, changes: &[Change]) {
+    fn write(&mut self, changes: &[RowChange]) {
         for change in changes {
             let topic = format!("write {}", change.device);
             let device = shown(&change.device);
@@ -204,7 +204,7 @@ impl Worker {
     }
 
     /// Runs statements; after an error that may have cost the connection, the next request connects anew.
-    fn with<T>(&mut self, statements: impl FnOnce(&mut Db) -> Result<T, postgres::Error>) -> Result<T, String> {
+    fn with<T>(&mut self, statements: impl FnOnce(&mut Connection) -> Result<T, postgres::Error>) -> Result<T, String> {
         let db = self.db.as_mut().ok_or("not connected")?;
         statements(db).map_err(|error| {
             if error.as_db_error().is_none_or(|db| db.code().code().starts_with("57P") || db.code().code().starts_with("08")) {

@@ -1,4 +1,4 @@
-//! Should a device have a running Recorder now? [p]
+//! Should a device have a running RecorderSettings now? [p]
 //!
 //! | answer | when                                                                                     |
 //! | ------ | ---------------------------------------------------------------------------------------- |
@@ -12,15 +12,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::Recorder;
 use crate::decide::device::Microphone;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Device, Enrollment, Registry};
+use crate::decide::spec::RecorderSettings;
 use crate::decide::spec::Spec;
 
 /// What should be with one device, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Want {
+pub enum Desired {
     /// A container like this runs.
     Run(Arc<Spec>),
     /// Whatever is stays.
@@ -31,15 +31,15 @@ pub enum Want {
 
 /// The spec of each device, kept while nothing changes that it is made from: making one takes longer than all else here.
 #[derive(Debug)]
-pub struct Specs {
-    recorder: Recorder,
+pub struct SpecCache {
+    recorder: RecorderSettings,
     made: BTreeMap<String, Arc<Spec>>,
 }
 
-impl Specs {
+impl SpecCache {
     /// None made yet. What is the same for all Recorders comes from the settings.
     #[must_use]
-    pub fn new(recorder: Recorder) -> Self {
+    pub fn new(recorder: RecorderSettings) -> Self {
         Self { recorder, made: BTreeMap::new() }
     }
 
@@ -55,16 +55,16 @@ impl Specs {
 
 /// The wishes of all devices that the database or the hardware knows.
 #[must_use]
-pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, specs: &mut Specs) -> BTreeMap<String, Want> {
+pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, specs: &mut SpecCache) -> BTreeMap<String, Desired> {
     let mut wants = BTreeMap::new();
     for (id, row) in &registry.devices {
         let want = match row {
             Ok(device) => want(id, device, registry, presences.get(id), specs),
-            Err(why) => Want::Keep(format!("its row is unusable: {why}")),
+            Err(why) => Desired::Keep(format!("its row is unusable: {why}")),
         };
         let want = match want {
-            Want::Stop(why) if !database_known && !matches!(presences.get(id), Some(Presence::Offline)) => {
-                Want::Keep(format!("{why}, but the database does not answer"))
+            Desired::Stop(why) if !database_known && !matches!(presences.get(id), Some(Presence::Offline)) => {
+                Desired::Keep(format!("{why}, but the database does not answer"))
             }
             want => want,
         };
@@ -72,7 +72,7 @@ pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, s
     }
     for (id, _) in presences.iter().filter(|(_, presence)| !matches!(presence, Presence::Offline)) {
         if !wants.contains_key(id) {
-            wants.insert(id.clone(), Want::Keep("it is not in the database yet".to_owned()));
+            wants.insert(id.clone(), Desired::Keep("it is not in the database yet".to_owned()));
         }
     }
     if specs.made.len() > wants.len() {
@@ -81,9 +81,9 @@ pub fn wants(registry: &Registry, database_known: bool, presences: &Presences, s
     wants
 }
 
-fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presence>, specs: &mut Specs) -> Want {
-    let stop = |why: &str| Want::Stop(why.to_owned());
-    let keep = |why: &str| Want::Keep(why.to_owned());
+fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presence>, specs: &mut SpecCache) -> Desired {
+    let stop = |why: &str| Desired::Stop(why.to_owned());
+    let keep = |why: &str| Desired::Keep(why.to_owned());
     if presence == Some(&Presence::Offline) {
         return stop("offline");
     }
@@ -100,14 +100,14 @@ fn want(id: &str, device: &Device, registry: &Registry, presence: Option<&Presen
     let Some(slug) = &device.profile else { return stop("without a profile") };
     let config = match registry.profiles.get(slug) {
         // A sound database cannot lack it: somebody is loading one.
-        None => return Want::Keep(format!("profile {slug} is missing")),
-        Some(Err(why)) => return Want::Keep(format!("profile {slug} is invalid: {why}")),
+        None => return Desired::Keep(format!("profile {slug} is missing")),
+        Some(Err(why)) => return Desired::Keep(format!("profile {slug} is invalid: {why}")),
         Some(Ok(config)) => config,
     };
     match (presence, &device.workspace) {
         (None, _) => keep("the hardware could not be read yet"),
         (Some(Presence::Missing { .. } | Presence::Offline), _) => keep("not seen for a moment"),
         (Some(Presence::Online(_)), None) => keep("its workspace name is not in the database yet"),
-        (Some(Presence::Online(microphone)), Some(folder)) => Want::Run(specs.get(id, microphone, folder, slug, config.recorder_json())),
+        (Some(Presence::Online(microphone)), Some(folder)) => Desired::Run(specs.get(id, microphone, folder, slug, config.recorder_json())),
     }
 }

@@ -36,9 +36,9 @@ pub struct Usb {
     pub product: String,
     /// Serial, made fit for an id by [`serial`].
     pub serial: Option<String>,
-    /// Bus path, such as `1-1.4`.
+    /// Publisher path, such as `1-1.4`.
     pub bus_path: String,
-    /// Bus and device number, such as `001/005`: another one after each plugging.
+    /// Publisher and device number, such as `001/005`: another one after each plugging.
     pub address: String,
 }
 

@@ -4,6 +4,7 @@
 //! that. Whoever calls hands in what was observed, unknown included, and the present time.
 
 pub mod backoff;
+pub mod container;
 pub mod desired;
 pub mod device;
 pub mod plan;
@@ -11,4 +12,5 @@ pub mod presence;
 pub mod profile;
 pub mod reason;
 pub mod registry;
+pub mod scan;
 pub mod spec;

@@ -22,10 +22,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::clock;
 use crate::decide::backoff::Backoffs;
-use crate::decide::desired::Want;
+use crate::decide::container::{Container, State};
+use crate::decide::desired::Desired;
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
 use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
-use crate::podman::client::{Container, State};
 
 /// Everything that a plan depends on.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ pub struct View<'a> {
     /// All containers of ours, running or not.
     pub containers: &'a [Container],
     /// What should be, by device.
-    pub wants: &'a BTreeMap<String, Want>,
+    pub wants: &'a BTreeMap<String, Desired>,
     /// Whether a device without a wish is known to be none, so that its container may go.
-    pub wants_complete: bool,
+    pub desired_complete: bool,
     /// Most Recorders at a time; `None` = unknown, which stops none.
     pub max_recorders: Option<usize>,
     /// When a failed start may be tried again.
@@ -52,7 +52,7 @@ pub struct View<'a> {
 
 /// A container that an action removes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Old {
+pub struct OldContainer {
     /// Its id.
     pub id: String,
     /// Its name.
@@ -78,11 +78,26 @@ pub struct Action {
     /// Stable id of the microphone; empty if a container does not say.
     pub device: String,
     /// Containers to stop and remove first.
-    pub old: Vec<Old>,
+    pub old: Vec<OldContainer>,
     /// Container to create and start then.
     pub start: Option<Arc<Spec>>,
     /// Why.
     pub reason: String,
+}
+
+/// Why an action failed: one line that names the container, what went wrong and, where it is known, the cure.
+#[derive(Debug)]
+pub enum Failure {
+    /// Something that a start needs is not there: an image, a network, a folder, a free name, space.
+    Lacking(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self::Other(text)
+    }
 }
 
 /// Actions, and why wanted Recorders are not started.
@@ -138,19 +153,19 @@ pub fn plan(view: &View<'_>) -> Plan {
             continue;
         }
         match want {
-            Want::Keep(_) => {}
-            Want::Stop(why) => stops.extend(remove(view, device, own, why)),
-            Want::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(view, device, own, "beyond max_recorders")),
-            Want::Run(_) if crowded.contains(device.as_str()) => {
+            Desired::Keep(_) => {}
+            Desired::Stop(why) => stops.extend(remove(view, device, own, why)),
+            Desired::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(view, device, own, "beyond max_recorders")),
+            Desired::Run(_) if crowded.contains(device.as_str()) => {
                 plan.holds.insert(device.clone(), CROWDED.to_owned());
                 // Ended containers of a waiting device serve nobody.
                 stops.extend(remove(view, device, own, CROWDED));
             }
-            Want::Run(spec) => run(view, spec, own, &mut plan, &mut stops),
+            Desired::Run(spec) => run(view, spec, own, &mut plan, &mut stops),
         }
     }
     for (device, own) in containers.iter().filter(|(device, _)| !view.wants.contains_key(**device)) {
-        if view.wants_complete && !view.busy.contains(*device) {
+        if view.desired_complete && !view.busy.contains(*device) {
             stops.extend(remove(view, device, own, "no such device in the database"));
         }
     }
@@ -163,9 +178,9 @@ pub fn plan(view: &View<'_>) -> Plan {
 fn crowd<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
     let has_container = |device: &str| containers.contains_key(device);
-    let kept = view.wants.iter().filter(|(device, want)| matches!(want, Want::Keep(_)) && has_container(device)).count();
+    let kept = view.wants.iter().filter(|(device, want)| matches!(want, Desired::Keep(_)) && has_container(device)).count();
     let mut wanted: Vec<&str> =
-        view.wants.iter().filter(|(_, want)| matches!(want, Want::Run(_))).map(|(device, _)| device.as_str()).collect();
+        view.wants.iter().filter(|(_, want)| matches!(want, Desired::Run(_))).map(|(device, _)| device.as_str()).collect();
     let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept);
     if wanted.len() <= places {
         return (BTreeSet::new(), BTreeSet::new());
@@ -222,7 +237,7 @@ fn remove(view: &View<'_>, device: &str, own: &[&Container], reason: &str) -> Op
     (!old.is_empty()).then(|| Action { device: device.to_owned(), old, start: None, reason: reason.to_owned() })
 }
 
-fn old(view: &View<'_>, own: &[&Container]) -> Vec<Old> {
+fn old(view: &View<'_>, own: &[&Container]) -> Vec<OldContainer> {
     own.iter()
         .filter(|container| view.is_removable(container))
         .map(|container| {
@@ -231,7 +246,7 @@ fn old(view: &View<'_>, own: &[&Container]) -> Vec<Old> {
                 State::Created | State::Exited => Removal::Plain,
                 _ => Removal::Stop,
             };
-            Old { id: container.id.clone(), name: container.name.clone(), removal }
+            OldContainer { id: container.id.clone(), name: container.name.clone(), removal }
         })
         .collect()
 }
@@ -304,7 +319,7 @@ pub struct End {
 /// Counts ends and runs of wanted containers in `backoffs`; returns the ends that are new.
 pub fn count_ends(
     containers: &[Container],
-    wants: &BTreeMap<String, Want>,
+    wants: &BTreeMap<String, Desired>,
     seen: &mut BTreeSet<String>,
     backoffs: &mut Backoffs,
     now: Instant,
@@ -312,7 +327,7 @@ pub fn count_ends(
     let mut ends = Vec::new();
     for container in containers {
         let device = container.labels.get(DEVICE_ID).map_or("", String::as_str);
-        let Some(Want::Run(spec)) = wants.get(device) else { continue };
+        let Some(Desired::Run(spec)) = wants.get(device) else { continue };
         match container.state {
             State::Running => backoffs.running(device, now),
             State::Exited | State::Lost
@@ -340,7 +355,7 @@ mod tests {
     /// another hash.
     #[derive(Debug)]
     struct Scene {
-        wants: BTreeMap<String, Want>,
+        wants: BTreeMap<String, Desired>,
         containers: Vec<Container>,
         complete: bool,
         max: Option<usize>,
@@ -355,9 +370,9 @@ mod tests {
         let want = |text: &str| {
             let (device, word) = pair(text);
             let want = match word.as_str() {
-                "run" => Want::Run(Arc::new(spec(&device, 0))),
-                "keep" => Want::Keep("unknown".to_owned()),
-                _ => Want::Stop("not wanted".to_owned()),
+                "run" => Desired::Run(Arc::new(spec(&device, 0))),
+                "keep" => Desired::Keep("unknown".to_owned()),
+                _ => Desired::Stop("not wanted".to_owned()),
             };
             (device, want)
         };
@@ -393,7 +408,7 @@ mod tests {
             plan(&View {
                 containers: &self.containers,
                 wants: &self.wants,
-                wants_complete: self.complete,
+                desired_complete: self.complete,
                 max_recorders: self.max,
                 backoffs: &self.backoffs,
                 busy: &self.busy,
@@ -640,10 +655,10 @@ mod tests {
                 prop_assert!(!scene.busy.contains(device));
                 match scene.wants.get(device) {
                     None => prop_assert!(scene.complete && action.start.is_none()),
-                    Some(Want::Keep(why)) => prop_assert!(false, "{why}"),
-                    Some(Want::Stop(_)) => prop_assert!(action.start.is_none()),
+                    Some(Desired::Keep(why)) => prop_assert!(false, "{why}"),
+                    Some(Desired::Stop(_)) => prop_assert!(action.start.is_none()),
                     // What runs as wanted gives way to a limit only, and to that only if it is known.
-                    Some(Want::Run(spec)) => for old in &action.old {
+                    Some(Desired::Run(spec)) => for old in &action.old {
                         let container = scene.containers.iter().find(|container| container.id == old.id).unwrap();
                         prop_assert_eq!(device_of(container), device);
                         let sound = container.state == State::Running && container.labels[CONFIG_HASH] == spec.hash();
@@ -679,9 +694,9 @@ mod tests {
             let evicted = plan.actions.iter().filter(|action| action.reason == "beyond max_recorders").count();
             prop_assert!(newcomers == 0 || evicted == 0, "{newcomers} newcomers, {evicted} evicted");
             scene.apply(&plan);
-            let wanted = |device: &&str| matches!(scene.wants.get(*device), Some(Want::Run(_)));
+            let wanted = |device: &&str| matches!(scene.wants.get(*device), Some(Desired::Run(_)));
             let running = scene.alive().into_iter().filter(wanted).count();
-            let kept = scene.wants.values().filter(|want| matches!(want, Want::Keep(_))).count();
+            let kept = scene.wants.values().filter(|want| matches!(want, Desired::Keep(_))).count();
             let limit = scene.max.unwrap_or(DEFAULT_MAX_RECORDERS.max(was_alive.len()));
             prop_assert!(running <= limit, "{running} run, {limit} may, {kept} are kept");
         }

@@ -30,15 +30,15 @@ pub enum Presence {
 
 /// What one observation changed, for the log and for whoever reacts.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum Transition {
     /// Was offline or never seen.
-    Came,
+    Appeared,
     /// Was missing, or is plugged in differently; counts as having been online all the time.
     Returned,
     /// Was not seen; the grace period begins.
     Vanished,
     /// The grace period is over.
-    Went,
+    Left,
 }
 
 /// All microphones ever seen in this run.
@@ -91,7 +91,7 @@ impl Presences {
     }
 
     /// The hardware was read: `seen` is there; who was last on one of the `unclear` cards may be.
-    pub fn observe(&mut self, seen: &BTreeMap<String, Microphone>, unclear: &[(u32, String)], now: Instant) -> Vec<(String, Change)> {
+    pub fn observe(&mut self, seen: &BTreeMap<String, Microphone>, unclear: &[(u32, String)], now: Instant) -> Vec<(String, Transition)> {
         let mut changes = Vec::new();
         for (id, microphone) in seen {
             let state = Presence::Online(microphone.clone());
@@ -99,8 +99,8 @@ impl Presences {
             self.last.insert(id.clone(), (microphone.card, port));
             let change = match self.states.insert(id.clone(), state.clone()) {
                 Some(before) if before == state => continue,
-                Some(Presence::Online(_) | Presence::Missing { .. }) => Change::Returned,
-                Some(Presence::Offline) | None => Change::Came,
+                Some(Presence::Online(_) | Presence::Missing { .. }) => Transition::Returned,
+                Some(Presence::Offline) | None => Transition::Appeared,
             };
             changes.push((id.clone(), change));
         }
@@ -109,12 +109,12 @@ impl Presences {
             match state {
                 Presence::Online(_) if !unknown => {
                     *state = Presence::Missing { since: now };
-                    changes.push((id.clone(), Change::Vanished));
+                    changes.push((id.clone(), Transition::Vanished));
                 }
                 Presence::Missing { since } if unknown => *since = now,
                 Presence::Missing { since } if now.saturating_duration_since(*since) >= self.grace => {
                     *state = Presence::Offline;
-                    changes.push((id.clone(), Change::Went));
+                    changes.push((id.clone(), Transition::Left));
                 }
                 _ => {}
             }
@@ -179,13 +179,13 @@ mod tests {
     #[test]
     fn online_at_once_and_offline_after_the_grace_period() {
         let mut fake = Fake::new();
-        assert_eq!(fake.see(0, &["a@0"]), "a Came");
+        assert_eq!(fake.see(0, &["a@0"]), "a Appeared");
         assert_eq!(fake.see(1, &["a@0"]), "");
         assert_eq!(fake.see(2, &[]), "a Vanished");
         assert_eq!(fake.see(4, &[]), "");
-        assert_eq!(fake.see(5, &[]), "a Went");
+        assert_eq!(fake.see(5, &[]), "a Left");
         assert_eq!(fake.see(6, &[]), "");
-        assert_eq!(fake.see(7, &["a@1"]), "a Came");
+        assert_eq!(fake.see(7, &["a@1"]), "a Appeared");
     }
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(fake.see(3, &["a@0"]), "a Returned");
         assert_eq!(fake.see(4, &[]), "a Vanished");
         assert_eq!(fake.see(6, &[]), "");
-        assert_eq!(fake.see(7, &[]), "a Went");
+        assert_eq!(fake.see(7, &[]), "a Left");
     }
 
     #[test]
@@ -206,7 +206,7 @@ mod tests {
         fake.see(1, &[]);
         fake.presences.observe_nothing(fake.start + Duration::from_secs(100));
         assert_eq!(fake.see(101, &[]), "");
-        assert_eq!(fake.see(103, &[]), "a Went");
+        assert_eq!(fake.see(103, &[]), "a Left");
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         let mut fake = Fake::new();
         fake.see(0, &["a@0", "b@1"]);
         assert_eq!(fake.see(1, &["?0"]), "b Vanished");
-        assert_eq!(fake.see(10, &["?0"]), "b Went");
+        assert_eq!(fake.see(10, &["?0"]), "b Left");
         assert_eq!(fake.presences.get("a"), Some(&Presence::Online(microphone(0))));
     }
 
@@ -224,8 +224,8 @@ mod tests {
         fake.presences.expect("a", true, None, fake.start);
         fake.presences.expect("b", false, None, fake.start);
         assert_eq!(fake.see(1, &[]), "");
-        assert_eq!(fake.see(3, &[]), "a Went");
-        assert_eq!(fake.see(4, &["b@0"]), "b Came");
+        assert_eq!(fake.see(3, &[]), "a Left");
+        assert_eq!(fake.see(4, &["b@0"]), "b Appeared");
     }
 
     #[test]

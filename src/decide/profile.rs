@@ -11,14 +11,13 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::collect::ordered;
+use crate::collect::by_insertion;
 use crate::decide::device::Microphone;
-use crate::hardware::pcm::Expected;
 use crate::text::shown;
 use crate::yaml;
 
 /// What one field holds.
-enum Kind {
+enum FieldKind {
     /// A whole number from 1 to this.
     Count(u64),
     /// A finite number from .0 to .1.
@@ -30,23 +29,23 @@ enum Kind {
 }
 
 /// Name, kind, and the default as JSON; an empty default makes the field mandatory, `null` lets it be absent.
-type Field = (&'static str, Kind, &'static str);
+type Field = (&'static str, FieldKind, &'static str);
 
 const AUDIO: &[Field] = &[
-    ("sample_rate", Kind::Count(10_000_000), ""),
-    ("channels", Kind::Count(64), "1"),
-    ("format", Kind::Word(&["S16LE", "S24LE", "S32LE"]), "\"S16LE\""),
+    ("sample_rate", FieldKind::Count(10_000_000), ""),
+    ("channels", FieldKind::Count(64), "1"),
+    ("format", FieldKind::Word(&["S16LE", "S24LE", "S32LE"]), "\"S16LE\""),
 ];
 const PROCESSING: &[Field] = &[
-    ("gain_db", Kind::Number(-200.0, 200.0), "0.0"),
-    ("chunk_size", Kind::Count(1 << 24), "4096"),
-    ("highpass_filter_hz", Kind::Number(0.0, 5_000_000.0), "null"),
+    ("gain_db", FieldKind::Number(-200.0, 200.0), "0.0"),
+    ("chunk_size", FieldKind::Count(1 << 24), "4096"),
+    ("highpass_filter_hz", FieldKind::Number(0.0, 5_000_000.0), "null"),
 ];
 const STREAM: &[Field] = &[
-    ("raw_enabled", Kind::Switch, "true"),
-    ("processed_enabled", Kind::Switch, "true"),
-    ("live_stream_enabled", Kind::Switch, "false"),
-    ("segment_duration_s", Kind::Count(86_400), "10"),
+    ("raw_enabled", FieldKind::Switch, "true"),
+    ("processed_enabled", FieldKind::Switch, "true"),
+    ("live_stream_enabled", FieldKind::Switch, "false"),
+    ("segment_duration_s", FieldKind::Count(86_400), "10"),
 ];
 
 /// The only schema there is.
@@ -54,28 +53,39 @@ const SCHEMA_VERSION: &str = "1.0";
 
 /// A field with a value that the schema does not allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct FieldFault {
     /// `audio.sample_rate`
     pub field: String,
     /// What was expected, and what is there.
     pub what: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for FieldFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.what)
     }
 }
 
-fn fault(field: &str, expected: &str, value: &Value) -> Fault {
+fn fault(field: &str, expected: &str, value: &Value) -> FieldFault {
     let value = if value.is_null() { "nothing".to_owned() } else { shown(&value.to_string()).to_string() };
-    Fault { field: field.to_owned(), what: format!("expected {expected}, got {value}") }
+    FieldFault { field: field.to_owned(), what: format!("expected {expected}, got {value}") }
 }
 
 /// All faults on one line.
 #[must_use]
-pub fn joined(faults: &[Fault]) -> String {
+pub fn joined(faults: &[FieldFault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// What a profile asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AudioFormat {
+    /// Hz.
+    pub rate: u64,
+    /// Channels.
+    pub channels: u64,
+    /// `S16LE`.
+    pub format: String,
 }
 
 /// By what a microphone is recognised.
@@ -96,21 +106,21 @@ impl Criteria {
 
 /// A valid `{audio, processing, stream}`, defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub struct ProfileConfig {
     fields: Map<String, Value>,
     recorder_json: String,
     criteria: Criteria,
-    unmatched: Vec<Fault>,
+    unmatched: Vec<FieldFault>,
 }
 
-impl Config {
+impl ProfileConfig {
     /// Checks a configuration and fills in its defaults.
     ///
     /// # Errors
     /// Every field that is wrong.
-    pub fn from_json(value: &Value) -> Result<Self, Vec<Fault>> {
+    pub fn from_json(value: &Value) -> Result<Self, Vec<FieldFault>> {
         let Some(fields) = value.as_object() else {
-            return Err(vec![Fault { field: "config".to_owned(), what: fault("", "an object", value).what }]);
+            return Err(vec![FieldFault { field: "config".to_owned(), what: fault("", "an object", value).what }]);
         };
         let mut fields = fields.clone();
         let mut faults = Vec::new();
@@ -132,17 +142,17 @@ impl Config {
 
     /// What is wrong with the criteria; while anything is, they match nothing.
     #[must_use]
-    pub fn criteria_faults(&self) -> &[Fault] {
+    pub fn criteria_faults(&self) -> &[FieldFault] {
         &self.unmatched
     }
 
     /// What the sound card should deliver.
     #[must_use]
-    pub fn capture(&self) -> Expected {
+    pub fn capture(&self) -> AudioFormat {
         let audio = &self.fields["audio"];
         let number = |key: &str| audio[key].as_u64().unwrap_or_default();
         let format = audio["format"].as_str().unwrap_or_default().to_owned();
-        Expected { rate: number("sample_rate"), channels: number("channels"), format }
+        AudioFormat { rate: number("sample_rate"), channels: number("channels"), format }
     }
 
     /// By what a microphone for this profile is recognised.
@@ -171,24 +181,26 @@ fn recorder_json(fields: &Map<String, Value>) -> String {
         section.as_object_mut().map(|fields| fields.remove("match"));
         (name.to_owned(), section)
     });
-    Value::Object(ordered(sections)).to_string()
+    Value::Object(by_insertion(sections)).to_string()
 }
 
-fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
+fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, Value>, faults: &mut Vec<FieldFault>) {
     let value = fields.get(*name).unwrap_or(&Value::Null);
     if value.is_null() && !default.is_empty() {
         fields.insert((*name).to_owned(), serde_json::from_str(default).unwrap_or_default());
         return;
     }
     let (fits, expected) = match kind {
-        Kind::Count(most) => (value.as_u64().is_some_and(|count| (1..=*most).contains(&count)), format!("a whole number from 1 to {most}")),
-        Kind::Number(least, most) => {
+        FieldKind::Count(most) => {
+            (value.as_u64().is_some_and(|count| (1..=*most).contains(&count)), format!("a whole number from 1 to {most}"))
+        }
+        FieldKind::Number(least, most) => {
             (value.as_f64().is_some_and(|number| (*least..=*most).contains(&number)), format!("a number from {least} to {most}"))
         }
-        Kind::Switch => (value.is_boolean(), "true or false".to_owned()),
-        Kind::Word(words) => (value.as_str().is_some_and(|word| words.contains(&word)), words.join(" or ")),
+        FieldKind::Switch => (value.is_boolean(), "true or false".to_owned()),
+        FieldKind::Word(words) => (value.as_str().is_some_and(|word| words.contains(&word)), words.join(" or ")),
     };
-    if let (true, Kind::Number(..), Some(number)) = (fits, kind, value.as_f64()) {
+    if let (true, FieldKind::Number(..), Some(number)) = (fits, kind, value.as_f64()) {
         // 12 and 12.0 are one setting and must not look like two to whoever compares texts.
         fields.insert((*name).to_owned(), number.into());
     } else if !fits {
@@ -196,7 +208,7 @@ fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, 
     }
 }
 
-fn read_criteria(value: &Value, faults: &mut Vec<Fault>) -> Criteria {
+fn read_criteria(value: &Value, faults: &mut Vec<FieldFault>) -> Criteria {
     if !value.is_null() && !value.is_object() {
         faults.push(fault("audio.match", "an object", value));
     }
@@ -227,7 +239,7 @@ pub struct Profile {
     /// More for people.
     pub description: Option<String>,
     /// What a Recorder needs to know.
-    pub config: Config,
+    pub config: ProfileConfig,
 }
 
 impl Profile {
@@ -259,7 +271,7 @@ impl Profile {
             }
         }
         let sections = ["audio", "processing", "stream"].into_iter().filter_map(|name| Some((name.to_owned(), value.get(name)?.clone())));
-        let checked = Config::from_json(&Value::Object(ordered(sections)));
+        let checked = ProfileConfig::from_json(&Value::Object(by_insertion(sections)));
         faults.extend(checked.iter().flat_map(|config| config.unmatched.iter().cloned()));
         match checked {
             Ok(config) if faults.is_empty() => {
@@ -332,12 +344,12 @@ mod tests {
 
     fn criteria(vendor: Option<&str>, product: Option<&str>, name: Option<&str>) -> Criteria {
         let matching = json!({ "usb_vendor_id": vendor, "usb_product_id": product, "alsa_name_contains": name });
-        Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap().criteria
+        ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap().criteria
     }
 
     #[test]
     fn defaults_are_filled_in_and_unknown_keys_kept() {
-        let config = Config::from_json(&json!({ "audio": { "sample_rate": 384_000, "x": 1 }, "y": 2 })).unwrap();
+        let config = ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 384_000, "x": 1 }, "y": 2 })).unwrap();
         assert_eq!(
             config.to_json(),
             json!({
@@ -347,14 +359,14 @@ mod tests {
                 "y": 2,
             })
         );
-        assert!(Config::from_json(&config.to_json()).is_ok());
+        assert!(ProfileConfig::from_json(&config.to_json()).is_ok());
     }
 
     #[test]
     fn criteria_do_not_reach_the_recorder() {
-        let config = Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": { "alsa_name_contains": "x" } } })).unwrap();
+        let config = ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 1, "match": { "alsa_name_contains": "x" } } })).unwrap();
         assert!(!config.recorder_json().contains("match"));
-        assert!(Config::from_json(&serde_json::from_str(config.recorder_json()).unwrap()).is_ok());
+        assert!(ProfileConfig::from_json(&serde_json::from_str(config.recorder_json()).unwrap()).is_ok());
     }
 
     #[test]
@@ -374,7 +386,7 @@ mod tests {
             ),
         ];
         for (config, expected) in cases {
-            assert_eq!(joined(&Config::from_json(&config).unwrap_err()), expected);
+            assert_eq!(joined(&ProfileConfig::from_json(&config).unwrap_err()), expected);
         }
     }
 
@@ -386,7 +398,7 @@ mod tests {
             (json!({ "alsa_name_contains": "" }), "audio.match.alsa_name_contains: expected a text that is not empty, got \"\""),
         ];
         for (matching, expected) in cases {
-            let config = Config::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap();
+            let config = ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap();
             assert_eq!(joined(config.criteria_faults()), expected);
             assert_eq!(config.criteria(), &Criteria::default());
         }
@@ -398,7 +410,7 @@ mod tests {
     fn two_spellings_of_a_number_are_one_recorder_setting() {
         let text = |gain: &str| {
             let value = format!(r#"{{"processing": {{"gain_db": {gain}}}, "audio": {{"sample_rate": 48000}}}}"#);
-            Config::from_json(&serde_json::from_str(&value).unwrap()).unwrap().recorder_json().to_owned()
+            ProfileConfig::from_json(&serde_json::from_str(&value).unwrap()).unwrap().recorder_json().to_owned()
         };
         assert_eq!(text("12"), text("12.0"));
         assert!(text("12").starts_with(r#"{"audio":{"channels":1,"format":"S16LE","sample_rate":48000},"processing":"#));

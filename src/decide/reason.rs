@@ -4,25 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::clock;
-use crate::collect::ordered;
-use crate::decide::desired::Want;
+use crate::collect::by_insertion;
+use crate::decide::container::{Container, State};
+use crate::decide::desired::Desired;
 use crate::decide::device::Microphone;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::Match;
 use crate::decide::registry::{Enrollment, Registry};
 use crate::decide::spec::DEVICE_ID;
-use crate::podman::client::{Container, State};
 use crate::text::shown;
 
 /// What is known of all microphones.
 #[derive(Debug)]
-pub struct Known<'a> {
+pub struct ReasonInput<'a> {
     /// The database's word.
     pub registry: &'a Registry,
     /// The hardware's.
     pub presences: &'a Presences,
     /// What should be, by device.
-    pub wants: &'a BTreeMap<String, Want>,
+    pub wants: &'a BTreeMap<String, Desired>,
     /// Wanted Recorders that wait, and for what.
     pub holds: &'a BTreeMap<String, String>,
     /// All containers of ours, or why they are unknown.
@@ -40,19 +40,19 @@ pub struct Reason {
 
 /// How it is with each microphone that the database, the hardware or a container names.
 #[must_use]
-pub fn reasons(known: &Known<'_>) -> BTreeMap<String, Reason> {
+pub fn reasons(known: &ReasonInput<'_>) -> BTreeMap<String, Reason> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
     let containers = known.containers.unwrap_or_default();
     let ids: BTreeSet<String> =
-        ordered(known.registry.devices.keys().chain(known.wants.keys()).cloned().chain(containers.iter().map(device)));
+        by_insertion(known.registry.devices.keys().chain(known.wants.keys()).cloned().chain(containers.iter().map(device)));
     let told = |id: String| {
         let reason = reason(known, &id);
         (id, reason)
     };
-    ordered(ids.into_iter().map(told))
+    by_insertion(ids.into_iter().map(told))
 }
 
-fn reason(known: &Known<'_>, id: &str) -> Reason {
+fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
     let told = |recording, text: String| Reason { recording, text };
     let containers = match known.containers {
         Ok(containers) => containers,
@@ -67,23 +67,23 @@ fn reason(known: &Known<'_>, id: &str) -> Reason {
         return told(
             Some(true),
             match want {
-                Some(Want::Run(_)) => since,
-                Some(Want::Keep(why)) => format!("{since}, although {why}"),
-                Some(Want::Stop(why)) => format!("{since}, to be stopped: {why}"),
+                Some(Desired::Run(_)) => since,
+                Some(Desired::Keep(why)) => format!("{since}, although {why}"),
+                Some(Desired::Stop(why)) => format!("{since}, to be stopped: {why}"),
                 None => format!("{since}, to be stopped: it is not in the database"),
             },
         );
     }
     let why = match want {
-        Some(Want::Run(_)) => known.holds.get(id).map_or("it is being started", String::as_str).to_owned(),
-        Some(Want::Keep(why) | Want::Stop(why)) => pending(known, id).map_or_else(|| why.clone(), |more| format!("pending, {more}")),
+        Some(Desired::Run(_)) => known.holds.get(id).map_or("it is being started", String::as_str).to_owned(),
+        Some(Desired::Keep(why) | Desired::Stop(why)) => pending(known, id).map_or_else(|| why.clone(), |more| format!("pending, {more}")),
         None => "it is not in the database".to_owned(),
     };
     told(Some(false), format!("not recording: {why}"))
 }
 
 /// What a user has to decide on, for a microphone that is there and waits for that.
-fn pending(known: &Known<'_>, id: &str) -> Option<String> {
+fn pending(known: &ReasonInput<'_>, id: &str) -> Option<String> {
     let device = known.registry.devices.get(id)?.as_ref().ok()?;
     let microphone = online(known.presences, id)?;
     if !device.enabled || device.enrollment != Enrollment::Pending {

@@ -16,10 +16,10 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::collect::ordered;
+use crate::collect::by_insertion;
 use crate::decide::device::{Microphone, belongs_to_profile, is_workspace_name, workspace_name};
 use crate::decide::presence::{Presence, Presences};
-use crate::decide::profile::{self, Config, Match};
+use crate::decide::profile::{self, Match, ProfileConfig};
 use crate::text::shown;
 
 /// One row as it was fetched.
@@ -39,13 +39,13 @@ pub struct Registry {
     /// Devices by stable id, or why a row cannot be used.
     pub devices: BTreeMap<String, Result<Device, String>>,
     /// Profiles by slug, or why one cannot be used.
-    pub profiles: BTreeMap<String, Result<Config, String>>,
+    pub profiles: BTreeMap<String, Result<ProfileConfig, String>>,
     /// Station-wide settings.
     pub system: System,
     /// What is wrong with single rows, one line each, naming row, value and expectation.
     pub faults: BTreeSet<String>,
     serial_numbers: BTreeSet<String>,
-    /// Bus path that each device was last seen at, also of unusable rows.
+    /// Publisher path that each device was last seen at, also of unusable rows.
     ports: BTreeMap<String, Option<String>>,
     workspace_names: BTreeMap<String, String>,
 }
@@ -135,7 +135,7 @@ struct DeviceRow {
 
 /// One row to write.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
+pub struct RowChange {
     /// Stable id.
     pub device: String,
     /// A new row's own columns; `None` changes an existing one.
@@ -185,7 +185,8 @@ impl Registry {
                     fault
                 }
                 "profile" => {
-                    let profile = value.and_then(|value| Config::from_json(&value["config"]).map_err(|faults| profile::joined(&faults)));
+                    let profile =
+                        value.and_then(|value| ProfileConfig::from_json(&value["config"]).map_err(|faults| profile::joined(&faults)));
                     let fault = match &profile {
                         Ok(config) if config.criteria_faults().is_empty() => None,
                         Ok(config) => Some(format!("it matches nothing: {}", profile::joined(config.criteria_faults()))),
@@ -255,7 +256,7 @@ impl Registry {
     /// The rows that must change so that the database tells what is plugged in, and every microphone that somebody
     /// should decide about is there. `at` is the wall-clock time for notes.
     #[must_use]
-    pub fn changes(&self, presences: &Presences, at: &str) -> Vec<Change> {
+    pub fn changes(&self, presences: &Presences, at: &str) -> Vec<RowChange> {
         let mut taken = self.workspace_names.clone();
         let mut serials = self.serial_numbers.clone();
         let mut changes = Vec::new();
@@ -263,7 +264,7 @@ impl Registry {
             let change = match (self.devices.get(id), presence) {
                 (None, Presence::Online(microphone)) => Some(self.insert(id, microphone, at, &mut taken, &mut serials)),
                 (Some(Ok(device)), Presence::Online(microphone)) => self.update(id, device, microphone, at, &mut taken),
-                (Some(Ok(device)), Presence::Offline) if device.online => Some(Change { status: Some("offline"), ..Change::of(id) }),
+                (Some(Ok(device)), Presence::Offline) if device.online => Some(RowChange { status: Some("offline"), ..RowChange::of(id) }),
                 _ => None,
             };
             changes.extend(change);
@@ -290,15 +291,15 @@ impl Registry {
         at: &str,
         taken: &mut BTreeMap<String, String>,
         serials: &mut BTreeSet<String>,
-    ) -> Change {
+    ) -> RowChange {
         let serial = microphone.usb.as_ref().and_then(|usb| usb.serial.clone());
         let serial_number = serial.filter(|serial| serials.insert(serial.clone())).unwrap_or_else(|| id.to_owned());
-        let mut change = Change {
+        let mut change = RowChange {
             insert: Some(Insert { serial_number }),
             status: Some("online"),
             model: Some(microphone.name.clone()),
             config: microphone.config(),
-            ..Change::of(id)
+            ..RowChange::of(id)
         };
         self.enroll(&mut change, microphone, at);
         if let Some((profile, Enrollment::Enrolled)) = change.enroll.clone() {
@@ -307,15 +308,22 @@ impl Registry {
         change
     }
 
-    fn update(&self, id: &str, device: &Device, microphone: &Microphone, at: &str, taken: &mut BTreeMap<String, String>) -> Option<Change> {
-        let mut change = Change::of(id);
+    fn update(
+        &self,
+        id: &str,
+        device: &Device,
+        microphone: &Microphone,
+        at: &str,
+        taken: &mut BTreeMap<String, String>,
+    ) -> Option<RowChange> {
+        let mut change = RowChange::of(id);
         if !device.online {
             change.status = Some("online");
         }
         if device.model != microphone.name {
             change.model = Some(microphone.name.clone());
         }
-        change.config = ordered(microphone.config().into_iter().filter(|(key, value)| device.config.get(key) != Some(value)));
+        change.config = by_insertion(microphone.config().into_iter().filter(|(key, value)| device.config.get(key) != Some(value)));
         let suggested = device.config.get("auto_suggested").and_then(Value::as_str);
         match device.enrollment {
             _ if device.is_decided() => {}
@@ -339,11 +347,11 @@ impl Registry {
         if let Some(slug) = enrolled_with.filter(|slug| !device.workspace.as_deref().is_some_and(|name| belongs_to_profile(name, slug))) {
             change.workspace = Some(name_for(id, slug, microphone, taken));
         }
-        (change != Change::of(id)).then_some(change)
+        (change != RowChange::of(id)).then_some(change)
     }
 
     /// Matches the microphone with the profiles: enrols, suggests, or leaves it to the user.
-    fn enroll(&self, change: &mut Change, microphone: &Microphone, at: &str) {
+    fn enroll(&self, change: &mut RowChange, microphone: &Microphone, at: &str) {
         let known = change.insert.is_none();
         match self.fit(microphone) {
             Match::One { slug, score: 100 } if self.system.auto_enrollment => {
@@ -365,7 +373,7 @@ impl Registry {
     }
 }
 
-impl Change {
+impl RowChange {
     fn of(device: &str) -> Self {
         Self {
             device: device.to_owned(),
@@ -386,7 +394,7 @@ fn port(row: &Value) -> Option<String> {
 }
 
 fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<String, String>) -> String {
-    let others: BTreeSet<&str> = ordered(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
+    let others: BTreeSet<&str> = by_insertion(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
     let usb = microphone.usb.as_ref();
     let serial = usb.and_then(|usb| usb.serial.as_deref());
     let name = workspace_name(slug, id, serial, usb.map(|usb| usb.bus_path.as_str()), microphone.card.into(), &others);

@@ -4,13 +4,13 @@
 //! [`Spec::create_request`] adapts it to the engine; a running container whose hash still holds is never touched.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::collect::ordered;
-use crate::config::Recorder;
+use crate::collect::by_insertion;
+use crate::decide::container::{Engine, Version};
 use crate::decide::device::{Microphone, container_name};
-use crate::podman::client::{Engine, Version};
 use crate::text::{fingerprint, shown};
 
 /// Namespace of all our labels.
@@ -40,6 +40,29 @@ pub const CPU_PERIOD_US: u64 = 100_000;
 const STOP_TIMEOUT_S: u64 = 10;
 /// From here on a rootless Podman clamps an unattainable `oom_score_adj` instead of failing to start.
 const CLAMPS_OOM_SCORE: Version = Version(4, 7, 0);
+
+/// What all Recorder containers have in common.
+#[derive(Clone, Debug)]
+pub struct RecorderSettings {
+    /// Image name.
+    pub image: String,
+    /// Network name.
+    pub network: String,
+    /// Value of the owner label.
+    pub owner: String,
+    /// Workspace folder on the host.
+    pub workspace: PathBuf,
+    /// Redis URL that the Recorder is given.
+    pub redis_url: String,
+    /// Memory limit in bytes.
+    pub memory: u64,
+    /// CPU limit in microseconds per 100 ms period.
+    pub cpu_quota: u64,
+    /// Podman's on-failure retries.
+    pub restart_tries: u32,
+    /// Whether its container is privileged.
+    pub privileged: bool,
+}
 
 /// One Recorder container as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +96,14 @@ struct Parts {
 impl Spec {
     /// The container that records `microphone` with `profile`, whose settings are `config_json`.
     #[must_use]
-    pub fn new(recorder: &Recorder, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: String) -> Self {
+    pub fn new(
+        recorder: &RecorderSettings,
+        device: &str,
+        microphone: &Microphone,
+        folder: &str,
+        profile: &str,
+        config_json: String,
+    ) -> Self {
         let env = [
             (DEVICE, microphone.alsa_device()),
             ("SILVASONIC_RECORDER_PROFILE_SLUG", profile.to_owned()),
@@ -100,7 +130,7 @@ impl Spec {
                 restart_tries: recorder.restart_tries,
                 privileged: recorder.privileged,
             },
-            env: ordered(env.into_iter().map(|(name, value)| (name.to_owned(), value))),
+            env: by_insertion(env.into_iter().map(|(name, value)| (name.to_owned(), value))),
             hash: String::new(),
         };
         spec.hash = fingerprint(spec.body().to_string())[..16].to_owned();
@@ -151,7 +181,7 @@ impl Spec {
             ("profile", &self.profile),
             ("config_hash", &self.hash),
         ];
-        ordered(labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
+        by_insertion(labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
     }
 
     /// Everything but the labels; keys are sorted, so equal specs give equal text.
@@ -229,7 +259,7 @@ impl Spec {
         let source = mounts.filter(|mount| mount["Destination"] == "/app/workspace").find_map(|mount| mount["Source"].as_str());
         compare("workspace", source.unwrap_or_default(), &parts.source);
         let env = inspect.pointer("/Config/Env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        let env: BTreeMap<&str, &str> = ordered(env.filter_map(|pair| pair.split_once('=')));
+        let env: BTreeMap<&str, &str> = by_insertion(env.filter_map(|pair| pair.split_once('=')));
         for (name, after) in &self.env {
             match env.get(name.as_str()) {
                 Some(before) if before == after => {}
@@ -263,7 +293,7 @@ fn config_differences(before: &str, after: &str) -> String {
         flatten("", &serde_json::from_str(text).unwrap_or_default(), &mut fields);
         fields
     });
-    let names: BTreeSet<&str> = ordered(before.keys().chain(after.keys()).map(String::as_str));
+    let names: BTreeSet<&str> = by_insertion(before.keys().chain(after.keys()).map(String::as_str));
     let get = |fields: &BTreeMap<String, String>, name: &str| quoted(fields.get(name).map_or("", String::as_str));
     let changed = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
     changed.map(|name| format!("{name} {} -> {}", get(&before, name), get(&after, name))).collect::<Vec<_>>().join(", ")
@@ -272,10 +302,9 @@ fn config_differences(before: &str, after: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::path::PathBuf;
 
-    pub(crate) fn recorder() -> Recorder {
-        Recorder {
+    pub(crate) fn recorder() -> RecorderSettings {
+        RecorderSettings {
             image: "localhost/rec:1".to_owned(),
             network: "net".to_owned(),
             owner: "controller".to_owned(),

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use log::{debug, info, warn};
 use serde_json::{Value, json};
 
-use crate::health::host;
+use crate::decide::profile::AudioFormat;
+use crate::fs as files;
 use crate::text::shown;
 
 /// Time between two looks while something changes, and when nothing does.
@@ -48,20 +49,9 @@ pub struct Substream {
     rate: Option<u64>,
 }
 
-/// What a profile asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expected {
-    /// Hz.
-    pub rate: u64,
-    /// Channels.
-    pub channels: u64,
-    /// `S16LE`.
-    pub format: String,
-}
-
 /// Whether sound comes in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PcmState {
     /// Nobody has opened the card.
     Closed,
     /// It is open, and the next look will tell.
@@ -78,7 +68,7 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
     /// Whether sound comes in.
-    pub state: State,
+    pub state: PcmState,
     stream: Substream,
     /// What is not as the profile says, in words.
     pub differences: Vec<String>,
@@ -87,11 +77,11 @@ pub struct Proof {
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.state {
-            State::Closed => return write!(f, "closed"),
-            State::Unknown(why) => return write!(f, "unknown: {}", shown(why)),
-            State::Open => write!(f, "open")?,
-            State::Running => write!(f, "running")?,
-            State::Stalled(state) => write!(f, "stalled ({})", shown(state))?,
+            PcmState::Closed => return write!(f, "closed"),
+            PcmState::Unknown(why) => return write!(f, "unknown: {}", shown(why)),
+            PcmState::Open => write!(f, "open")?,
+            PcmState::Running => write!(f, "running")?,
+            PcmState::Stalled(state) => write!(f, "stalled ({})", shown(state))?,
         }
         let Substream { format, channels, rate, holder, owner, .. } = &self.stream;
         if let (Some(rate), Some(format), Some(channels)) = (rate, format, channels) {
@@ -110,19 +100,19 @@ impl fmt::Display for Proof {
 impl Proof {
     /// Compares the substreams of a card with those of the look before.
     #[must_use]
-    pub fn new(before: Option<&Proof>, streams: Result<Vec<Substream>, String>, expected: Option<&Expected>) -> Self {
-        let closed = Self { state: State::Closed, stream: Substream::default(), differences: Vec::new() };
+    pub fn new(before: Option<&Proof>, streams: Result<Vec<Substream>, String>, expected: Option<&AudioFormat>) -> Self {
+        let closed = Self { state: PcmState::Closed, stream: Substream::default(), differences: Vec::new() };
         let streams = match streams {
             Ok(streams) => streams,
-            Err(why) => return Self { state: State::Unknown(why), ..closed },
+            Err(why) => return Self { state: PcmState::Unknown(why), ..closed },
         };
         // Of several PCMs the one that runs is the one that counts.
         let Some(stream) = streams.into_iter().filter(|stream| stream.state.is_some()).max_by_key(Substream::runs) else { return closed };
         let known = before.map(|before| &before.stream).filter(|before| before.owner == stream.owner);
         let state = match (&stream.state, known.and_then(|known| known.pointer)) {
-            (Some(_), None) if stream.runs() => State::Open,
-            (Some(_), Some(pointer)) if stream.runs() && stream.pointer != Some(pointer) => State::Running,
-            (state, _) => State::Stalled(state.clone().unwrap_or_default()),
+            (Some(_), None) if stream.runs() => PcmState::Open,
+            (Some(_), Some(pointer)) if stream.runs() && stream.pointer != Some(pointer) => PcmState::Running,
+            (state, _) => PcmState::Stalled(state.clone().unwrap_or_default()),
         };
         let differences = expected.map(|expected| stream.differences(expected)).unwrap_or_default();
         Self { state, stream, differences }
@@ -132,11 +122,11 @@ impl Proof {
     #[must_use]
     pub fn to_json(&self) -> Value {
         let (state, detail) = match &self.state {
-            State::Closed => ("closed", None),
-            State::Open => ("open", None),
-            State::Running => ("running", None),
-            State::Stalled(state) => ("stalled", Some(state)),
-            State::Unknown(why) => ("unknown", Some(why)),
+            PcmState::Closed => ("closed", None),
+            PcmState::Open => ("open", None),
+            PcmState::Running => ("running", None),
+            PcmState::Stalled(state) => ("stalled", Some(state)),
+            PcmState::Unknown(why) => ("unknown", Some(why)),
         };
         let Substream { format, channels, rate, holder, owner, .. } = &self.stream;
         json!({"state": state, "detail": detail, "rate": rate, "format": format, "channels": channels, "holder": holder, "pid": owner,
@@ -168,7 +158,7 @@ impl Substream {
         self.state.as_deref() == Some("RUNNING")
     }
 
-    fn differences(&self, expected: &Expected) -> Vec<String> {
+    fn differences(&self, expected: &AudioFormat) -> Vec<String> {
         let mut differences = Vec::new();
         let mut compare = |what: &str, is: Option<String>, wanted: String| {
             if let Some(is) = is.filter(|is| *is != wanted) {
@@ -236,18 +226,18 @@ fn folders(card: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = Vec::new();
-    host::open(path)?.take(LIMIT).read_to_end(&mut text)?;
+    files::open(path)?.take(LIMIT).read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A Recorder that runs: its device, card and what its profile asks for.
-pub type Recorder = (String, u32, Option<Expected>);
+pub type Recorder = (String, u32, Option<AudioFormat>);
 
-type Answer = Vec<(String, Option<Expected>, Result<Vec<Substream>, String>)>;
+type Answer = Vec<(String, Option<AudioFormat>, Result<Vec<Substream>, String>)>;
 
 /// The other end of the `capture` thread, and what it told.
 #[derive(Debug)]
-pub struct Capture {
+pub struct PcmMonitor {
     requests: Sender<Vec<Recorder>>,
     answers: Receiver<Answer>,
     asked: Option<Instant>,
@@ -256,7 +246,7 @@ pub struct Capture {
     proofs: BTreeMap<String, (Proof, Instant, String)>,
 }
 
-impl Capture {
+impl PcmMonitor {
     /// Starts the thread.
     ///
     /// # Errors
@@ -293,7 +283,7 @@ impl Capture {
         }
         if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= SILENT) {
             for (proof, ..) in self.proofs.values_mut() {
-                proof.state = State::Unknown("a sound card does not answer".to_owned());
+                proof.state = PcmState::Unknown("a sound card does not answer".to_owned());
             }
         }
         if self.asked.is_none() && now >= self.next {
@@ -317,17 +307,17 @@ impl Capture {
             let (since, told) = before.map_or((now, String::new()), |(_, since, told)| (*since, told.clone()));
             // What has just been started or opened may need a moment, and a card that is away for one is told elsewhere.
             let early = match proof.state {
-                State::Open | State::Unknown(_) => true,
-                State::Closed => now.saturating_duration_since(since) < OPENED,
+                PcmState::Open | PcmState::Unknown(_) => true,
+                PcmState::Closed => now.saturating_duration_since(since) < OPENED,
                 _ => before.is_none(),
             };
             let text = proof.to_string();
             match proof.state {
                 _ if early => debug!("microphone {device}: PCM {proof}"),
                 _ if text == told => {}
-                State::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
+                PcmState::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
                 // Not every Recorder opens its card at once, or at all.
-                State::Closed => info!("microphone {device}: its Recorder has not opened the sound card"),
+                PcmState::Closed => info!("microphone {device}: its Recorder has not opened the sound card"),
                 _ => warn!("microphone {device} runs a Recorder, but its PCM is {proof}"),
             }
             let told = if early { told } else { text };
@@ -344,8 +334,8 @@ mod tests {
     const PARAMS: &str =
         "access: RW_INTERLEAVED\nformat: S16_LE\nsubformat: STD\nchannels: 1\nrate: 384000 (384000/1)\nperiod_size: 48000\n";
 
-    fn expected() -> Expected {
-        Expected { rate: 384_000, channels: 1, format: "S16LE".to_owned() }
+    fn expected() -> AudioFormat {
+        AudioFormat { rate: 384_000, channels: 1, format: "S16LE".to_owned() }
     }
 
     fn stream(change: impl FnOnce(&mut Substream)) -> Result<Vec<Substream>, String> {
@@ -357,23 +347,23 @@ mod tests {
     #[test]
     fn a_pointer_that_moves_is_the_proof() {
         let first = Proof::new(None, stream(|_| ()), Some(&expected()));
-        assert_eq!(first.state, State::Open);
+        assert_eq!(first.state, PcmState::Open);
         let second = Proof::new(Some(&first), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
         assert_eq!(second.to_string(), "running, 384000 Hz S16_LE 1 ch, held by ? (397)");
         let third = Proof::new(Some(&second), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
-        assert_eq!(third.state, State::Stalled("RUNNING".to_owned()));
+        assert_eq!(third.state, PcmState::Stalled("RUNNING".to_owned()));
         // Another process, another stream.
         let other = Proof::new(Some(&second), stream(|stream| stream.owner = Some(7)), None);
-        assert_eq!(other.state, State::Open);
+        assert_eq!(other.state, PcmState::Open);
         let broken = Proof::new(Some(&second), stream(|stream| stream.state = Some("XRUN".to_owned())), None);
-        assert_eq!(broken.state, State::Stalled("XRUN".to_owned()));
-        assert_eq!(Proof::new(Some(&second), Ok(vec![Substream::parse("closed\n", "closed\n")]), None).state, State::Closed);
-        assert_eq!(Proof::new(None, Err("x".to_owned()), None).state, State::Unknown("x".to_owned()));
+        assert_eq!(broken.state, PcmState::Stalled("XRUN".to_owned()));
+        assert_eq!(Proof::new(Some(&second), Ok(vec![Substream::parse("closed\n", "closed\n")]), None).state, PcmState::Closed);
+        assert_eq!(Proof::new(None, Err("x".to_owned()), None).state, PcmState::Unknown("x".to_owned()));
     }
 
     #[test]
     fn what_is_captured_is_compared_with_the_profile() {
-        let wanted = Expected { rate: 250_000, channels: 2, format: "S24LE".to_owned() };
+        let wanted = AudioFormat { rate: 250_000, channels: 2, format: "S24LE".to_owned() };
         let proof = Proof::new(None, stream(|_| ()), Some(&wanted));
         assert_eq!(proof.differences, ["rate 384000 instead of 250000", "format S16LE instead of S24LE", "channels 1 instead of 2"]);
     }

@@ -16,8 +16,9 @@ use std::{io, thread};
 
 use log::{info, warn};
 
-use crate::controller::Event;
-use crate::hardware::sysfs::{Generation, Scan, Unknown, scan};
+use crate::decide::scan::{Scan, Unknown, UsbAddress};
+use crate::event::Event;
+use crate::hardware::sysfs::{is_unchanged, scan};
 
 /// A scan takes a millisecond.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -27,14 +28,14 @@ const AGAIN: Duration = Duration::from_secs(60);
 const STUCK: usize = 8;
 
 /// One card at one plugging.
-type Card = (u32, Generation);
+type Card = (u32, UsbAddress);
 
 /// What a tick learns about the hardware.
 #[derive(Debug)]
-pub enum Look {
+pub enum Poll {
     /// All is as this scan found it.
-    Same(Scan),
-    /// The answer comes as [`Event::Hardware`].
+    Unchanged(Scan),
+    /// The answer comes as [`Event::Scanner`].
     Asked,
     /// Nothing is known now, and why.
     Unknown(String),
@@ -42,10 +43,10 @@ pub enum Look {
 
 /// The other end of the `hardware` thread.
 #[derive(Debug)]
-pub struct Hardware {
+pub struct Scanner {
     root: PathBuf,
     events: SyncSender<Event>,
-    worker: Worker,
+    worker: ScannerThread,
     asked: Option<Instant>,
     /// The last scan, since when nothing failed, and when it was.
     last: Option<(Scan, Instant)>,
@@ -56,41 +57,41 @@ pub struct Hardware {
 
 /// The thread that is asked.
 #[derive(Debug)]
-struct Worker {
+struct ScannerThread {
     generation: u64,
     requests: Sender<Vec<Card>>,
     at: Arc<Mutex<Option<Card>>>,
 }
 
-impl Hardware {
+impl Scanner {
     /// Starts the thread.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(root: &Path, events: SyncSender<Event>) -> io::Result<Self> {
-        let worker = Worker::start(0, root, events.clone())?;
+        let worker = ScannerThread::start(0, root, events.clone())?;
         Ok(Self { root: root.to_owned(), events, worker, asked: None, last: None, settled: false, stuck: Vec::new() })
     }
 
     /// Looks whether anything changed, and asks for a scan if so.
-    pub fn look(&mut self, now: Instant) -> Look {
+    pub fn look(&mut self, now: Instant) -> Poll {
         if let Some(asked) = self.asked {
             if now.saturating_duration_since(asked) < ANSWER {
-                return Look::Asked;
+                return Poll::Asked;
             }
             if let Err(why) = self.pass_over() {
-                return Look::Unknown(why);
+                return Poll::Unknown(why);
             }
         }
         match &self.last {
-            Some((scan, at)) if self.settled && now.saturating_duration_since(*at) < AGAIN && scan.marks.hold(&self.root) => {
-                Look::Same(scan.clone())
+            Some((scan, at)) if self.settled && now.saturating_duration_since(*at) < AGAIN && is_unchanged(&scan.signature, &self.root) => {
+                Poll::Unchanged(scan.clone())
             }
             _ => {
                 // The thread ends only when it is left behind.
                 let _ = self.worker.requests.send(self.stuck.iter().map(|(_, card)| card.clone()).collect());
                 self.asked = Some(now);
-                Look::Asked
+                Poll::Asked
             }
         }
     }
@@ -128,7 +129,7 @@ impl Hardware {
             return Err(format!("no answer from card {}, nor from {STUCK} before it", card.0));
         }
         let worker =
-            Worker::start(self.worker.generation + 1, &self.root, self.events.clone()).map_err(|why| format!("no thread: {why}"))?;
+            ScannerThread::start(self.worker.generation + 1, &self.root, self.events.clone()).map_err(|why| format!("no thread: {why}"))?;
         warn!("card {} does not answer; the others are looked at without it", card.0);
         self.stuck.push((self.worker.generation, card));
         self.worker = worker;
@@ -136,7 +137,7 @@ impl Hardware {
     }
 }
 
-impl Worker {
+impl ScannerThread {
     fn start(generation: u64, root: &Path, events: SyncSender<Event>) -> io::Result<Self> {
         let (requests, inbox) = channel();
         let (root, at) = (root.to_owned(), Arc::default());

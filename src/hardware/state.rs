@@ -11,26 +11,26 @@ use std::time::{Duration, Instant};
 use log::{debug, info};
 
 use crate::config::Config;
-use crate::controller::Event;
 use crate::decide::device::identify;
-use crate::decide::presence::{Change, Presence, Presences};
+use crate::decide::presence::{Presence, Presences, Transition};
 use crate::decide::registry::Registry;
-use crate::hardware::scanner::{Hardware, Look};
-use crate::hardware::sysfs::{Scan, Unknown};
-use crate::health::board::NOT_YET;
-use crate::rate_limit::Notices;
+use crate::decide::scan::{Scan, Unknown};
+use crate::event::Event;
+use crate::hardware::scanner::{Poll, Scanner};
+use crate::rate_limit::RateLimit;
+use crate::text::NOT_YET;
 use crate::text::shown;
 
 /// A card that cannot be told for so long is none that is being plugged in.
 const UNCLEAR: Duration = Duration::from_secs(10);
 
 /// Microphones and what became of them.
-pub type Changes = Vec<(String, Change)>;
+pub type Changes = Vec<(String, Transition)>;
 
 /// Looks at the hardware, and keeps what it showed last.
-pub struct Sight {
-    cards: Hardware,
-    notices: Notices,
+pub struct HardwareState {
+    cards: Scanner,
+    notices: RateLimit,
     /// Who is there.
     pub presences: Presences,
     /// The last look, until the first word of the database says which microphone is which.
@@ -43,15 +43,15 @@ pub struct Sight {
     failed: bool,
 }
 
-impl Sight {
+impl HardwareState {
     /// Starts the thread.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
         Ok(Self {
-            cards: Hardware::start(&config.host_root, events.clone())?,
-            notices: Notices::default(),
+            cards: Scanner::start(&config.host_root, events.clone())?,
+            notices: RateLimit::default(),
             presences: Presences::new(config.grace),
             first: None,
             unclear: BTreeMap::new(),
@@ -64,9 +64,9 @@ impl Sight {
     #[must_use]
     pub fn look(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Changes> {
         match self.cards.look(now) {
-            Look::Same(scan) => return Some(self.note(scan, registry)),
-            Look::Asked => {}
-            Look::Unknown(why) => self.fail(why),
+            Poll::Unchanged(scan) => return Some(self.note(scan, registry)),
+            Poll::Asked => {}
+            Poll::Unknown(why) => self.fail(why),
         }
         None
     }
@@ -151,14 +151,14 @@ impl Sight {
         }
     }
 
-    fn tell(&self, id: &str, change: &Change) {
+    fn tell(&self, id: &str, change: &Transition) {
         match (change, self.presences.get(id)) {
-            (Change::Came, Some(Presence::Online(microphone))) => {
+            (Transition::Appeared, Some(Presence::Online(microphone))) => {
                 let port = microphone.usb.as_ref().map_or("no USB port", |usb| usb.bus_path.as_str());
                 let name = shown(&microphone.name).to_string();
                 info!("microphone {id} is plugged in: {name:?}, card {}, port {port}", microphone.card);
             }
-            (Change::Went, _) => info!("microphone {id} is gone"),
+            (Transition::Left, _) => info!("microphone {id} is gone"),
             (change, _) => debug!("microphone {id}: {change:?}"),
         }
     }

@@ -9,68 +9,33 @@
 //!
 //! Reading all that takes hundreds of system calls, and one of them can block: the kernel holds a USB device's lock
 //! while it resets it, and `serial` waits for that lock. So [`scan`] belongs on a thread of its own, and what tells
-//! whether it is due, [`Marks`], reads `/proc/asound` only, which no device can hold up.
+//! whether it is due, [`Signature`], reads `/proc/asound` only, which no device can hold up.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use crate::decide::device::{Microphone, Usb, serial};
-use crate::health::host;
+use crate::decide::scan::{Scan, Signature, Unknown, UsbAddress};
 use crate::text::shown;
 
 /// Much more than 32 cards need.
 const CARDS_LIMIT: u64 = 64 << 10;
 const ATTRIBUTE_LIMIT: u64 = 4 << 10;
 
-/// What one look at the hardware found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scan {
-    /// What will be different when a card comes or goes.
-    pub marks: Marks,
-    /// Microphones that were read whole, by card index.
-    pub microphones: Vec<Microphone>,
-    /// Cards that could not be told yet: index and why.
-    pub unclear: Vec<(u32, String)>,
-}
-
-/// The list of cards and every card's [`Generation`]: while they hold, so does the [`Scan`] they are from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Marks {
-    cards: Vec<u8>,
-    generations: BTreeMap<u32, Generation>,
-}
-
-/// A card's USB address in `/proc/asound/cardN/usbbus`. The kernel gives a device another one at each plugging, so that it
-/// also tells a card from the one that had its place and its name before.
-pub type Generation = Vec<u8>;
-
-impl Marks {
-    /// Whether all is as it was, at the cost of three system calls for the list and three for each USB card.
-    #[must_use]
-    pub fn hold(&self, root: &Path) -> bool {
-        let asound = root.join("proc/asound");
-        let mut buffer = [0; 8 << 10];
-        // The kernel makes each of these small files anew when it is opened and hands it out whole.
-        let mut is = |path: PathBuf, expected: &[u8]| match host::open(&path).and_then(|mut file| file.read(&mut buffer)) {
-            Ok(length) => buffer[..length] == *expected,
-            Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
-        };
-        is(asound.join("cards"), &self.cards)
-            && self.generations.iter().all(|(card, generation)| is(asound.join(format!("card{card}/usbbus")), generation))
-    }
-}
-
-/// The hardware could not be read, so nothing is known about it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Unknown(String);
-
-impl fmt::Display for Unknown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// Whether all is as it was, at the cost of three system calls for the list and three for each USB card.
+#[must_use]
+pub fn is_unchanged(signature: &Signature, root: &Path) -> bool {
+    let asound = root.join("proc/asound");
+    let mut buffer = [0; 8 << 10];
+    // The kernel makes each of these small files anew when it is opened and hands it out whole.
+    let mut is = |path: PathBuf, expected: &[u8]| match crate::fs::open(&path).and_then(|mut file| file.read(&mut buffer)) {
+        Ok(length) => buffer[..length] == *expected,
+        Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
+    };
+    is(asound.join("cards"), &signature.cards)
+        && signature.addresses.iter().all(|(card, address)| is(asound.join(format!("card{card}/usbbus")), address))
 }
 
 /// Looks at all sound cards below `root`, but for those that `stuck` names with their generation; calls `begin` before
@@ -78,9 +43,9 @@ impl fmt::Display for Unknown {
 ///
 /// # Errors
 /// [`Unknown`], when `/proc/asound` cannot be read or makes no sense.
-pub fn scan(root: &Path, stuck: &[(u32, Generation)], begin: impl Fn(u32, &Generation)) -> Result<Scan, Unknown> {
+pub fn scan(root: &Path, stuck: &[(u32, UsbAddress)], begin: impl Fn(u32, &UsbAddress)) -> Result<Scan, Unknown> {
     let asound = root.join("proc/asound");
-    let text = match read(host::open(&asound.join("cards")), CARDS_LIMIT) {
+    let text = match read(crate::fs::open(&asound.join("cards")), CARDS_LIMIT) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && sound_is_not_loaded(root) => return Ok(Scan::default()),
         Err(error) => return Err(Unknown(format!("{}: {error}", asound.join("cards").display()))),
@@ -90,10 +55,10 @@ pub fn scan(root: &Path, stuck: &[(u32, Generation)], begin: impl Fn(u32, &Gener
     if present.is_empty() && !lines.is_empty() {
         return Err(Unknown(format!("{}: lists cards, but there is no directory of any of them", asound.join("cards").display())));
     }
-    let mut scan = Scan { marks: Marks { cards: text, generations: BTreeMap::new() }, ..Scan::default() };
+    let mut scan = Scan { signature: Signature { cards: text, addresses: BTreeMap::new() }, ..Scan::default() };
     for card in present {
-        let generation = read(host::open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
-        scan.marks.generations.insert(card, generation.clone());
+        let generation = read(crate::fs::open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
+        scan.signature.addresses.insert(card, generation.clone());
         let known = (card, generation);
         if stuck.contains(&known) {
             scan.unclear.push((card, "it does not answer".to_owned()));

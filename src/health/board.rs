@@ -12,22 +12,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-/// What is said of a source that has not answered since the start.
-pub const NOT_YET: &str = "not known yet";
-
 /// A main loop that completes no round for so long counts as stuck.
 pub const STALLED: Duration = Duration::from_secs(60);
 
 /// The state of one process; clones share it.
 #[derive(Clone, Debug)]
 pub struct Board {
-    shared: Arc<Mutex<State>>,
+    shared: Arc<Mutex<BoardState>>,
     service: &'static str,
     instance: Arc<str>,
 }
 
 #[derive(Debug)]
-struct State {
+struct BoardState {
     components: BTreeMap<&'static str, Component>,
     activity: &'static str,
     beat: Instant,
@@ -45,7 +42,7 @@ impl Board {
     /// heartbeats.
     #[must_use]
     pub fn new(service: &'static str, instance: &str) -> Self {
-        let state = State { components: BTreeMap::new(), activity: "idle", beat: Instant::now() };
+        let state = BoardState { components: BTreeMap::new(), activity: "idle", beat: Instant::now() };
         Self { shared: Arc::new(Mutex::new(state)), service, instance: instance.into() }
     }
 
@@ -108,7 +105,7 @@ impl Board {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BoardState> {
         // Each write leaves the state whole, so a panic elsewhere spoils nothing.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }

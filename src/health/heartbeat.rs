@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::health::board::Board;
 use crate::health::host::Meter;
 use crate::health::sd_notify::Notifier;
-use crate::redis::publisher::Bus;
+use crate::redis::publisher::Publisher;
 
 /// What the main loop knows, as `Ok(details)` or why not.
 #[derive(Debug)]
@@ -29,21 +29,21 @@ pub struct Facts {
 }
 
 /// Keeps the board and sends heartbeats.
-pub struct Vitals {
+pub struct Heartbeat {
     board: Board,
-    bus: Bus,
+    bus: Publisher,
     meter: Meter,
     notifier: Notifier,
     interval: Duration,
     next: Instant,
 }
 
-impl Vitals {
+impl Heartbeat {
     /// The first heartbeat is due at once.
     ///
     /// # Errors
     /// When the system gives no socket.
-    pub fn new(config: &Config, board: Board, bus: Bus) -> io::Result<Self> {
+    pub fn new(config: &Config, board: Board, bus: Publisher) -> io::Result<Self> {
         for (component, required) in [("database", true), ("podman", true), ("hardware", true), ("containers", false), ("redis", false)] {
             board.require(component, required);
         }
@@ -52,7 +52,7 @@ impl Vitals {
         Ok(Self { board, bus, meter, notifier, interval: config.heartbeat, next: Instant::now() })
     }
 
-    /// When [`Vitals::report`] has something to send again.
+    /// When [`Heartbeat::report`] has something to send again.
     #[must_use]
     pub fn due(&self) -> Instant {
         self.next

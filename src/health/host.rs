@@ -5,18 +5,15 @@
 //! Invariant: a number that could not be read is `null`, never 0 and never an error; metrics stop nothing. As `statvfs`
 //! waits for a disk that does not answer, it has a thread of its own; the files of `/proc` wait for nobody.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
-use rustix::fs::OFlags;
 use serde_json::{Map, Value, json};
 
-use crate::collect::ordered;
+use crate::collect::by_insertion;
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
@@ -101,7 +98,7 @@ impl Meter {
             "storage_total_gb": storage.map(|usage| round(usage.total / GIB)),
             "storage_percent": storage.map(|usage| usage.percent),
         });
-        ordered([("resources".to_owned(), resources), ("host_resources".to_owned(), host)])
+        by_insertion([("resources".to_owned(), resources), ("host_resources".to_owned(), host)])
     }
 }
 
@@ -158,11 +155,6 @@ fn own_ticks(stat: &str) -> Option<u64> {
     let mut fields = fields(stat)?.skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(next()? + next()?)
-}
-
-/// Opens a file for reading. Never waits, not even for a pipe in the place of a file.
-pub(crate) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
 }
 
 /// What a `/proc/…/stat` tells behind the program's name, from the state on; that name may hold blanks and brackets.

@@ -64,10 +64,10 @@ struct Server {
     listener: TcpListener,
     board: Board,
     /// Oldest first.
-    connections: Vec<Connection>,
+    connections: Vec<Exchange>,
 }
 
-struct Connection {
+struct Exchange {
     stream: TcpStream,
     ends: Instant,
     phase: Phase,
@@ -124,7 +124,7 @@ impl Server {
                         self.connections.remove(0);
                     }
                     let phase = Phase::Reading { head: Vec::new() };
-                    self.connections.push(Connection { stream, ends: Instant::now() + LIFE, phase });
+                    self.connections.push(Exchange { stream, ends: Instant::now() + LIFE, phase });
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
@@ -152,7 +152,7 @@ impl Phase {
     }
 }
 
-impl Connection {
+impl Exchange {
     /// Reads or writes what is possible now; `false` or an error when the connection is through.
     fn advance(&mut self, board: &Board) -> io::Result<bool> {
         loop {
@@ -228,7 +228,7 @@ fn bad_request() -> Vec<u8> {
 fn answer(status: &str, header: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{header}Connection: close\r\n\r\n{body}"
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{header}Exchange: close\r\n\r\n{body}"
     )
     .into_bytes()
 }
@@ -258,7 +258,7 @@ mod tests {
             let answer = String::from_utf8(respond(request.as_bytes(), &well)).unwrap();
             let (head, body) = answer.split_once("\r\n\r\n").unwrap();
             assert_eq!(head.lines().next(), Some(format!("HTTP/1.1 {expected}").as_str()), "{request:?}");
-            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Connection: close"));
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Exchange: close"));
             assert_eq!(expected == "200 OK", body.contains("\"components\""), "{request:?}");
         }
         ill.require("database", true);

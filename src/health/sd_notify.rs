@@ -3,38 +3,10 @@
 //! Called by the main loop only: what feeds the watchdog must be what is watched. A message that cannot be sent at once
 //! is dropped, as nothing may hold the loop.
 
-use std::ffi::OsStr;
+use crate::config::Supervisor;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::{Duration, Instant};
-
-/// What systemd wants to be told.
-#[derive(Clone, Debug)]
-pub struct Supervisor {
-    /// Where messages go.
-    pub address: SocketAddr,
-    /// How long the loop may be silent, if it is watched.
-    pub watchdog: Option<Duration>,
-}
-
-impl Supervisor {
-    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` if nobody listens. They are systemd's own and no
-    /// settings, so one that makes no sense is passed over.
-    #[must_use]
-    pub fn new(socket: &OsStr, usec: Option<&str>, pid: Option<&str>, own_pid: u32) -> Option<Self> {
-        let address = match socket.as_bytes() {
-            [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-            [b'/', ..] => SocketAddr::from_pathname(socket),
-            // a virtual machine's vsock, which programs of a machine's own systemd are never given
-            _ => return None,
-        };
-        let meant = pid.is_none_or(|pid| pid.parse() == Ok(own_pid));
-        let watchdog = usec.and_then(|usec| usec.parse().ok()).filter(|usec| meant && *usec > 0).map(Duration::from_micros);
-        Some(Self { address: address.ok()?, watchdog })
-    }
-}
+use std::os::unix::net::UnixDatagram;
+use std::time::Instant;
 
 /// Sends the messages.
 #[derive(Debug)]

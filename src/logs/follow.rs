@@ -36,14 +36,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, warn};
 
+use crate::decide::container::{Container, Run, State};
 use crate::decide::spec::{DEVICE_ID, SERVICE};
 use crate::logs::cursor::{Position, Skip};
-use crate::logs::line::{Joiner, Origin, Said};
-use crate::podman::client::{Closer, Container, Error, Podman, Run, State, StreamRequest};
+use crate::logs::line::{Joiner, Origin, StampedText};
+use crate::podman::client::{Closer, Error, Podman, StreamRequest};
 use crate::podman::frames::{BadFrame, Frames, Output};
 use crate::podman::pidfd::Process;
-use crate::rate_limit::Notices;
-use crate::redis::publisher::Bus;
+use crate::rate_limit::RateLimit;
+use crate::redis::publisher::Publisher;
 use crate::text::shown;
 
 /// Between the end of a stream and the next one: at first, and at most.
@@ -65,32 +66,32 @@ const STACK: usize = 256 << 10;
 
 /// The followers of all containers.
 #[derive(Debug)]
-pub struct Logs {
+pub struct LogForwarder {
     podman: Podman,
-    bus: Bus,
+    bus: Publisher,
     followers: Followers,
     /// When the list was last taken in, by both clocks.
     last: Option<(SystemTime, Instant)>,
-    notices: Notices,
+    notices: RateLimit,
 }
 
-/// What [`Logs`] gives to those who remove containers.
+/// What [`LogForwarder`] gives to those who remove containers.
 #[derive(Clone, Debug)]
 pub struct Drainer {
     followers: Followers,
 }
 
-type Followers = Arc<Mutex<BTreeMap<String, Arc<Shared>>>>;
+type Followers = Arc<Mutex<BTreeMap<String, Arc<Control>>>>;
 
 /// What a follower's thread and the others tell each other.
 #[derive(Debug)]
-struct Shared {
-    wish: Mutex<Wish>,
+struct Control {
+    wish: Mutex<Instructions>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Wish {
+struct Instructions {
     /// Read what is left, then wait: the container is about to be removed.
     drain: bool,
     /// That was done; the container may go.
@@ -107,7 +108,7 @@ struct Wish {
     closer: Option<Closer>,
 }
 
-impl Wish {
+impl Instructions {
     /// Whether a stream should not be waited for.
     fn is_urgent(&self) -> bool {
         self.end || self.drain || self.set_back.is_some()
@@ -120,13 +121,13 @@ impl Wish {
     }
 }
 
-impl Shared {
-    fn wish(&self) -> MutexGuard<'_, Wish> {
+impl Control {
+    fn wish(&self) -> MutexGuard<'_, Instructions> {
         self.wish.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the wish, ends a wait for the stream, wakes the thread.
-    fn urge(&self, change: impl FnOnce(&mut Wish)) {
+    fn urge(&self, change: impl FnOnce(&mut Instructions)) {
         let mut wish = self.wish();
         change(&mut wish);
         wish.interrupt();
@@ -138,11 +139,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Logs {
+impl LogForwarder {
     /// Follows nothing yet.
     #[must_use]
-    pub fn new(podman: &Podman, bus: Bus) -> Self {
-        Self { podman: podman.clone(), bus, followers: Followers::default(), last: None, notices: Notices::default() }
+    pub fn new(podman: &Podman, bus: Publisher) -> Self {
+        Self { podman: podman.clone(), bus, followers: Followers::default(), last: None, notices: RateLimit::default() }
     }
 
     /// Takes in a fresh list: each container in it is followed from now on, the others no longer.
@@ -186,9 +187,9 @@ impl Logs {
         }
     }
 
-    fn follow(&self, container: &Container, start: Start) -> std::io::Result<Arc<Shared>> {
-        let wish = Wish { running: container.state == State::Running, ..Wish::default() };
-        let shared = Arc::new(Shared { wish: Mutex::new(wish), changed: Condvar::new() });
+    fn follow(&self, container: &Container, start: Start) -> std::io::Result<Arc<Control>> {
+        let wish = Instructions { running: container.state == State::Running, ..Instructions::default() };
+        let shared = Arc::new(Control { wish: Mutex::new(wish), changed: Condvar::new() });
         let label = |name: &str| container.labels.get(name).cloned().unwrap_or_default();
         let origin = Origin { service: label(SERVICE), instance: label(DEVICE_ID), container: container.name.clone() };
         let follower = Follower {
@@ -201,7 +202,7 @@ impl Logs {
             checked: 0,
             run: None,
             process: None,
-            notices: Notices::default(),
+            notices: RateLimit::default(),
         };
         // The kernel shows fifteen bytes; the end of a name tells more than its beginning.
         let tail = container.name.char_indices().rev().nth(10).map_or(0, |(at, _)| at);
@@ -294,13 +295,13 @@ struct Intake {
     mute: Option<u64>,
     joiner: Joiner,
     origin: Origin,
-    bus: Bus,
+    bus: Publisher,
     /// Of all streams.
     bytes: u64,
 }
 
 impl Intake {
-    fn new(start: Start, origin: Origin, bus: Bus) -> Self {
+    fn new(start: Start, origin: Origin, bus: Publisher) -> Self {
         let (position, mute) = match start {
             Start::Beginning => (Position::beginning(), None),
             Start::Now(second) => (Position::at(second), Some(second)),
@@ -311,7 +312,7 @@ impl Intake {
     /// Takes in one frame; lines that ended with it go to `lines`.
     fn take(&mut self, skip: &mut Skip, output: Output, frame: &[u8], now: SystemTime, lines: &mut Vec<String>) {
         self.bytes += frame.len() as u64;
-        let said = Said::read(frame);
+        let said = StampedText::read(frame);
         let second = said.second.unwrap_or_else(|| seconds(now));
         if skip.is_known(second) {
             return;
@@ -341,7 +342,7 @@ impl Intake {
 struct Follower {
     podman: Podman,
     id: String,
-    shared: Arc<Shared>,
+    shared: Arc<Control>,
     intake: Intake,
     delay: Duration,
     /// What the log began with when it was last looked at.
@@ -352,7 +353,7 @@ struct Follower {
     run: Option<(Run, Instant)>,
     /// Its process, where that can be seen.
     process: Option<Process>,
-    notices: Notices,
+    notices: RateLimit,
 }
 
 impl Follower {

@@ -20,14 +20,14 @@ const WORD_LIMIT: usize = 200;
 
 /// What a frame of Podman's says: when, and what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said<'a> {
+pub struct StampedText<'a> {
     /// Whole seconds since 1970, if Podman told.
     pub second: Option<u64>,
     /// The container's bytes.
     pub bytes: &'a [u8],
 }
 
-impl<'a> Said<'a> {
+impl<'a> StampedText<'a> {
     /// Takes Podman's time stamp off a frame; a frame without one is all container's.
     #[must_use]
     pub fn read(frame: &'a [u8]) -> Self {
@@ -71,7 +71,7 @@ pub struct Line<'a> {
 
 impl Joiner {
     /// Takes in a frame and hands each line that ended with it to `each`.
-    pub fn push(&mut self, output: Output, said: Said<'_>, mut each: impl FnMut(Line<'_>)) {
+    pub fn push(&mut self, output: Output, said: StampedText<'_>, mut each: impl FnMut(Line<'_>)) {
         let part = match output {
             Output::Stdout => &mut self.stdout,
             Output::Stderr => &mut self.stderr,
@@ -227,7 +227,9 @@ mod tests {
 
     fn lines(joiner: &mut Joiner, output: Output, bytes: &[u8]) -> Vec<(String, bool)> {
         let mut found = Vec::new();
-        joiner.push(output, Said { second: None, bytes }, |line| found.push((String::from_utf8_lossy(line.bytes).into_owned(), line.cut)));
+        joiner.push(output, StampedText { second: None, bytes }, |line| {
+            found.push((String::from_utf8_lossy(line.bytes).into_owned(), line.cut))
+        });
         found
     }
 
@@ -248,7 +250,7 @@ mod tests {
             (b"", None, b""),
         ];
         for (frame, second, bytes) in table {
-            assert_eq!(Said::read(frame), Said { second, bytes });
+            assert_eq!(StampedText::read(frame), StampedText { second, bytes });
         }
     }
 

@@ -11,12 +11,13 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ureq::http::Response;
 use ureq::{Agent, Body, Timeout};
 
+use crate::decide::container::{Container, Engine, Run, State, Version};
 use crate::text::shown;
 
 /// Podman 4.x and 5.x answer alike under this prefix.
@@ -89,113 +90,6 @@ impl Error {
     }
 }
 
-/// Version of the engine, as its headers tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-pub struct Version(pub u16, pub u16, pub u16);
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.0, self.1, self.2)
-    }
-}
-
-impl Version {
-    fn parse(text: &str) -> Option<Self> {
-        let release = text.split_once('-').map_or(text, |(release, _)| release);
-        let mut parts = release.split('.').map(|part| part.parse().ok());
-        Some(Self(parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)))
-    }
-}
-
-/// What differs between engines; asked once per connection.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Engine {
-    /// Podman's version.
-    pub version: Version,
-    /// Whether it runs without root.
-    pub rootless: bool,
-    /// `crun` or `runc`.
-    pub runtime: String,
-    /// `v1` or `v2`.
-    pub cgroups: String,
-}
-
-/// A container's state as the list tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Made, never started (or the host was rebooted).
-    #[serde(alias = "configured", alias = "initialized")]
-    Created,
-    /// Its process runs, as far as Podman knows.
-    Running,
-    /// Being stopped.
-    Stopping,
-    /// Its process ended; clean-up or the restart policy comes next. Never final.
-    Stopped,
-    /// Ended for good as far as Podman is concerned.
-    #[serde(alias = "dead")]
-    Exited,
-    /// Frozen by somebody.
-    Paused,
-    /// Being removed.
-    Removing,
-    /// Podman says `running`, but the process is gone; only [`crate::containers::liveness`] says that.
-    #[serde(skip)]
-    Lost,
-    /// A word this version of the Controller does not know.
-    #[serde(other)]
-    Unknown,
-}
-
-/// One run of a container, from a start to the end of its process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// State of the container.
-    pub state: State,
-    /// When it began, to the nanosecond, in Podman's words.
-    pub started: String,
-    /// Its process in Podman's PID namespace; 0 = none.
-    pub pid: u32,
-}
-
-impl Run {
-    /// Whether its process is there, as far as Podman knows.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        matches!(self.state, State::Running | State::Stopping | State::Paused)
-    }
-}
-
-impl State {
-    /// Whether nothing runs and nothing will of itself.
-    #[must_use]
-    pub fn is_over(self) -> bool {
-        matches!(self, Self::Created | Self::Exited | Self::Removing | Self::Lost)
-    }
-}
-
-/// One row of the list.
-#[derive(Clone, Debug)]
-pub struct Container {
-    /// 64 hexadecimal digits.
-    pub id: String,
-    /// Name without a slash.
-    pub name: String,
-    /// State at the time of the list.
-    pub state: State,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Exit code of its last run.
-    pub exit_code: i64,
-    /// Whether its last run ended because memory ran out; the list does not tell, so that is asked for where it matters.
-    pub out_of_memory: bool,
-    /// Its first process in Podman's PID namespace; 0 = none.
-    pub pid: u32,
-    /// When its last run began, in seconds since 1970; 0 = never.
-    pub started: u64,
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ListRow {
@@ -223,7 +117,7 @@ pub struct Created {
 
 /// Whether a call changed anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum Outcome {
     /// It did.
     Done,
     /// It was so already.
@@ -451,7 +345,7 @@ impl Podman {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn start(&self, id: &str) -> Result<Change, Error> {
+    pub fn start(&self, id: &str) -> Result<Outcome, Error> {
         self.change("POST", &format!("/containers/{}/start", query(id)), CHANGE)
     }
 
@@ -459,7 +353,7 @@ impl Podman {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn stop(&self, id: &str, patience: Duration) -> Result<Change, Error> {
+    pub fn stop(&self, id: &str, patience: Duration) -> Result<Outcome, Error> {
         let path = format!("/containers/{}/stop?timeout={}", query(id), patience.as_secs());
         self.change("POST", &path, patience + STOP_MARGIN)
     }
@@ -469,7 +363,7 @@ impl Podman {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn remove(&self, id: &str, patience: Option<Duration>) -> Result<Change, Error> {
+    pub fn remove(&self, id: &str, patience: Option<Duration>) -> Result<Outcome, Error> {
         let force = patience.map_or_else(String::new, |patience| format!("?force=true&timeout={}", patience.as_secs()));
         self.change("DELETE", &format!("/containers/{}{force}", query(id)), CHANGE)
     }
@@ -491,17 +385,17 @@ impl Podman {
     }
 
     fn exists(&self, path: &str) -> Result<bool, Error> {
-        Ok(self.change("GET", path, QUICK)? != Change::Gone)
+        Ok(self.change("GET", path, QUICK)? != Outcome::Gone)
     }
 
-    fn change(&self, method: &str, path: &str, limit: Duration) -> Result<Change, Error> {
+    fn change(&self, method: &str, path: &str, limit: Duration) -> Result<Outcome, Error> {
         match self.call(method, path, None, limit) {
             Ok(answer) => {
-                let change = if answer.status() == 304 { Change::Already } else { Change::Done };
+                let change = if answer.status() == 304 { Outcome::Already } else { Outcome::Done };
                 // Reading to the end lets the connection be used again.
                 text(answer, limit).map(|_| change)
             }
-            Err(error) if error.is_gone() => Ok(Change::Gone),
+            Err(error) if error.is_gone() => Ok(Outcome::Gone),
             Err(error) => Err(error),
         }
     }
@@ -553,11 +447,11 @@ fn request(agent: &Agent, method: &str, url: &str, body: Option<&Value>, limit: 
     let text = text(answer, limit)?;
     // Unknown routes answer in plain text and without Podman's headers.
     #[derive(Deserialize)]
-    struct Said {
+    struct ErrorBody {
         cause: String,
         message: String,
     }
-    let said = serde_json::from_str(&text).unwrap_or(Said { cause: String::new(), message: text });
+    let said = serde_json::from_str(&text).unwrap_or(ErrorBody { cause: String::new(), message: text });
     Err(Error::Refused { status, cause: said.cause, message: shown(&said.message).to_string() })
 }
 
@@ -617,16 +511,6 @@ fn query(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_read_with_and_without_a_suffix() {
-        for (text, version) in [("4.3.1", Some(Version(4, 3, 1))), ("5.0.0-dev", Some(Version(5, 0, 0))), ("5.4", Some(Version(5, 4, 0)))] {
-            assert_eq!(Version::parse(text), version, "{text}");
-        }
-        for text in ["", "x", "5", "5.x.1"] {
-            assert_eq!(Version::parse(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn names_and_filters_are_safe_in_a_url() {

@@ -14,7 +14,7 @@ use log::{info, warn};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{Client, IntoConnectionInfo, RedisError};
 
-use crate::controller::Event;
+use crate::event::Event;
 use crate::redis::publisher::redacted;
 use crate::text::shown;
 
@@ -41,19 +41,19 @@ pub fn start(url: &str, events: SyncSender<Event>) -> std::io::Result<Pending> {
     let address = address.set_tcp_settings(TcpSettings::default().set_keepalive(keepalive));
     let client = Client::open(address).map_err(invalid)?;
     let pending = Pending::default();
-    let worker = Worker { client, place: redacted(url), events, pending: Arc::clone(&pending) };
+    let worker = NudgeThread { client, place: redacted(url), events, pending: Arc::clone(&pending) };
     thread::Builder::new().name("nudge".to_owned()).stack_size(128 << 10).spawn(move || worker.run())?;
     Ok(pending)
 }
 
-struct Worker {
+struct NudgeThread {
     client: Client,
     place: String,
     events: SyncSender<Event>,
     pending: Pending,
 }
 
-impl Worker {
+impl NudgeThread {
     fn run(self) {
         let mut delay = RETRY;
         let mut away: Option<Instant> = None;

@@ -37,12 +37,12 @@ const LOGS: &str = "silvasonic:logs";
 
 /// The way to Redis; clones share the thread.
 #[derive(Clone, Debug)]
-pub struct Bus {
-    shared: Arc<Shared>,
+pub struct Publisher {
+    shared: Arc<PublisherShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct PublisherShared {
     queue: Mutex<Queue>,
     /// There is something to send.
     filled: Condvar,
@@ -54,7 +54,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Queue {
-    heartbeat: Option<Heartbeat>,
+    heartbeat: Option<StatusMessage>,
     lines: VecDeque<String>,
     bytes: usize,
     /// Who waits for room, in the order of arrival; the number of the next one.
@@ -70,7 +70,7 @@ struct Queue {
 }
 
 #[derive(Debug)]
-struct Heartbeat {
+struct StatusMessage {
     json: String,
     ttl: Duration,
     made: Instant,
@@ -78,19 +78,19 @@ struct Heartbeat {
 
 /// What goes out at a time.
 struct Batch {
-    heartbeat: Option<Heartbeat>,
+    heartbeat: Option<StatusMessage>,
     lines: Vec<String>,
 }
 
 /// Why a batch did not get through.
-enum Failure {
+enum SendError {
     /// The connection is of no more use.
     Lost(String),
     /// Redis answered, but did not want it.
     Refused(String),
 }
 
-impl Bus {
+impl Publisher {
     /// Starts the thread `bus`; it connects at once and, if that fails, for ever again.
     ///
     /// `instance` names the heartbeat's key: `silvasonic:status:<instance>`.
@@ -113,8 +113,9 @@ impl Bus {
             finishing: false,
             finished: false,
         };
-        let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), room: Condvar::new(), finished: Condvar::new() });
-        let worker = Worker {
+        let shared =
+            Arc::new(PublisherShared { queue: Mutex::new(queue), filled: Condvar::new(), room: Condvar::new(), finished: Condvar::new() });
+        let worker = PublisherThread {
             shared: Arc::clone(&shared),
             client,
             place: redacted(url),
@@ -128,7 +129,7 @@ impl Bus {
 
     /// Hands over a heartbeat, which Redis forgets after `ttl`. It takes the place of one that still waits.
     pub fn heartbeat(&self, json: String, ttl: Duration) {
-        self.shared.queue().heartbeat = Some(Heartbeat { json, ttl, made: Instant::now() });
+        self.shared.queue().heartbeat = Some(StatusMessage { json, ttl, made: Instant::now() });
         self.shared.filled.notify_one();
     }
 
@@ -191,7 +192,7 @@ impl Bus {
     #[must_use]
     pub fn finish(&self, json: String, ttl: Duration, deadline: Instant) -> bool {
         let mut queue = self.shared.queue();
-        queue.heartbeat = Some(Heartbeat { json, ttl, made: Instant::now() });
+        queue.heartbeat = Some(StatusMessage { json, ttl, made: Instant::now() });
         queue.finishing = true;
         self.shared.filled.notify_one();
         while !queue.finished {
@@ -205,7 +206,7 @@ impl Bus {
     }
 }
 
-impl Shared {
+impl PublisherShared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -267,8 +268,8 @@ impl Batch {
 }
 
 /// The thread's own part.
-struct Worker {
-    shared: Arc<Shared>,
+struct PublisherThread {
+    shared: Arc<PublisherShared>,
     client: Client,
     /// The URL as it may be shown.
     place: String,
@@ -279,7 +280,7 @@ struct Worker {
     told_drops: Option<Instant>,
 }
 
-impl Worker {
+impl PublisherThread {
     fn run(mut self) {
         let mut delay = RETRY;
         loop {
@@ -310,11 +311,11 @@ impl Worker {
                     *delay = RETRY;
                     self.back();
                 }
-                Err(Failure::Refused(why)) => {
+                Err(SendError::Refused(why)) => {
                     self.shared.queue().dropped += batch.lines.len() as u64;
                     self.away(&why, false);
                 }
-                Err(Failure::Lost(why)) => {
+                Err(SendError::Lost(why)) => {
                     let mut queue = self.shared.queue();
                     queue.dropped += batch.lines.len() as u64;
                     if queue.heartbeat.is_none() {
@@ -374,7 +375,7 @@ fn connect(client: &Client) -> Result<Connection, RedisError> {
     Ok(connection)
 }
 
-fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<(), Failure> {
+fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<(), SendError> {
     let mut pipe = Pipeline::new();
     if batch.is_empty() {
         pipe.cmd("PING");
@@ -386,7 +387,7 @@ fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<(), Fai
     for line in &batch.lines {
         pipe.cmd("PUBLISH").arg(LOGS).arg(line);
     }
-    let lost = |error: RedisError| Failure::Lost(describe(&error));
+    let lost = |error: RedisError| SendError::Lost(describe(&error));
     let deadline = Instant::now() + REPLY;
     connection.send_packed_command(&pipe.get_packed_pipeline()).map_err(lost)?;
     // Not `Pipeline::exec`: redis 1.2 waits for each reply of a pipeline even after one timed out, which takes minutes
@@ -397,10 +398,10 @@ fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<(), Fai
             refused.get_or_insert_with(|| shown(&error.to_string()).to_string());
         }
         if Instant::now() > deadline {
-            return Err(Failure::Lost("replies take too long".to_owned()));
+            return Err(SendError::Lost("replies take too long".to_owned()));
         }
     }
-    refused.map_or(Ok(()), |why| Err(Failure::Refused(why)))
+    refused.map_or(Ok(()), |why| Err(SendError::Refused(why)))
 }
 
 fn describe(error: &RedisError) -> String {
@@ -443,13 +444,13 @@ mod tests {
         for (url, expected) in table {
             assert_eq!(redacted(url), expected);
         }
-        let error = Bus::start("nonsense://u:secret@x", "controller").unwrap_err().to_string();
+        let error = Publisher::start("nonsense://u:secret@x", "controller").unwrap_err().to_string();
         assert!(error.contains("nonsense") && !error.contains("secret"), "{error}");
     }
 
     #[test]
     fn handing_over_without_redis_is_bounded_and_counted() {
-        let bus = Bus::start("redis://127.0.0.1:1/0", "controller").unwrap();
+        let bus = Publisher::start("redis://127.0.0.1:1/0", "controller").unwrap();
         for _ in 0..2_000 {
             bus.log_line("x".repeat(2_000));
             bus.heartbeat("{}".to_owned(), Duration::from_secs(30));

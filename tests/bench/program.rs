@@ -8,12 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 use silvasonic_controller::config::Config;
 use silvasonic_controller::decide::backoff::Backoffs;
-use silvasonic_controller::decide::desired::{Specs, Want, wants};
+use silvasonic_controller::decide::container::{Container, State};
+use silvasonic_controller::decide::desired::{Desired, SpecCache, wants};
 use silvasonic_controller::decide::device::{Microphone, Usb};
 use silvasonic_controller::decide::plan::{View, plan};
 use silvasonic_controller::decide::presence::Presences;
 use silvasonic_controller::decide::registry::{Registry, Row};
-use silvasonic_controller::podman::client::{Container, State};
 
 use super::Subject;
 use super::table::Table;
@@ -52,7 +52,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
         return;
     }
     const COUNT: u32 = 1000;
-    let mut specs = Specs::new(Config::read(|_| None).unwrap().recorder);
+    let mut specs = SpecCache::new(Config::read(|_| None).unwrap().recorder);
     let row = |kind: &str, key: &str, body: serde_json::Value| Row { kind: kind.into(), key: key.into(), body: Some(body.to_string()) };
     let profile = json!({"name": "p", "config": {"audio": {"sample_rate": 384_000}}});
     let mut rows = vec![row("profile", "p", profile), row("system", "system", json!({"max_recorders": COUNT}))];
@@ -79,7 +79,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
     let containers: Vec<Container> = wants(&registry, true, &presences, &mut specs)
         .values()
         .map(|want| match want {
-            Want::Run(spec) => Container {
+            Desired::Run(spec) => Container {
                 id: spec.device.clone(),
                 name: spec.name.clone(),
                 state: State::Running,
@@ -100,7 +100,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
             let plan = plan(&View {
                 containers: &containers,
                 wants: &wants,
-                wants_complete: true,
+                desired_complete: true,
                 max_recorders: registry.system.max_recorders,
                 backoffs: &backoffs,
                 busy: &none,

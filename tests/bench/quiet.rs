@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use silvasonic_controller::config::Config;
-use silvasonic_controller::database::connection::Db;
+use silvasonic_controller::database::connection::Connection;
 
 use super::it::station::{Controller, Proxy, Station, eventually};
 use super::measure::{databases, mebibytes, podman, system_calls, watch};
@@ -80,7 +80,7 @@ pub(crate) fn quiet(table: &mut Table, subject: &Subject, count: u32) {
 fn refresh(station: &Station) {
     let environment = station.environment();
     let read = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-    let mut db = Db::connect(&Config::read(read).unwrap().database).unwrap();
+    let mut db = Connection::connect(&Config::read(read).unwrap().database).unwrap();
     db.touch(&station.postgres.query("SELECT name FROM devices", &[]).iter().map(|row| row.get(0)).collect::<Vec<_>>()).unwrap();
 }
 

@@ -1,7 +1,7 @@
 //! The bus against a real Redis: order, loss and a server that hangs.
 
 use super::station::{Station, eventually};
-use silvasonic_controller::redis::publisher::Bus;
+use silvasonic_controller::redis::publisher::Publisher;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -11,14 +11,14 @@ fn redis_only() -> Station {
     Station::plan().without_postgres().without_podman().up()
 }
 
-fn connected(bus: &Bus) {
+fn connected(bus: &Publisher) {
     eventually(SOON, "the bus is connected", || bus.state().ok());
 }
 
 #[test]
 fn log_lines_arrive_once_and_in_order() {
     let station = redis_only();
-    let bus = Bus::start(&station.redis.url(), "controller").unwrap();
+    let bus = Publisher::start(&station.redis.url(), "controller").unwrap();
     connected(&bus);
     let lines = station.redis.listen("silvasonic:logs");
     let expected: Vec<String> = (0..1000).map(|number| format!("{{\"message\":\"{number} é\"}}")).collect();
@@ -34,7 +34,7 @@ fn log_lines_arrive_once_and_in_order() {
 #[test]
 fn a_hanging_redis_is_noticed_and_holds_nobody_up() {
     let mut station = redis_only();
-    let bus = Bus::start(&station.redis.url(), "controller").unwrap();
+    let bus = Publisher::start(&station.redis.url(), "controller").unwrap();
     connected(&bus);
     station.redis.pause();
     let start = Instant::now();
@@ -62,7 +62,7 @@ fn a_hanging_redis_is_noticed_and_holds_nobody_up() {
 #[test]
 fn a_redis_that_refuses_keeps_its_connection_and_gets_the_next() {
     let station = redis_only();
-    let bus = Bus::start(&station.redis.url(), "controller").unwrap();
+    let bus = Publisher::start(&station.redis.url(), "controller").unwrap();
     connected(&bus);
     let set = |name: &str, value: &str| {
         redis::cmd("CONFIG").arg("SET").arg(name).arg(value).exec(&mut station.redis.connection()).unwrap();

@@ -8,9 +8,10 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use silvasonic_controller::logs::follow::Logs;
-use silvasonic_controller::podman::client::{Container, Podman, State};
-use silvasonic_controller::redis::publisher::Bus;
+use silvasonic_controller::decide::container::{Container, State};
+use silvasonic_controller::logs::follow::LogForwarder;
+use silvasonic_controller::podman::client::Podman;
+use silvasonic_controller::redis::publisher::Publisher;
 
 use super::station::{Controller, Station, eventually};
 use super::tree::Card;
@@ -331,8 +332,8 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
             answer(&[one, two, three, chunk(&frame("4\n"))]),
         ],
     );
-    let bus = Bus::start(&station.redis.url(), "controller").unwrap();
-    let mut logs = Logs::new(&Podman::new(socket), bus);
+    let bus = Publisher::start(&station.redis.url(), "controller").unwrap();
+    let mut logs = LogForwarder::new(&Podman::new(socket), bus);
     logs.keep(&[]);
     let container = Container {
         id: "c1".to_owned(),

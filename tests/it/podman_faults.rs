@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 use silvasonic_controller::cache;
-use silvasonic_controller::podman::client::Engine;
+use silvasonic_controller::decide::container::Engine;
 
 use super::start::ids;
 use super::station::{Controller, Fault, Proxy, Station, eventually};

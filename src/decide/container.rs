@@ -1,0 +1,130 @@
+//! A container and its engine, as Podman reports them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What differs between engines; asked once per connection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Engine {
+    /// Podman's version.
+    pub version: Version,
+    /// Whether it runs without root.
+    pub rootless: bool,
+    /// `crun` or `runc`.
+    pub runtime: String,
+    /// `v1` or `v2`.
+    pub cgroups: String,
+}
+
+/// Version of the engine, as its headers tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+pub struct Version(pub u16, pub u16, pub u16);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+impl Version {
+    /// Reads `4.3.1` or `5.0.0-dev`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let release = text.split_once('-').map_or(text, |(release, _)| release);
+        let mut parts = release.split('.').map(|part| part.parse().ok());
+        Some(Self(parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)))
+    }
+}
+
+/// A container's state as the list tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Made, never started (or the host was rebooted).
+    #[serde(alias = "configured", alias = "initialized")]
+    Created,
+    /// Its process runs, as far as Podman knows.
+    Running,
+    /// Being stopped.
+    Stopping,
+    /// Its process ended; clean-up or the restart policy comes next. Never final.
+    Stopped,
+    /// Ended for good as far as Podman is concerned.
+    #[serde(alias = "dead")]
+    Exited,
+    /// Frozen by somebody.
+    Paused,
+    /// Being removed.
+    Removing,
+    /// Podman says `running`, but the process is gone; only [`crate::containers::liveness`] says that.
+    #[serde(skip)]
+    Lost,
+    /// A word this version of the Controller does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl State {
+    /// Whether nothing runs and nothing will of itself.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Created | Self::Exited | Self::Removing | Self::Lost)
+    }
+}
+
+/// One run of a container, from a start to the end of its process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// State of the container.
+    pub state: State,
+    /// When it began, to the nanosecond, in Podman's words.
+    pub started: String,
+    /// Its process in Podman's PID namespace; 0 = none.
+    pub pid: u32,
+}
+
+impl Run {
+    /// Whether its process is there, as far as Podman knows.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(self.state, State::Running | State::Stopping | State::Paused)
+    }
+}
+
+/// One row of the list.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Name without a slash.
+    pub name: String,
+    /// State at the time of the list.
+    pub state: State,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Exit code of its last run.
+    pub exit_code: i64,
+    /// Whether its last run ended because memory ran out; the list does not tell, so that is asked for where it matters.
+    pub out_of_memory: bool,
+    /// Its first process in Podman's PID namespace; 0 = none.
+    pub pid: u32,
+    /// When its last run began, in seconds since 1970; 0 = never.
+    pub started: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_with_and_without_a_suffix() {
+        for (text, version) in [("4.3.1", Some(Version(4, 3, 1))), ("5.0.0-dev", Some(Version(5, 0, 0))), ("5.4", Some(Version(5, 4, 0)))] {
+            assert_eq!(Version::parse(text), version, "{text}");
+        }
+        for text in ["", "x", "5", "5.x.1"] {
+            assert_eq!(Version::parse(text), None, "{text}");
+        }
+    }
+}
