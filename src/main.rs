@@ -3,12 +3,10 @@
 use std::backtrace::Backtrace;
 use std::io::{LineWriter, Write};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 
 use log::{error, info};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
 use silvasonic_controller::cli::arguments::{self, Arguments, Invocation, Name};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
@@ -19,7 +17,10 @@ use silvasonic_controller::event::Event;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::heartbeat::Heartbeat;
 use silvasonic_controller::health::http;
+use silvasonic_controller::poll;
+use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
+use silvasonic_controller::signals::{Signal, Signals};
 use simplelog::{ConfigBuilder, WriteLogger};
 
 const STOPPED: u8 = 0;
@@ -125,40 +126,34 @@ fn run(config: Config) -> ExitCode {
 }
 
 fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> std::io::Result<Controller> {
-    forward_signals(events.clone())?;
-    let board = Board::new("controller", "controller");
-    let bus = Publisher::start(&config.redis_url, "controller")?;
-    let vitals = Heartbeat::new(&config, board.clone(), bus.clone())?;
-    match http::start(config.port, board) {
-        Ok(port) => info!("health is served on port {port}"),
-        // A health check that nobody can reach is no reason not to record.
-        Err(why) => error!("no health check: port {}: {why}", config.port),
-    }
-    Controller::new(config, &events, inbox, vitals, bus)
-}
-
-/// The first termination signal is an event; the second one ends the program where it stands. SIGUSR1 asks for a dump.
-fn forward_signals(events: SyncSender<Event>) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-    let forward = move || {
-        let mut terminated = false;
-        for signal in signals.forever() {
-            let sent = match signal {
-                SIGUSR1 => events.send(Event::Dump),
-                _ if terminated => break,
-                _ => {
-                    terminated = true;
-                    events.send(Event::Terminate)
-                }
+    let signals = Signals::register({
+        let events = events.clone();
+        move |signal| {
+            let event = match signal {
+                Signal::Terminate => Event::Terminate,
+                Signal::Dump => Event::Dump,
             };
-            if sent.is_err() {
-                break;
-            }
+            // Without an inbox the program is ending already.
+            !matches!(events.try_send(event), Err(TrySendError::Full(_)))
         }
-        std::process::exit(STOPPED.into());
+    })?;
+    let board = Board::new("controller", "controller");
+    let prober = Prober::start()?;
+    let publisher = Publisher::start(&config.redis_url, "controller")?;
+    let heartbeat = Heartbeat::new(&config, board.clone(), publisher.clone(), &prober)?;
+    let server = match http::listen(config.port, board) {
+        Ok((server, port)) => {
+            info!("health is served on port {port}");
+            Some(server)
+        }
+        // A health check that nobody can reach is no reason not to record.
+        Err(why) => {
+            error!("no health check: port {}: {why}", config.port);
+            None
+        }
     };
-    thread::Builder::new().name("signals".to_owned()).stack_size(128 << 10).spawn(forward)?;
-    Ok(())
+    poll::start(signals, server)?;
+    Controller::new(config, (&events, inbox), &prober, heartbeat, publisher)
 }
 
 /// Lines on standard error, each written at once and whole.

@@ -11,20 +11,20 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{LevelFilter, Log, Metadata, Record, error, info};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use silvasonic_controller::decide::profile::ProfileConfig;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::host::Meter;
+use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::{Publisher, redacted};
+use silvasonic_controller::signals::{Signal, Signals};
 use silvasonic_controller::text::shown;
-use silvasonic_controller::{clock, health::http};
+use silvasonic_controller::{clock, health::http, poll};
 
 const STOPPED: u8 = 0;
 const CANNOT_GO_ON: u8 = 1;
@@ -74,8 +74,8 @@ fn main() -> ExitCode {
         }
     }
     // Before all else: process 1 has no default action for signals, so one that comes earlier would be lost.
-    let stop = match forward_signals() {
-        Ok(stop) => stop,
+    let (signals, stop) = match forward_signals() {
+        Ok(forwarded) => forwarded,
         Err(why) => {
             complain(&format!("cannot start: signals: {why}"));
             return ExitCode::from(CANNOT_GO_ON);
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
             return ExitCode::from(WRONG_USAGE);
         }
     };
-    match run(&settings, &stop) {
+    match run(&settings, signals, &stop) {
         Ok(()) => ExitCode::from(STOPPED),
         Err(why) => {
             error!("cannot go on: {why}");
@@ -103,10 +103,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: &Settings, stop: &Receiver<()>) -> io::Result<()> {
+fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result<()> {
     let board = Board::new("recorder", &settings.instance);
-    board.require("redis", false);
-    let bus = Publisher::start(&settings.redis_url, &settings.instance)?;
+    board.include("redis");
+    let publisher = Publisher::start(&settings.redis_url, &settings.instance)?;
     info!(
         "recorder {} started for {} on {}, profile {}, {}",
         env!("CARGO_PKG_VERSION"),
@@ -115,28 +115,32 @@ fn run(settings: &Settings, stop: &Receiver<()>) -> io::Result<()> {
         settings.profile,
         settings.config.recorder_json()
     );
-    match http::start(settings.port, board.clone()) {
-        Ok(port) => info!("health on port {port}"),
-        // A health check that nobody can reach is no reason not to record.
-        Err(error) => error!("no health check: port {}: {error}", settings.port),
-    }
-    let mut meter = Meter::new(Path::new(WORKSPACE));
-    let mut heartbeat = || {
-        match bus.state() {
-            Ok(()) => board.set("redis", true, "connected"),
-            Err(why) => board.set("redis", false, &why),
+    let server = match http::listen(settings.port, board.clone()) {
+        Ok((server, port)) => {
+            info!("health on port {port}");
+            Some(server)
         }
+        // A health check that nobody can reach is no reason not to record.
+        Err(error) => {
+            error!("no health check: port {}: {error}", settings.port);
+            None
+        }
+    };
+    poll::start(signals, server)?;
+    let mut meter = Meter::new(Path::new(WORKSPACE), &Prober::start()?);
+    let mut heartbeat = || {
+        board.set("redis", publisher.state().as_ref().map(|()| "connected").map_err(String::as_str));
         board.heartbeat(Instant::now(), SystemTime::now(), meter.sample()).to_string()
     };
     loop {
         board.beat();
-        bus.heartbeat(heartbeat(), TTL);
+        publisher.heartbeat(heartbeat(), TTL);
         match stop.recv_timeout(INTERVAL) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    let _ = bus.finish(heartbeat(), TTL, Instant::now() + FAREWELL);
+    let _ = publisher.finish(heartbeat(), TTL, Instant::now() + FAREWELL);
     info!("recorder stopped");
     Ok(())
 }
@@ -144,17 +148,15 @@ fn run(settings: &Settings, stop: &Receiver<()>) -> io::Result<()> {
 /// Turns the first SIGTERM or SIGINT into a message. A second one, or [`LAST_RESORT`], ends the program where it stands.
 ///
 /// The handlers are what lets it end as process 1 of a container, where signals have no default action.
-fn forward_signals() -> io::Result<Receiver<()>> {
+fn forward_signals() -> io::Result<(Signals, Receiver<()>)> {
     let (stop, stopped) = sync_channel(1);
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let watch = move || {
-        signals.forever().next();
-        last_resort(&stop);
-        signals.forever().next();
-        std::process::exit(STOPPED.into());
-    };
-    thread::Builder::new().name("signals".to_owned()).stack_size(128 << 10).spawn(watch)?;
-    Ok(stopped)
+    let signals = Signals::register(move |signal| {
+        if signal == Signal::Terminate {
+            last_resort(&stop);
+        }
+        true
+    })?;
+    Ok((signals, stopped))
 }
 
 fn last_resort(stop: &SyncSender<()>) {
@@ -163,7 +165,7 @@ fn last_resort(stop: &SyncSender<()>) {
         std::process::exit(STOPPED.into());
     };
     let timer = thread::Builder::new().name("last-resort".to_owned()).stack_size(64 << 10).spawn(end);
-    if stop.send(()).is_err() || timer.is_err() {
+    if matches!(stop.try_send(()), Err(TrySendError::Disconnected(()))) || timer.is_err() {
         std::process::exit(STOPPED.into());
     }
 }

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::containers::lister::recorders;
 use crate::database::connection::{self, Decision, reason};
 use crate::decide::backoff::Backoffs;
-use crate::decide::desired::{SpecCache, wants};
+use crate::decide::desired::{SpecCache, desired};
 use crate::decide::device::identify;
 use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
@@ -151,10 +151,10 @@ fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     notes.extend(registry.faults.iter().map(|fault| format!("unusable in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
     let containers = recorders(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());
-    let wants = wants(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
+    let desired = desired(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
     let plan = plan(&View {
         containers: containers.as_deref().unwrap_or_default(),
-        wants: &wants,
+        desired: &desired,
         desired_complete: database_known,
         max_recorders: registry.system.max_recorders,
         backoffs: &Backoffs::default(),
@@ -164,7 +164,8 @@ fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
         wall: SystemTime::now(),
     });
     let containers = containers.as_deref().map_err(String::as_str);
-    let known = ReasonInput { registry: &registry, presences: &presences, wants: &wants, holds: &plan.holds, containers };
+    let holds = by_insertion(plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())));
+    let known = ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers };
     let told = heartbeat(config);
     let lines = reasons(&known).into_iter().map(|(id, reason)| {
         let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());

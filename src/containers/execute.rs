@@ -9,7 +9,7 @@ use std::time::Duration;
 use log::{info, warn};
 
 use crate::decide::container::Engine;
-use crate::decide::plan::{Action, DRIFT, Failure, OldContainer, Removal};
+use crate::decide::plan::{Action, Cause, Failure, OldContainer, Removal};
 use crate::decide::spec::{OWNER, SERVICE, Spec};
 use crate::logs::follow::Drainer;
 use crate::podman::client::{Error, Outcome, Podman, cause};
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// [`Failure`].
 pub fn execute(podman: &Podman, drainer: &Drainer, engine: &Engine, workspace: &Path, action: &Action) -> Result<Option<String>, Failure> {
     if let (Some(spec), Some(old)) = (&action.start, action.old.first()) {
-        if action.reason == DRIFT {
+        if action.cause == Cause::Drift {
             tell_differences(podman, spec, old);
         }
         if action.old.iter().any(|old| old.removal == Removal::Stop) {

@@ -1,7 +1,7 @@
-//! Do the limits of a RecorderSettings hold? What was asked for is compared with what the kernel enforces.
+//! Do the limits of a Recorder hold? What was asked for is compared with what the kernel enforces.
 //!
 //! Kernels without the memory control group and rootless engines accept limits that nobody keeps. Where the process of a
-//! RecorderSettings can be seen, its files in `/proc` and `/sys/fs/cgroup` tell; each kind of limit is told once, with its cure.
+//! Recorder can be seen, its files in `/proc` and `/sys/fs/cgroup` tell; each kind of limit is told once, with its cure.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,14 +31,14 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those that every RecorderSettings gets.
+    /// Those that every Recorder gets.
     #[must_use]
     pub fn new(recorder: &RecorderSettings) -> Self {
         Self { memory: recorder.memory, cpu: recorder.cpu_quota, seen: BTreeSet::new(), told: BTreeSet::new() }
     }
 
     /// Looks at each run once; returns what does not hold and was not told yet.
-    pub fn look(&mut self, containers: &[Container]) -> Vec<String> {
+    pub fn check(&mut self, containers: &[Container]) -> Vec<String> {
         let run = |container: &Container| (container.id.clone(), container.pid);
         self.seen.retain(|seen| containers.iter().any(|container| run(container) == *seen));
         let mut lines = Vec::new();

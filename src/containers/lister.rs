@@ -184,10 +184,10 @@ impl EngineCache {
     fn check_needs(&self) {
         let RecorderSettings { image, network, .. } = &self.recorder;
         if matches!(self.podman.image_exists(image), Ok(false)) {
-            warn!("image {image} is not on this machine: no RecorderSettings can start until it is built or loaded");
+            warn!("image {image} is not on this machine: no Recorder can start until it is built or loaded");
         }
         if matches!(self.podman.network_exists(network), Ok(false)) {
-            warn!("network {network} does not exist: no RecorderSettings can start until `podman network create {network}`");
+            warn!("network {network} does not exist: no Recorder can start until `podman network create {network}`");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -35,12 +36,12 @@ const RESTLESS: Duration = Duration::from_secs(2);
 const STUCK: Duration = Duration::from_secs(20);
 
 /// A list of our containers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct List {
     /// Which request's it is.
     pub sequence: u64,
     /// All containers of ours.
-    pub containers: Vec<Container>,
+    pub containers: Arc<[Container]>,
 }
 
 /// Asks Podman, and keeps what it said last.
@@ -153,7 +154,7 @@ impl ContainersState {
                 self.listed = now;
                 self.witness.judge(&mut containers, now);
                 self.note_in_between(&containers, jobs, now);
-                self.list = Some(List { sequence, containers });
+                self.list = Some(List { sequence, containers: containers.into() });
             }
         }
         // An action ended after this list was asked for: its outcome is in the next one.
@@ -188,6 +189,11 @@ impl ContainersState {
     #[must_use]
     pub fn is_fresh(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.listed) < FRESH
+    }
+
+    /// After a shutdown was asked for, only a fresh list counts.
+    pub fn forget(&mut self) {
+        self.list = None;
     }
 
     /// All containers of ours, or why they are unknown.

@@ -1,4 +1,4 @@
-//! The `db` thread: owns the connection, seeds, reads the desired state, writes rows.
+//! The `database` thread: owns the connection, seeds, reads the desired state, writes rows.
 //!
 //! PostgreSQL is behind a thread because a frozen server blocks its caller without limit. The main loop sends requests
 //! and hears [`Event::Rows`]; on a quiet station it is not woken to hear that nothing changed. When an answer is overdue,
@@ -40,7 +40,7 @@ pub enum Request {
     Touch(Vec<String>),
 }
 
-/// The other end of the `db` thread.
+/// The other end of the `database` thread.
 #[derive(Debug)]
 pub struct Worker {
     requests: Sender<Request>,
@@ -71,7 +71,7 @@ impl Worker {
             remembered: cache::load(&config.workspace_local).ok().flatten(),
             told: false,
         };
-        let thread = thread::Builder::new().name("db".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
+        let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests, open, thread, generation })
     }
 

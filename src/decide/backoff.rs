@@ -18,18 +18,28 @@ pub struct Backoffs {
     devices: BTreeMap<String, Backoff>,
 }
 
+/// What was tried. Failures of one attempt are no reason to wait with another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt<'a> {
+    /// To start a container from a spec with this hash.
+    Start(&'a str),
+    /// To stop and remove containers.
+    Stop,
+}
+
 #[derive(Debug)]
 struct Backoff {
     failures: u32,
     until: Instant,
     running_since: Option<Instant>,
-    spec: String,
+    /// Hash of the spec; `None` for a stop.
+    spec: Option<String>,
 }
 
 impl Backoffs {
     /// The start with a spec of this hash failed, or the container made from it ended. Returns how long to wait.
-    pub fn failed(&mut self, device: &str, spec: &str, now: Instant) -> Duration {
-        let backoff = self.of(device, spec, now);
+    pub fn failed(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> Duration {
+        let backoff = self.of(device, attempt, now);
         if backoff.running_since.take().is_some_and(|since| now.saturating_duration_since(since) >= PROVEN) {
             backoff.failures = 0;
         }
@@ -41,16 +51,16 @@ impl Backoffs {
 
     /// A start could not even be tried, as something that it needs is not there. That is no failure of the Recorder: it
     /// is tried again steadily, so that it works as soon as the cause is gone.
-    pub fn lacking(&mut self, device: &str, spec: &str, now: Instant) -> Duration {
-        self.of(device, spec, now).until = now + LACKING;
+    pub fn lacking(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> Duration {
+        self.of(device, attempt, now).until = now + LACKING;
         LACKING
     }
 
     /// The failures with this spec; another spec begins with a clean slate.
-    fn of(&mut self, device: &str, spec: &str, now: Instant) -> &mut Backoff {
-        let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(spec, now));
-        if backoff.spec != spec {
-            *backoff = Backoff::new(spec, now);
+    fn of(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> &mut Backoff {
+        let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(attempt, now));
+        if !backoff.is_of(attempt) {
+            *backoff = Backoff::new(attempt, now);
         }
         backoff
     }
@@ -72,16 +82,29 @@ impl Backoffs {
 
     /// How long a start with this spec has still to wait, and after how many failures; `None` = it may happen now.
     #[must_use]
-    pub fn wait(&self, device: &str, spec: &str, now: Instant) -> Option<(Duration, u32)> {
-        let backoff = self.devices.get(device).filter(|backoff| backoff.spec == spec)?;
+    pub fn wait(&self, device: &str, attempt: Attempt<'_>, now: Instant) -> Option<(Duration, u32)> {
+        let backoff = self.devices.get(device).filter(|backoff| backoff.is_of(attempt))?;
         let wait = backoff.until.saturating_duration_since(now);
         (!wait.is_zero()).then_some((wait, backoff.failures))
     }
 }
 
+impl<'a> Attempt<'a> {
+    fn spec(self) -> Option<&'a str> {
+        match self {
+            Self::Start(hash) => Some(hash),
+            Self::Stop => None,
+        }
+    }
+}
+
 impl Backoff {
-    fn new(spec: &str, now: Instant) -> Self {
-        Self { failures: 0, until: now, running_since: None, spec: spec.to_owned() }
+    fn new(attempt: Attempt<'_>, now: Instant) -> Self {
+        Self { failures: 0, until: now, running_since: None, spec: attempt.spec().map(str::to_owned) }
+    }
+
+    fn is_of(&self, attempt: Attempt<'_>) -> bool {
+        self.spec.as_deref() == attempt.spec()
     }
 }
 
@@ -104,11 +127,11 @@ mod tests {
     fn the_first_retry_is_immediate_and_later_ones_double_up_to_a_minute() {
         let start = Instant::now();
         let mut backoffs = Backoffs::default();
-        let waits: Vec<u64> = (0..10).map(|_| backoffs.failed("a", "s", start).as_secs()).collect();
+        let waits: Vec<u64> = (0..10).map(|_| backoffs.failed("a", Attempt::Start("s"), start).as_secs()).collect();
         assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        assert_eq!(backoffs.wait("a", "s", at(59, start)), Some((Duration::from_secs(1), 10)));
-        assert_eq!(backoffs.wait("a", "s", at(60, start)), None);
-        assert_eq!(backoffs.wait("b", "s", start), None);
+        assert_eq!(backoffs.wait("a", Attempt::Start("s"), at(59, start)), Some((Duration::from_secs(1), 10)));
+        assert_eq!(backoffs.wait("a", Attempt::Start("s"), at(60, start)), None);
+        assert_eq!(backoffs.wait("b", Attempt::Start("s"), start), None);
     }
 
     #[test]
@@ -116,18 +139,18 @@ mod tests {
         let start = Instant::now();
         let mut backoffs = Backoffs::default();
         for _ in 0..10 {
-            assert_eq!(backoffs.lacking("a", "s", start).as_secs(), 2);
+            assert_eq!(backoffs.lacking("a", Attempt::Start("s"), start).as_secs(), 2);
         }
-        assert_eq!(backoffs.wait("a", "s", at(1, start)), Some((Duration::from_secs(1), 0)));
-        assert_eq!(backoffs.wait("a", "s", at(2, start)), None);
-        assert_eq!(backoffs.failed("a", "s", at(2, start)), Duration::ZERO);
+        assert_eq!(backoffs.wait("a", Attempt::Start("s"), at(1, start)), Some((Duration::from_secs(1), 0)));
+        assert_eq!(backoffs.wait("a", Attempt::Start("s"), at(2, start)), None);
+        assert_eq!(backoffs.failed("a", Attempt::Start("s"), at(2, start)), Duration::ZERO);
     }
 
     #[test]
     fn failures_are_forgotten_after_a_minute_of_running_or_a_change() {
         let start = Instant::now();
         let mut backoffs = Backoffs::default();
-        let fail = |backoffs: &mut Backoffs, spec: &str, now| backoffs.failed("a", spec, now);
+        let fail = |backoffs: &mut Backoffs, spec: &str, now| backoffs.failed("a", Attempt::Start(spec), now);
         fail(&mut backoffs, "s", start);
         fail(&mut backoffs, "s", start);
         backoffs.running("a", start);
@@ -136,10 +159,10 @@ mod tests {
         backoffs.running("a", at(60, start));
         assert_eq!(fail(&mut backoffs, "s", at(120, start)), Duration::ZERO);
         fail(&mut backoffs, "s", at(120, start));
-        assert_eq!(backoffs.wait("a", "other", at(120, start)), None);
+        assert_eq!(backoffs.wait("a", Attempt::Start("other"), at(120, start)), None);
         assert_eq!(fail(&mut backoffs, "other", at(120, start)), Duration::ZERO);
         fail(&mut backoffs, "other", at(120, start));
         backoffs.forget("a");
-        assert_eq!(backoffs.wait("a", "other", at(120, start)), None);
+        assert_eq!(backoffs.wait("a", Attempt::Start("other"), at(120, start)), None);
     }
 }

@@ -11,6 +11,7 @@ pub mod plan;
 pub mod presence;
 pub mod profile;
 pub mod reason;
+pub mod recorders;
 pub mod registry;
 pub mod scan;
 pub mod spec;

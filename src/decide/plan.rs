@@ -17,13 +17,14 @@
 //! failed a moment ago does not lose its place to a newcomer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::clock;
-use crate::decide::backoff::Backoffs;
+use crate::decide::backoff::{Attempt, Backoffs};
 use crate::decide::container::{Container, State};
-use crate::decide::desired::Desired;
+use crate::decide::desired::{Desired, StopReason};
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
 use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
 
@@ -32,9 +33,9 @@ use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
 pub struct View<'a> {
     /// All containers of ours, running or not.
     pub containers: &'a [Container],
-    /// What should be, by device.
-    pub wants: &'a BTreeMap<String, Desired>,
-    /// Whether a device without a wish is known to be none, so that its container may go.
+    /// The desired state of each device.
+    pub desired: &'a BTreeMap<String, Desired>,
+    /// Whether a device without a desired state is known to be none, so that its container may go.
     pub desired_complete: bool,
     /// Most Recorders at a time; `None` = unknown, which stops none.
     pub max_recorders: Option<usize>,
@@ -82,7 +83,124 @@ pub struct Action {
     /// Container to create and start then.
     pub start: Option<Arc<Spec>>,
     /// Why.
-    pub reason: String,
+    pub cause: Cause,
+}
+
+/// Why something is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A Recorder should run, and there is no container.
+    NotThere,
+    /// The container is another one than is desired now.
+    Drift,
+    /// The container ended.
+    Ended(Ending),
+    /// The container was created and never started.
+    NeverStarted,
+    /// The container stays in a state that should pass.
+    Stuck {
+        /// Its name.
+        name: String,
+        /// That state.
+        state: State,
+    },
+    /// Another container of the device runs as desired.
+    Twin,
+    /// More Recorders run than are allowed.
+    Surplus,
+    /// The Recorder waits for a place, and its ended container serves nobody.
+    Crowded,
+    /// No Recorder should run.
+    Stop(StopReason),
+    /// The database has no such device.
+    NoRow,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThere => f.write_str("wanted and not there"),
+            Self::Drift => f.write_str("container is not what is wanted now"),
+            Self::Ended(ending) => write!(f, "container {ending}"),
+            Self::NeverStarted => f.write_str("container was created but never started"),
+            Self::Stuck { name, state } => write!(f, "container {name} did not come out of state {state:?}"),
+            Self::Twin => f.write_str("another container records this microphone"),
+            Self::Surplus => f.write_str("beyond max_recorders"),
+            Self::Crowded => f.write_str("max_recorders is reached"),
+            Self::Stop(reason) => write!(f, "{reason}"),
+            Self::NoRow => f.write_str("no such device in the database"),
+        }
+    }
+}
+
+/// How a container or one of its runs ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With this exit code.
+    Exit(i64),
+    /// With this exit code, as memory ran out.
+    OutOfMemory(i64),
+    /// Its process is gone, and Podman does not know.
+    Lost,
+    /// Nobody reports how.
+    Unknown,
+}
+
+impl Ending {
+    /// How an ended container ended.
+    #[must_use]
+    pub fn of(container: &Container) -> Self {
+        match container.state {
+            State::Lost => Self::Lost,
+            _ if container.out_of_memory => Self::OutOfMemory(container.exit_code),
+            _ => Self::Exit(container.exit_code),
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Exit(137) => f.write_str("ended with code 137 (SIGKILL, as when memory runs out)"),
+            Self::Exit(code @ 129..=192) => write!(f, "ended with code {code} (signal {})", code - 128),
+            Self::Exit(code) => write!(f, "ended with code {code}"),
+            Self::OutOfMemory(code) => write!(f, "ended with code {code} (memory ran out)"),
+            Self::Lost => f.write_str("lost its process, unseen by Podman as conmon was killed"),
+            Self::Unknown => f.write_str("ended"),
+        }
+    }
+}
+
+/// What a desired Recorder waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// An action of ours is under way.
+    Busy,
+    /// As many Recorders run as are allowed.
+    Crowded,
+    /// Its container is in a state that passes.
+    InBetween(State),
+    /// Its old container is being removed.
+    Removing,
+    /// The next try after failures.
+    BackOff {
+        /// When it comes, by the wall clock.
+        until: SystemTime,
+        /// How many tries failed.
+        failures: u32,
+    },
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("an action is under way"),
+            Self::Crowded => write!(f, "{}", Cause::Crowded),
+            Self::InBetween(state) => write!(f, "its container is {state}"),
+            Self::Removing => f.write_str("its old container is being removed"),
+            Self::BackOff { until, failures } => write!(f, "back-off until {} after {failures} failures", clock::iso_seconds(*until)),
+        }
+    }
 }
 
 /// Why an action failed: one line that names the container, what went wrong and, where it is known, the cure.
@@ -105,25 +223,14 @@ impl From<String> for Failure {
 pub struct Plan {
     /// What to do now, starts first.
     pub actions: Vec<Action>,
-    /// Wanted, but waiting: device and why.
-    pub holds: BTreeMap<String, String>,
+    /// Desired, but waiting: device and for what.
+    pub holds: BTreeMap<String, Hold>,
     /// Containers that run as wanted: device and container id.
     pub kept: BTreeMap<String, String>,
 }
 
 /// For rounding.
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
-
-/// What failed removals are counted under, beside the hashes of failed starts.
-pub const STOP: &str = "stop";
-
-/// The reason for a replacement by which a container becomes what is wanted now.
-pub const DRIFT: &str = "container is not what is wanted now";
-
-/// How a hold begins that is due to failures.
-pub const BACK_OFF: &str = "back-off until";
-
-const CROWDED: &str = "max_recorders is reached";
 
 impl View<'_> {
     /// Whether it makes sense to ask for a container's removal: not while that is under way.
@@ -135,7 +242,7 @@ impl View<'_> {
 impl Plan {
     /// Devices that should record but have no place.
     pub fn crowded(&self) -> impl Iterator<Item = &str> {
-        self.holds.iter().filter(|(_, why)| *why == CROWDED).map(|(device, _)| device.as_str())
+        self.holds.iter().filter(|(_, hold)| **hold == Hold::Crowded).map(|(device, _)| device.as_str())
     }
 }
 
@@ -146,30 +253,29 @@ pub fn plan(view: &View<'_>) -> Plan {
     let (crowded, surplus) = crowd(view, &containers);
     let mut plan = Plan::default();
     let mut stops = Vec::new();
-    for (device, want) in view.wants {
+    for (device, desired) in view.desired {
         let own = containers.get(device.as_str()).map_or(&[][..], Vec::as_slice);
         if view.busy.contains(device) {
-            plan.holds.insert(device.clone(), "an action is under way".to_owned());
+            plan.holds.insert(device.clone(), Hold::Busy);
             continue;
         }
-        match want {
+        match desired {
             Desired::Keep(_) => {}
-            Desired::Stop(why) => stops.extend(remove(view, device, own, why)),
-            Desired::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(view, device, own, "beyond max_recorders")),
+            Desired::Stop(reason) => stops.extend(remove(view, device, own, Cause::Stop(*reason))),
+            Desired::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(view, device, own, Cause::Surplus)),
             Desired::Run(_) if crowded.contains(device.as_str()) => {
-                plan.holds.insert(device.clone(), CROWDED.to_owned());
-                // Ended containers of a waiting device serve nobody.
-                stops.extend(remove(view, device, own, CROWDED));
+                plan.holds.insert(device.clone(), Hold::Crowded);
+                stops.extend(remove(view, device, own, Cause::Crowded));
             }
             Desired::Run(spec) => run(view, spec, own, &mut plan, &mut stops),
         }
     }
-    for (device, own) in containers.iter().filter(|(device, _)| !view.wants.contains_key(**device)) {
+    for (device, own) in containers.iter().filter(|(device, _)| !view.desired.contains_key(**device)) {
         if view.desired_complete && !view.busy.contains(*device) {
-            stops.extend(remove(view, device, own, "no such device in the database"));
+            stops.extend(remove(view, device, own, Cause::NoRow));
         }
     }
-    stops.retain(|action| view.backoffs.wait(&action.device, STOP, view.now).is_none());
+    stops.retain(|action| view.backoffs.wait(&action.device, Attempt::Stop, view.now).is_none());
     plan.actions.append(&mut stops);
     plan
 }
@@ -178,9 +284,9 @@ pub fn plan(view: &View<'_>) -> Plan {
 fn crowd<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
     let has_container = |device: &str| containers.contains_key(device);
-    let kept = view.wants.iter().filter(|(device, want)| matches!(want, Desired::Keep(_)) && has_container(device)).count();
+    let kept = view.desired.iter().filter(|(device, want)| matches!(want, Desired::Keep(_)) && has_container(device)).count();
     let mut wanted: Vec<&str> =
-        view.wants.iter().filter(|(_, want)| matches!(want, Desired::Run(_))).map(|(device, _)| device.as_str()).collect();
+        view.desired.iter().filter(|(_, desired)| matches!(desired, Desired::Run(_))).map(|(device, _)| device.as_str()).collect();
     let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept);
     if wanted.len() <= places {
         return (BTreeSet::new(), BTreeSet::new());
@@ -197,44 +303,43 @@ fn crowd<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -
 
 fn run(view: &View<'_>, spec: &Arc<Spec>, own: &[&Container], plan: &mut Plan, stops: &mut Vec<Action>) {
     let device = &spec.device;
-    let is_wanted =
+    let is_desired =
         |container: &Container| container.name == spec.name && container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
-    let wanted = own.iter().filter(|container| is_wanted(container)).min_by_key(|container| container.state != State::Running);
-    let reason = match wanted.map(|container| (container, container.state)) {
+    let found = own.iter().filter(|container| is_desired(container)).min_by_key(|container| container.state != State::Running);
+    let cause = match found.map(|container| (container, container.state)) {
         Some((container, State::Running | State::Paused | State::Unknown)) => {
             plan.kept.insert(device.clone(), container.id.clone());
             let others: Vec<&Container> = own.iter().copied().filter(|other| other.id != container.id).collect();
-            stops.extend(remove(view, device, &others, "another container records this microphone"));
+            stops.extend(remove(view, device, &others, Cause::Twin));
             return;
         }
         Some((container, state @ (State::Stopping | State::Stopped | State::Removing))) => {
             if !view.stuck.contains(&container.id) {
-                plan.holds.insert(device.clone(), format!("its container is {state:?}").to_lowercase());
+                plan.holds.insert(device.clone(), Hold::InBetween(state));
                 return;
             }
-            format!("container {} did not come out of state {state:?}", container.name)
+            Cause::Stuck { name: container.name.clone(), state }
         }
-        Some((container, State::Exited | State::Lost)) => format!("container {}", ending(container)),
-        Some((_, State::Created)) => "container was created but never started".to_owned(),
-        None if own.is_empty() => "wanted and not there".to_owned(),
-        None => DRIFT.to_owned(),
+        Some((container, State::Exited | State::Lost)) => Cause::Ended(Ending::of(container)),
+        Some((_, State::Created)) => Cause::NeverStarted,
+        None if own.is_empty() => Cause::NotThere,
+        None => Cause::Drift,
     };
     if own.iter().any(|container| !view.is_removable(container)) {
-        plan.holds.insert(device.clone(), "its old container is being removed".to_owned());
+        plan.holds.insert(device.clone(), Hold::Removing);
         return;
     }
-    if let Some((wait, failures)) = view.backoffs.wait(device, spec.hash(), view.now) {
-        let until = clock::iso_seconds(view.wall + wait + HALF_A_SECOND);
-        plan.holds.insert(device.clone(), format!("{BACK_OFF} {until} after {failures} failures"));
+    if let Some((wait, failures)) = view.backoffs.wait(device, Attempt::Start(spec.hash()), view.now) {
+        plan.holds.insert(device.clone(), Hold::BackOff { until: view.wall + wait + HALF_A_SECOND, failures });
         return;
     }
     let start = Some(Arc::clone(spec));
-    plan.actions.push(Action { device: device.clone(), old: old(view, own), start, reason });
+    plan.actions.push(Action { device: device.clone(), old: old(view, own), start, cause });
 }
 
-fn remove(view: &View<'_>, device: &str, own: &[&Container], reason: &str) -> Option<Action> {
+fn remove(view: &View<'_>, device: &str, own: &[&Container], cause: Cause) -> Option<Action> {
     let old = old(view, own);
-    (!old.is_empty()).then(|| Action { device: device.to_owned(), old, start: None, reason: reason.to_owned() })
+    (!old.is_empty()).then(|| Action { device: device.to_owned(), old, start: None, cause })
 }
 
 fn old(view: &View<'_>, own: &[&Container]) -> Vec<OldContainer> {
@@ -259,120 +364,37 @@ fn by_device(containers: &[Container]) -> BTreeMap<&str, Vec<&Container>> {
     devices
 }
 
-/// How a container ended, in words.
-fn ending(container: &Container) -> String {
-    match container.state {
-        State::Lost => "lost its process, unseen by Podman as conmon was killed".to_owned(),
-        _ if container.out_of_memory => format!("ended with code {} (memory ran out)", container.exit_code),
-        _ => exit_words(container.exit_code),
-    }
-}
-
-/// How a run ended, in words.
-#[must_use]
-pub fn exit_words(code: i64) -> String {
-    match code {
-        137 => "ended with code 137 (SIGKILL, as when memory runs out)".to_owned(),
-        129..=192 => format!("ended with code {code} (signal {})", code - 128),
-        _ => format!("ended with code {code}"),
-    }
-}
-
-/// Containers that began another run since the list before, and how the one before ended: Podman started them again.
-/// While `exit` says nothing of a container, its word may still come, and the restart is told with a later list. `runs`
-/// keeps the second in which each container's run began, and its process.
-pub fn restarts<'a, H>(
-    containers: &'a [Container],
-    runs: &mut BTreeMap<String, (u64, u32)>,
-    exit: impl Fn(&str) -> Option<H>,
-) -> Vec<(&'a Container, H)> {
-    let mut restarted = Vec::new();
-    for container in containers.iter().filter(|container| container.state == State::Running && container.started > 0) {
-        let run = (container.started, container.pid);
-        match runs.get(&container.id) {
-            Some(before) if *before == run => continue,
-            Some(_) => match exit(&container.id) {
-                Some(how) => restarted.push((container, how)),
-                None => continue,
-            },
-            None => {}
-        }
-        runs.insert(container.id.clone(), run);
-    }
-    runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
-    restarted
-}
-
-/// A wanted container that ended, for the log.
-#[derive(Debug, PartialEq, Eq)]
-pub struct End {
-    /// Device whose Recorder it was.
-    pub device: String,
-    /// Container id.
-    pub id: String,
-    /// How, in words.
-    pub how: String,
-    /// How long until the next start.
-    pub wait: Duration,
-}
-
-/// Counts ends and runs of wanted containers in `backoffs`; returns the ends that are new.
-pub fn count_ends(
-    containers: &[Container],
-    wants: &BTreeMap<String, Desired>,
-    seen: &mut BTreeSet<String>,
-    backoffs: &mut Backoffs,
-    now: Instant,
-) -> Vec<End> {
-    let mut ends = Vec::new();
-    for container in containers {
-        let device = container.labels.get(DEVICE_ID).map_or("", String::as_str);
-        let Some(Desired::Run(spec)) = wants.get(device) else { continue };
-        match container.state {
-            State::Running => backoffs.running(device, now),
-            State::Exited | State::Lost
-                if container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash()) && seen.insert(container.id.clone()) =>
-            {
-                let wait = backoffs.failed(device, spec.hash(), now);
-                ends.push(End { device: device.to_owned(), id: container.id.clone(), how: ending(container), wait });
-            }
-            _ => {}
-        }
-    }
-    seen.retain(|id| containers.iter().any(|container| &container.id == id));
-    ends
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::decide::desired::KeepReason;
     use crate::decide::spec::tests::spec;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    /// A station in words: `wants` are `a:run a:keep a:stop`, containers `a:running`, with `!` behind the state for
+    /// A station as text: `desired` is `a:run a:keep a:stop`, containers `a:running`, with `!` behind the state for
     /// another hash.
     #[derive(Debug)]
-    struct Scene {
-        wants: BTreeMap<String, Desired>,
-        containers: Vec<Container>,
+    pub(crate) struct Scene {
+        pub(crate) desired: BTreeMap<String, Desired>,
+        pub(crate) containers: Vec<Container>,
         complete: bool,
         max: Option<usize>,
         busy: BTreeSet<String>,
         stuck: BTreeSet<String>,
-        backoffs: Backoffs,
-        now: Instant,
+        pub(crate) backoffs: Backoffs,
+        pub(crate) now: Instant,
     }
 
-    fn scene(wants: &str, containers: &str) -> Scene {
+    pub(crate) fn scene(desired: &str, containers: &str) -> Scene {
         let pair = |text: &str| text.split_once(':').map(|(device, word)| (device.to_owned(), word.to_owned())).unwrap();
         let want = |text: &str| {
             let (device, word) = pair(text);
             let want = match word.as_str() {
                 "run" => Desired::Run(Arc::new(spec(&device, 0))),
-                "keep" => Desired::Keep("unknown".to_owned()),
-                _ => Desired::Stop("not wanted".to_owned()),
+                "keep" => Desired::Keep(KeepReason::NotSeen),
+                _ => Desired::Stop(StopReason::Disabled),
             };
             (device, want)
         };
@@ -392,7 +414,7 @@ mod tests {
             }
         };
         Scene {
-            wants: wants.split_whitespace().map(want).collect(),
+            desired: desired.split_whitespace().map(want).collect(),
             containers: containers.split_whitespace().enumerate().map(container).collect(),
             complete: true,
             max: Some(5),
@@ -404,10 +426,10 @@ mod tests {
     }
 
     impl Scene {
-        fn plan(&self) -> Plan {
+        pub(crate) fn plan(&self) -> Plan {
             plan(&View {
                 containers: &self.containers,
-                wants: &self.wants,
+                desired: &self.desired,
                 desired_complete: self.complete,
                 max_recorders: self.max,
                 backoffs: &self.backoffs,
@@ -419,7 +441,7 @@ mod tests {
         }
 
         /// `start a`, `replace a c0`, `stop b c1 c2`
-        fn told(&self) -> String {
+        pub(crate) fn actions(&self) -> String {
             let tell = |action: &Action| {
                 let old: String = action.old.iter().map(|old| format!(" {}", old.id)).collect();
                 let verb = match (&action.start, old.is_empty()) {
@@ -433,8 +455,8 @@ mod tests {
         }
     }
 
-    fn told(wants: &str, containers: &str) -> String {
-        scene(wants, containers).told()
+    fn actions(desired: &str, containers: &str) -> String {
+        scene(desired, containers).actions()
     }
 
     #[test]
@@ -451,52 +473,52 @@ mod tests {
         ];
         for (state, same, other, keep, stop) in rows {
             let container = |mark: &str| if state.is_empty() { String::new() } else { format!("a:{state}{mark}") };
-            assert_eq!(told("a:run", &container("")), same, "{state}");
-            assert_eq!(told("a:run", &container("!")), other, "{state}!");
-            assert_eq!(told("a:keep", &container("")), keep, "{state}, keep");
-            assert_eq!(told("a:stop", &container("")), stop, "{state}, stop");
+            assert_eq!(actions("a:run", &container("")), same, "{state}");
+            assert_eq!(actions("a:run", &container("!")), other, "{state}!");
+            assert_eq!(actions("a:keep", &container("")), keep, "{state}, keep");
+            assert_eq!(actions("a:stop", &container("")), stop, "{state}, stop");
         }
     }
 
     #[test]
     fn starts_come_before_stops() {
-        assert_eq!(told("a:stop b:run", "a:running"), "start b, stop a c0");
+        assert_eq!(actions("a:stop b:run", "a:running"), "start b, stop a c0");
     }
 
     #[test]
-    fn a_container_without_a_wish_goes_only_when_the_wishes_are_complete() {
+    fn a_container_without_a_desired_state_goes_only_when_all_are_known() {
         let mut scene = scene("", "a:running");
-        assert_eq!(scene.told(), "stop a c0");
+        assert_eq!(scene.actions(), "stop a c0");
         scene.complete = false;
-        assert_eq!(scene.told(), "");
+        assert_eq!(scene.actions(), "");
     }
 
     #[test]
     fn one_container_a_device_is_kept_and_further_ones_go() {
-        assert_eq!(told("a:run", "a:exited a:running a:running!"), "stop a c0 c2");
-        assert_eq!(told("a:run", "a:running! a:exited"), "replace a c0 c1");
+        assert_eq!(actions("a:run", "a:exited a:running a:running!"), "stop a c0 c2");
+        assert_eq!(actions("a:run", "a:running! a:exited"), "replace a c0 c1");
     }
 
     #[test]
     fn busy_devices_are_left_alone() {
         let mut scene = scene("a:run b:stop", "b:running c:running");
         scene.busy = ["a", "b", "c"].map(str::to_owned).into();
-        assert_eq!(scene.told(), "");
+        assert_eq!(scene.actions(), "");
     }
 
     #[test]
     fn a_container_stuck_between_two_states_is_replaced() {
         let mut scene = scene("a:run b:run", "a:stopping b:stopped");
         scene.stuck = ["c0", "c1"].map(str::to_owned).into();
-        assert_eq!(scene.told(), "replace a c0, replace b c1");
+        assert_eq!(scene.actions(), "replace a c0, replace b c1");
     }
 
     #[test]
     fn a_removal_that_does_not_end_is_asked_for_again() {
         let mut scene = scene("a:run b:stop", "a:removing b:removing");
-        assert_eq!(scene.told(), "");
+        assert_eq!(scene.actions(), "");
         scene.stuck = ["c0", "c1"].map(str::to_owned).into();
-        assert_eq!(scene.told(), "replace a c0, stop b c1");
+        assert_eq!(scene.actions(), "replace a c0, stop b c1");
         assert!(scene.plan().actions.iter().all(|action| action.old[0].removal == Removal::Stop));
     }
 
@@ -504,25 +526,25 @@ mod tests {
     fn failed_starts_and_stops_wait_for_their_next_try() {
         let mut scene = scene("a:run b:stop", "a:exited b:running");
         for _ in 0..3 {
-            scene.backoffs.failed("a", spec("a", 0).hash(), scene.now);
-            scene.backoffs.failed("b", STOP, scene.now);
+            scene.backoffs.failed("a", Attempt::Start(spec("a", 0).hash()), scene.now);
+            scene.backoffs.failed("b", Attempt::Stop, scene.now);
         }
-        assert_eq!(scene.told(), "");
-        assert_eq!(scene.plan().holds["a"], "back-off until 1970-01-01T00:00:02Z after 3 failures");
+        assert_eq!(scene.actions(), "");
+        assert_eq!(scene.plan().holds["a"].to_string(), "back-off until 1970-01-01T00:00:02Z after 3 failures");
         scene.now += Duration::from_secs(2);
-        assert_eq!(scene.told(), "replace a c0, stop b c1");
+        assert_eq!(scene.actions(), "replace a c0, stop b c1");
     }
 
     #[test]
     fn at_most_max_recorders_run_and_those_that_run_keep_their_place() {
         let mut scene = scene("a:run b:run c:run", "c:running");
         scene.max = Some(2);
-        assert_eq!(scene.told(), "start a");
+        assert_eq!(scene.actions(), "start a");
         assert_eq!(scene.plan().crowded().collect::<Vec<_>>(), ["b"]);
         scene.max = Some(0);
-        assert_eq!(scene.told(), "stop c c0");
+        assert_eq!(scene.actions(), "stop c c0");
         scene.max = None;
-        assert_eq!(scene.told(), "start a, start b");
+        assert_eq!(scene.actions(), "start a, start b");
     }
 
     #[test]
@@ -530,73 +552,31 @@ mod tests {
         let mut scene = scene("a:run b:run", "a:exited b:running");
         scene.max = Some(1);
         scene.busy.insert("a".to_owned());
-        assert_eq!(scene.told(), "");
+        assert_eq!(scene.actions(), "");
     }
 
     #[test]
     fn a_recorder_that_failed_keeps_its_place() {
         let mut scene = scene("a:run z:run", "z:exited");
         scene.max = Some(1);
-        assert_eq!(scene.told(), "replace z c0");
+        assert_eq!(scene.actions(), "replace z c0");
     }
 
     #[test]
     fn who_is_kept_without_knowing_takes_a_place_too() {
         let mut scene = scene("a:keep b:run", "a:running");
         scene.max = Some(1);
-        assert_eq!(scene.told(), "");
+        assert_eq!(scene.actions(), "");
     }
 
     #[test]
     fn an_unknown_limit_stops_nobody() {
         let mut scene = scene("a:run b:run c:run d:run e:run f:run", "a:running b:running c:running d:running e:running f:running");
         scene.max = None;
-        assert_eq!(scene.told(), "");
+        assert_eq!(scene.actions(), "");
     }
 
-    #[test]
-    fn an_end_is_counted_once() {
-        let mut scene = scene("a:run", "a:exited");
-        let mut seen = BTreeSet::new();
-        let mut ends = |scene: &mut Scene| count_ends(&scene.containers, &scene.wants, &mut seen, &mut scene.backoffs, scene.now).len();
-        assert_eq!(ends(&mut scene), 1);
-        assert_eq!(ends(&mut scene), 0);
-        scene.containers[0].id = "another".to_owned();
-        assert_eq!(ends(&mut scene), 1);
-        assert_eq!(scene.told(), "");
-    }
-
-    #[test]
-    fn another_run_of_the_same_container_is_told_once() {
-        let mut scene = scene("a:run b:run", "a:running b:created");
-        let mut runs = BTreeMap::new();
-        let exit = std::cell::Cell::new(Some(7));
-        let mut told = |scene: &mut Scene, started: [u64; 2]| {
-            scene.containers.iter_mut().zip(started).for_each(|(container, started)| container.started = started);
-            let ended = restarts(&scene.containers, &mut runs, |_| exit.get());
-            ended.iter().map(|(container, how)| format!("{} {how}", device_of(container))).collect::<String>()
-        };
-        assert_eq!(told(&mut scene, [1, 0]), "");
-        assert_eq!(told(&mut scene, [1, 0]), "");
-        assert_eq!(told(&mut scene, [2, 0]), "a 7");
-        assert_eq!(told(&mut scene, [2, 0]), "");
-        scene.containers[0].pid = 7;
-        assert_eq!(told(&mut scene, [2, 0]), "a 7");
-        scene.containers[1].state = State::Running;
-        assert_eq!(told(&mut scene, [2, 3]), "");
-        // Between two runs it is not running, which says nothing yet.
-        scene.containers[1].state = State::Stopped;
-        assert_eq!(told(&mut scene, [2, 3]), "");
-        scene.containers[1].state = State::Running;
-        exit.set(None);
-        assert_eq!(told(&mut scene, [2, 4]), "");
-        exit.set(Some(8));
-        assert_eq!(told(&mut scene, [2, 4]), "b 8");
-        scene.containers[0].id = "another".to_owned();
-        assert_eq!(told(&mut scene, [5, 4]), "");
-    }
-
-    /// Any mix of wishes, containers and things unknown.
+    /// Any mix of desired states, containers and things unknown.
     fn any_scene() -> impl Strategy<Value = Scene> {
         let device = |n: usize| ["a", "b", "c", "d", "e", "f", "g"][n].to_owned();
         let wants = vec((0..6usize, select(&["run", "run", "keep", "stop"][..])), 0..8);
@@ -653,7 +633,7 @@ mod tests {
             for action in &scene.plan().actions {
                 let device = action.device.as_str();
                 prop_assert!(!scene.busy.contains(device));
-                match scene.wants.get(device) {
+                match scene.desired.get(device) {
                     None => prop_assert!(scene.complete && action.start.is_none()),
                     Some(Desired::Keep(why)) => prop_assert!(false, "{why}"),
                     Some(Desired::Stop(_)) => prop_assert!(action.start.is_none()),
@@ -682,7 +662,7 @@ mod tests {
         fn a_plan_that_is_carried_out_leaves_nothing_to_do(mut scene in any_scene()) {
             let plan = scene.plan();
             scene.apply(&plan);
-            prop_assert_eq!(scene.told(), "");
+            prop_assert_eq!(scene.actions(), "");
         }
 
         #[test]
@@ -691,12 +671,12 @@ mod tests {
             let plan = scene.plan();
             let was_alive: BTreeSet<String> = scene.alive().into_iter().map(str::to_owned).collect();
             let newcomers = plan.actions.iter().filter(|action| action.start.is_some() && !was_alive.contains(&action.device)).count();
-            let evicted = plan.actions.iter().filter(|action| action.reason == "beyond max_recorders").count();
+            let evicted = plan.actions.iter().filter(|action| action.cause == Cause::Surplus).count();
             prop_assert!(newcomers == 0 || evicted == 0, "{newcomers} newcomers, {evicted} evicted");
             scene.apply(&plan);
-            let wanted = |device: &&str| matches!(scene.wants.get(*device), Some(Desired::Run(_)));
+            let wanted = |device: &&str| matches!(scene.desired.get(*device), Some(Desired::Run(_)));
             let running = scene.alive().into_iter().filter(wanted).count();
-            let kept = scene.wants.values().filter(|want| matches!(want, Desired::Keep(_))).count();
+            let kept = scene.desired.values().filter(|want| matches!(want, Desired::Keep(_))).count();
             let limit = scene.max.unwrap_or(DEFAULT_MAX_RECORDERS.max(was_alive.len()));
             prop_assert!(running <= limit, "{running} run, {limit} may, {kept} are kept");
         }

@@ -21,8 +21,8 @@ pub struct ReasonInput<'a> {
     pub registry: &'a Registry,
     /// The hardware's.
     pub presences: &'a Presences,
-    /// What should be, by device.
-    pub wants: &'a BTreeMap<String, Desired>,
+    /// The desired state of each device.
+    pub desired: &'a BTreeMap<String, Desired>,
     /// Wanted Recorders that wait, and for what.
     pub holds: &'a BTreeMap<String, String>,
     /// All containers of ours, or why they are unknown.
@@ -44,7 +44,7 @@ pub fn reasons(known: &ReasonInput<'_>) -> BTreeMap<String, Reason> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
     let containers = known.containers.unwrap_or_default();
     let ids: BTreeSet<String> =
-        by_insertion(known.registry.devices.keys().chain(known.wants.keys()).cloned().chain(containers.iter().map(device)));
+        by_insertion(known.registry.devices.keys().chain(known.desired.keys()).cloned().chain(containers.iter().map(device)));
     let told = |id: String| {
         let reason = reason(known, &id);
         (id, reason)
@@ -60,13 +60,13 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
     };
     let running =
         |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id) && container.state == State::Running;
-    let want = known.wants.get(id);
+    let desired = known.desired.get(id);
     if let Some(container) = containers.iter().find(running) {
         let begun = clock::iso_seconds(UNIX_EPOCH + Duration::from_secs(container.started));
         let since = format!("recording since {begun}");
         return told(
             Some(true),
-            match want {
+            match desired {
                 Some(Desired::Run(_)) => since,
                 Some(Desired::Keep(why)) => format!("{since}, although {why}"),
                 Some(Desired::Stop(why)) => format!("{since}, to be stopped: {why}"),
@@ -74,9 +74,10 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
             },
         );
     }
-    let why = match want {
+    let why = match desired {
         Some(Desired::Run(_)) => known.holds.get(id).map_or("it is being started", String::as_str).to_owned(),
-        Some(Desired::Keep(why) | Desired::Stop(why)) => pending(known, id).map_or_else(|| why.clone(), |more| format!("pending, {more}")),
+        Some(Desired::Keep(why)) => pending(known, id).map_or_else(|| why.to_string(), |more| format!("pending, {more}")),
+        Some(Desired::Stop(why)) => pending(known, id).map_or_else(|| why.to_string(), |more| format!("pending, {more}")),
         None => "it is not in the database".to_owned(),
     };
     told(Some(false), format!("not recording: {why}"))

@@ -4,8 +4,8 @@
 //! whether its pointer moves, at which rate and format, and who holds it. It is shown in `devices`, the heartbeat and, on
 //! change, the log; nothing is decided by it.
 //!
-//! The files wait for a card that hangs, so a thread reads them when the main loop asks; it asks no second time before
-//! the answer has come.
+//! The files wait for a card that hangs, so the `probe` thread reads them when the main loop asks; it asks no second
+//! time before the answer has come.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,6 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
@@ -21,12 +20,15 @@ use serde_json::{Value, json};
 
 use crate::decide::profile::AudioFormat;
 use crate::fs as files;
+use crate::probe::Prober;
 use crate::text::shown;
 
 /// Time between two looks while something changes, and when nothing does.
 const SOON: Duration = Duration::from_secs(3);
 const EVERY: Duration = Duration::from_secs(5);
-/// An answer takes a millisecond.
+/// An answer takes a millisecond; other reads wait no longer for it.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// After so long without an answer nothing is known any more.
 const SILENT: Duration = Duration::from_secs(15);
 /// The files have 300 bytes.
 const LIMIT: u64 = 4 << 10;
@@ -176,7 +178,7 @@ impl Substream {
 ///
 /// # Errors
 /// What could not be read, and why.
-fn read(root: &Path, card: u32, known: &mut BTreeMap<u32, Vec<PathBuf>>) -> Result<Vec<Substream>, String> {
+fn read(root: &Path, card: u32, known: &mut Folders) -> Result<Vec<Substream>, String> {
     let folders = match known.remove(&card) {
         Some(folders) => folders,
         None => folders(&root.join(format!("proc/asound/card{card}"))).map_err(|error| format!("card {card}: {error}"))?,
@@ -233,40 +235,42 @@ fn read_text(path: &Path) -> io::Result<String> {
 /// A Recorder that runs: its device, card and what its profile asks for.
 pub type Recorder = (String, u32, Option<AudioFormat>);
 
-type Answer = Vec<(String, Option<AudioFormat>, Result<Vec<Substream>, String>)>;
+/// Which substreams each card has.
+type Folders = BTreeMap<u32, Vec<PathBuf>>;
 
-/// The other end of the `capture` thread, and what it told.
-#[derive(Debug)]
+struct Answer {
+    recorders: Vec<(String, Option<AudioFormat>, Result<Vec<Substream>, String>)>,
+    folders: Folders,
+}
+
+/// Has the PCMs of running Recorders read, and keeps what was found.
 pub struct PcmMonitor {
-    requests: Sender<Vec<Recorder>>,
+    root: PathBuf,
+    prober: Prober,
+    outbox: Sender<Answer>,
     answers: Receiver<Answer>,
+    folders: Folders,
     asked: Option<Instant>,
     next: Instant,
-    /// The last proof of each Recorder, since when it runs, and what was told of it last.
+    /// The last proof of each Recorder, since when it runs, and what was reported of it last.
     proofs: BTreeMap<String, (Proof, Instant, String)>,
 }
 
 impl PcmMonitor {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn start(root: &Path) -> io::Result<Self> {
-        let (requests, inbox) = channel::<Vec<Recorder>>();
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(root: &Path, prober: &Prober) -> Self {
         let (outbox, answers) = channel();
-        let root = root.to_owned();
-        let serve = move || {
-            let mut known = BTreeMap::new();
-            while let Ok(recorders) = inbox.recv() {
-                known.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
-                let answer = recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut known)));
-                if outbox.send(answer.collect::<Answer>()).is_err() {
-                    return;
-                }
-            }
-        };
-        thread::Builder::new().name("capture".to_owned()).stack_size(128 << 10).spawn(serve)?;
-        Ok(Self { requests, answers, asked: None, next: Instant::now(), proofs: BTreeMap::new() })
+        Self {
+            root: root.to_owned(),
+            prober: prober.clone(),
+            outbox,
+            answers,
+            folders: Folders::new(),
+            asked: None,
+            next: Instant::now(),
+            proofs: BTreeMap::new(),
+        }
     }
 
     /// What was last known of a Recorder that runs.
@@ -276,10 +280,11 @@ impl PcmMonitor {
     }
 
     /// Takes in what has come, and asks again when it is time to.
-    pub fn look(&mut self, now: Instant, recorders: impl FnOnce() -> Vec<Recorder>) {
-        while let Ok(answer) = self.answers.try_recv() {
+    pub fn refresh(&mut self, now: Instant, recorders: impl FnOnce() -> Vec<Recorder>) {
+        while let Ok(Answer { recorders, folders }) = self.answers.try_recv() {
             self.asked = None;
-            self.note(answer, now);
+            self.folders = folders;
+            self.note(recorders, now);
         }
         if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= SILENT) {
             for (proof, ..) in self.proofs.values_mut() {
@@ -294,14 +299,24 @@ impl PcmMonitor {
             self.proofs.retain(|device, _| recorders.iter().any(|(known, ..)| known == device));
             if !recorders.is_empty() {
                 self.asked = Some(now);
-                // The thread ends only with the program.
-                let _ = self.requests.send(recorders);
+                self.ask(recorders);
             }
         }
     }
 
-    fn note(&mut self, answer: Answer, now: Instant) {
-        for (device, expected, streams) in answer {
+    fn ask(&mut self, recorders: Vec<Recorder>) {
+        let (root, outbox, mut folders) = (self.root.clone(), self.outbox.clone(), std::mem::take(&mut self.folders));
+        self.prober.ask(PATIENCE, move || {
+            folders.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
+            let recorders =
+                recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut folders))).collect();
+            // Nobody listens when the program ends.
+            let _ = outbox.send(Answer { recorders, folders });
+        });
+    }
+
+    fn note(&mut self, recorders: Vec<(String, Option<AudioFormat>, Result<Vec<Substream>, String>)>, now: Instant) {
+        for (device, expected, streams) in recorders {
             let before = self.proofs.get(&device);
             let proof = Proof::new(before.map(|(proof, ..)| proof), streams, expected.as_ref());
             let (since, told) = before.map_or((now, String::new()), |(_, since, told)| (*since, told.clone()));

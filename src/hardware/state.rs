@@ -4,7 +4,6 @@
 //! offline. What cannot be read changes nothing.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -13,10 +12,14 @@ use log::{debug, info};
 use crate::config::Config;
 use crate::decide::device::identify;
 use crate::decide::presence::{Presence, Presences, Transition};
+use crate::decide::profile::ProfileConfig;
+use crate::decide::reason::online;
 use crate::decide::registry::Registry;
 use crate::decide::scan::{Scan, Unknown};
 use crate::event::Event;
+use crate::hardware::pcm::{PcmMonitor, Proof};
 use crate::hardware::scanner::{Poll, Scanner};
+use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
 use crate::text::shown;
@@ -30,6 +33,7 @@ pub type Changes = Vec<(String, Transition)>;
 /// Looks at the hardware, and keeps what it showed last.
 pub struct HardwareState {
     cards: Scanner,
+    pcms: PcmMonitor,
     notices: RateLimit,
     /// Who is there.
     pub presences: Presences,
@@ -44,26 +48,25 @@ pub struct HardwareState {
 }
 
 impl HardwareState {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn start(config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
-        Ok(Self {
-            cards: Scanner::start(&config.host_root, events.clone())?,
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(config: &Config, prober: &Prober, events: &SyncSender<Event>) -> Self {
+        Self {
+            cards: Scanner::new(&config.host_root, prober, events.clone()),
+            pcms: PcmMonitor::new(&config.host_root, prober),
             notices: RateLimit::default(),
             presences: Presences::new(config.grace),
             first: None,
             unclear: BTreeMap::new(),
             state: Err(NOT_YET.to_owned()),
             failed: false,
-        })
+        }
     }
 
     /// At a tick: looks whether anything changed, and returns what did, as the others do; `None` while that is not known.
     #[must_use]
-    pub fn look(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Changes> {
-        match self.cards.look(now) {
+    pub fn poll(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Changes> {
+        match self.cards.poll(now) {
             Poll::Unchanged(scan) => return Some(self.note(scan, registry)),
             Poll::Asked => {}
             Poll::Unknown(why) => self.fail(why),
@@ -102,6 +105,25 @@ impl HardwareState {
         self.state.clone()?;
         let silent = self.cards.silent().map(|card| format!("; card {card} does not answer"));
         Ok(silent.fold("readable".to_owned(), |details, card| details + &card))
+    }
+
+    /// Has the PCMs of these running Recorders read, now and then.
+    pub fn refresh_pcms<'a>(&mut self, running: impl Iterator<Item = &'a String>, registry: Option<&Registry>, now: Instant) {
+        let presences = &self.presences;
+        self.pcms.refresh(now, || {
+            let recorder = |id: &String| {
+                let device = registry?.devices.get(id)?.as_ref().ok()?;
+                let profile = registry?.profiles.get(device.profile.as_ref()?)?.as_ref().ok();
+                Some((id.clone(), online(presences, id)?.card, profile.map(ProfileConfig::capture)))
+            };
+            running.filter_map(recorder).collect()
+        });
+    }
+
+    /// What was last read of the PCM of a running Recorder.
+    #[must_use]
+    pub fn proof(&self, device: &str) -> Option<&Proof> {
+        self.pcms.of(device)
     }
 
     fn fail(&mut self, why: String) {

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+use crate::text::NOT_YET;
+
 /// A main loop that completes no round for so long counts as stuck.
 pub const STALLED: Duration = Duration::from_secs(60);
 
@@ -23,10 +25,31 @@ pub struct Board {
     instance: Arc<str>,
 }
 
+/// What a service is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing is recorded.
+    Idle,
+    /// At least one microphone is recorded.
+    Recording,
+    /// It is about to end.
+    Stopping,
+}
+
+impl Activity {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Recording => "recording",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 #[derive(Debug)]
 struct BoardState {
     components: BTreeMap<&'static str, Component>,
-    activity: &'static str,
+    activity: Activity,
     beat: Instant,
 }
 
@@ -42,18 +65,29 @@ impl Board {
     /// heartbeats.
     #[must_use]
     pub fn new(service: &'static str, instance: &str) -> Self {
-        let state = BoardState { components: BTreeMap::new(), activity: "idle", beat: Instant::now() };
+        let state = BoardState { components: BTreeMap::new(), activity: Activity::Idle, beat: Instant::now() };
         Self { shared: Arc::new(Mutex::new(state)), service, instance: instance.into() }
     }
 
-    /// Adds a component, unhealthy until it is [`set`](Self::set). While a required one is unhealthy, so is the service.
-    pub fn require(&self, component: &'static str, required: bool) {
-        let waiting = Component { healthy: false, details: "not known yet".to_owned(), required };
+    /// Adds a component without which the service is unhealthy. It is unhealthy until it is [`set`](Self::set).
+    pub fn require(&self, component: &'static str) {
+        self.add(component, true);
+    }
+
+    /// Adds a component that the service can do without. It is unhealthy until it is [`set`](Self::set).
+    pub fn include(&self, component: &'static str) {
+        self.add(component, false);
+    }
+
+    fn add(&self, component: &'static str, required: bool) {
+        let waiting = Component { healthy: false, details: NOT_YET.to_owned(), required };
         self.state().components.insert(component, waiting);
     }
 
-    /// Writes a component's state; one that was never added counts as not required.
-    pub fn set(&self, component: &'static str, healthy: bool, details: &str) {
+    /// Reports a component as healthy or not, with details; one that was never added is not required.
+    pub fn set(&self, component: &'static str, fact: Result<&str, &str>) {
+        let healthy = fact.is_ok();
+        let (Ok(details) | Err(details)) = fact;
         let mut state = self.state();
         let entry = state.components.entry(component).or_insert(Component { healthy, details: String::new(), required: false });
         entry.healthy = healthy;
@@ -62,8 +96,8 @@ impl Board {
         }
     }
 
-    /// What the service is doing: `idle`, `recording`, …
-    pub fn set_activity(&self, activity: &'static str) {
+    /// What the service is doing.
+    pub fn set_activity(&self, activity: Activity) {
         self.state().activity = activity;
     }
 
@@ -100,7 +134,7 @@ impl Board {
             "instance_id": &*self.instance,
             "timestamp": time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             "health": health,
-            "activity": self.state().activity,
+            "activity": self.state().activity.as_str(),
             "meta": meta,
         })
     }
@@ -130,8 +164,8 @@ mod tests {
         for (components, seconds, expected) in table {
             let board = Board::new("controller", "controller");
             for (name, healthy, required) in components {
-                board.require(name, *required);
-                board.set(name, *healthy, "x");
+                board.add(name, *required);
+                board.set(name, if *healthy { Ok("x") } else { Err("x") });
             }
             let (ok, health) = board.health_json(Instant::now() + Duration::from_secs(seconds));
             assert_eq!(ok, expected, "{components:?} after {seconds} s: {health}");
@@ -144,7 +178,7 @@ mod tests {
     #[test]
     fn a_required_component_is_ill_until_it_is_known() {
         let board = Board::new("controller", "controller");
-        board.require("database", true);
+        board.require("database");
         let (ok, health) = board.health_json(Instant::now());
         assert!(!ok);
         assert_eq!(health["components"]["database"], json!({"healthy": false, "details": "not known yet", "required": true}));
@@ -153,8 +187,8 @@ mod tests {
     #[test]
     fn a_heartbeat_has_the_agreed_shape() {
         let board = Board::new("recorder", "0869-0389-1");
-        board.set("redis", true, "connected");
-        board.set_activity("recording");
+        board.set("redis", Ok("connected"));
+        board.set_activity(Activity::Recording);
         let mut meta = Map::new();
         meta.insert("resources".to_owned(), json!({"cpu_percent": 0.5}));
         let payload = board.heartbeat(Instant::now(), UNIX_EPOCH + Duration::from_millis(1_500), meta);

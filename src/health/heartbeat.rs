@@ -8,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
-use crate::health::board::Board;
+use crate::health::board::{Activity, Board};
 use crate::health::host::Meter;
 use crate::health::sd_notify::Notifier;
+use crate::probe::Prober;
 use crate::redis::publisher::Publisher;
 
 /// What the main loop knows, as `Ok(details)` or why not.
@@ -24,14 +25,14 @@ pub struct Facts {
     pub hardware: Result<String, String>,
     /// Whether every wanted Recorder runs.
     pub containers: Result<String, String>,
-    /// What the station does: `idle`, `recording` or `stopping`.
-    pub activity: &'static str,
+    /// What the station does.
+    pub activity: Activity,
 }
 
 /// Keeps the board and sends heartbeats.
 pub struct Heartbeat {
     board: Board,
-    bus: Publisher,
+    publisher: Publisher,
     meter: Meter,
     notifier: Notifier,
     interval: Duration,
@@ -43,13 +44,12 @@ impl Heartbeat {
     ///
     /// # Errors
     /// When the system gives no socket.
-    pub fn new(config: &Config, board: Board, bus: Publisher) -> io::Result<Self> {
-        for (component, required) in [("database", true), ("podman", true), ("hardware", true), ("containers", false), ("redis", false)] {
-            board.require(component, required);
-        }
+    pub fn new(config: &Config, board: Board, publisher: Publisher, prober: &Prober) -> io::Result<Self> {
+        ["database", "podman", "hardware"].into_iter().for_each(|component| board.require(component));
+        ["containers", "redis"].into_iter().for_each(|component| board.include(component));
         let notifier = Notifier::new(config.supervisor.clone())?;
-        let meter = Meter::new(&config.recorder.workspace);
-        Ok(Self { board, bus, meter, notifier, interval: config.heartbeat, next: Instant::now() })
+        let meter = Meter::new(&config.recorder.workspace, prober);
+        Ok(Self { board, publisher, meter, notifier, interval: config.heartbeat, next: Instant::now() })
     }
 
     /// When [`Heartbeat::report`] has something to send again.
@@ -68,13 +68,13 @@ impl Heartbeat {
     pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) {
         self.next = now + self.interval;
         let json = self.heartbeat(facts, more, now);
-        self.bus.heartbeat(json, self.ttl());
+        self.publisher.heartbeat(json, self.ttl());
     }
 
     /// Sends a last heartbeat, waiting for it until `deadline`.
     pub fn finish(&mut self, facts: &Facts, more: Map<String, Value>, deadline: Instant) {
         let json = self.heartbeat(facts, more, Instant::now());
-        let _ = self.bus.finish(json, self.ttl(), deadline);
+        let _ = self.publisher.finish(json, self.ttl(), deadline);
     }
 
     /// How long Redis remembers a heartbeat.
@@ -91,7 +91,7 @@ impl Heartbeat {
 
     /// Writes the facts on the board only.
     pub fn show(&mut self, facts: &Facts) {
-        let redis = self.bus.state().map(|()| "connected".to_owned());
+        let redis = self.publisher.state().map(|()| "connected".to_owned());
         for (component, fact) in [
             ("database", &facts.database),
             ("podman", &facts.podman),
@@ -99,11 +99,10 @@ impl Heartbeat {
             ("containers", &facts.containers),
             ("redis", &redis),
         ] {
-            let (Ok(details) | Err(details)) = fact;
-            self.board.set(component, fact.is_ok(), details);
+            self.board.set(component, fact.as_deref().map_err(String::as_str));
         }
         self.board.set_activity(facts.activity);
-        if facts.activity == "stopping" {
+        if facts.activity == Activity::Stopping {
             self.notifier.stopping();
         }
     }

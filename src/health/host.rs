@@ -3,17 +3,18 @@
 //! Percentages of processor time are those between two readings, so a [`Meter`] remembers the last one.
 //!
 //! Invariant: a number that could not be read is `null`, never 0 and never an error; metrics stop nothing. As `statvfs`
-//! waits for a disk that does not answer, it has a thread of its own; the files of `/proc` wait for nobody.
+//! waits for a disk that does not answer, the `probe` thread calls it; the files of `/proc` wait for nobody.
 
 use std::fs::{self};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
 use crate::collect::by_insertion;
+use crate::probe::Prober;
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
@@ -21,17 +22,20 @@ const GIB: f64 = 1_073_741_824.0;
 const TICKS: f64 = 100.0;
 
 /// Reads the metrics again and again.
-#[derive(Debug)]
 pub struct Meter {
     proc: PathBuf,
     storage: Storage,
     last: Reading,
 }
 
-/// The other end of the `storage` thread, which is asked at each sample for the next one.
-#[derive(Debug)]
+/// What a disk should need to answer.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The use of the workspace's file system; asks at each sample for the next one.
 struct Storage {
-    requests: Sender<()>,
+    prober: Prober,
+    usage: Arc<dyn Fn() -> Option<Usage> + Send + Sync>,
+    outbox: Sender<Option<Usage>>,
     answers: Receiver<Option<Usage>>,
 }
 
@@ -55,13 +59,13 @@ struct Reading {
 impl Meter {
     /// Takes the first reading. `storage_*` will be those of the file system that holds `workspace`.
     #[must_use]
-    pub fn new(workspace: &Path) -> Self {
-        Self::at(Path::new("/proc"), workspace)
+    pub fn new(workspace: &Path, prober: &Prober) -> Self {
+        Self::at(Path::new("/proc"), workspace, prober)
     }
 
-    fn at(proc: &Path, workspace: &Path) -> Self {
+    fn at(proc: &Path, workspace: &Path, prober: &Prober) -> Self {
         let workspace = workspace.to_owned();
-        Self { proc: proc.to_owned(), storage: Storage::start(move || usage(&workspace)), last: read(proc) }
+        Self { proc: proc.to_owned(), storage: Storage::new(prober, move || usage(&workspace)), last: read(proc) }
     }
 
     /// `resources` (this process) and `host_resources`: MiB, GiB, percent; processor time since the last call.
@@ -103,23 +107,26 @@ impl Meter {
 }
 
 impl Storage {
-    /// Starts the thread and asks it. Without a thread there are no figures.
-    fn start(usage: impl Fn() -> Option<Usage> + Send + 'static) -> Self {
-        let (requests, inbox) = channel();
+    /// Asks for the first time.
+    fn new(prober: &Prober, usage: impl Fn() -> Option<Usage> + Send + Sync + 'static) -> Self {
         let (outbox, answers) = channel();
-        let serve = move || {
-            while inbox.recv().is_ok() && outbox.send(usage()).is_ok() {}
-        };
-        let _ = thread::Builder::new().name("storage".to_owned()).stack_size(64 << 10).spawn(serve);
-        let storage = Self { requests, answers };
-        let _ = storage.requests.send(());
+        let storage = Self { prober: prober.clone(), usage: Arc::new(usage), outbox, answers };
+        storage.ask();
         storage
     }
 
-    /// What was asked for last, `None` while it is not there; asks anew.
+    fn ask(&self) {
+        let (usage, outbox) = (Arc::clone(&self.usage), self.outbox.clone());
+        self.prober.ask(PATIENCE, move || {
+            // Nobody listens when the program ends.
+            let _ = outbox.send(usage());
+        });
+    }
+
+    /// The last answer, `None` while there is none; asks anew.
     fn latest(&mut self) -> Option<Usage> {
         let answer = self.answers.try_recv().ok()?;
-        let _ = self.requests.send(());
+        self.ask();
         answer
     }
 }
@@ -179,7 +186,6 @@ fn round(number: f64) -> f64 {
 mod tests {
     use super::*;
     use std::sync::Mutex;
-    use std::time::Duration;
 
     #[test]
     fn ticks_are_read_whatever_the_program_is_called() {
@@ -193,7 +199,7 @@ mod tests {
 
     #[test]
     fn this_host_has_memory_threads_and_storage() {
-        let mut meter = Meter::new(Path::new("/"));
+        let mut meter = Meter::new(Path::new("/"), &Prober::start().unwrap());
         let end = Instant::now() + Duration::from_secs(10);
         let mut sample = meter.sample();
         while sample["host_resources"]["storage_total_gb"].is_null() && Instant::now() < end {
@@ -211,7 +217,7 @@ mod tests {
     fn a_disk_that_hangs_holds_up_nobody_and_is_asked_again_when_it_answers() {
         let (disk, answers) = channel();
         let answers = Mutex::new(answers);
-        let mut storage = Storage::start(move || answers.lock().unwrap().recv().ok());
+        let mut storage = Storage::new(&Prober::start().unwrap(), move || answers.lock().unwrap().recv().ok());
         let usage = |used| Usage { used, total: 4.0, percent: 25.0 };
         assert_eq!(storage.latest(), None);
         assert_eq!(storage.latest(), None);
@@ -226,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_null() {
-        let sample = Meter::at(Path::new("/nowhere"), Path::new("/nowhere")).sample();
+        let sample = Meter::at(Path::new("/nowhere"), Path::new("/nowhere"), &Prober::start().unwrap()).sample();
         for group in ["resources", "host_resources"] {
             let numbers = sample[group].as_object().unwrap();
             assert!(numbers.values().all(Value::is_null), "{numbers:?}");

@@ -1,4 +1,4 @@
-//! The listener of `GET /healthy`: one thread, one poll over everything, no request waits for another.
+//! The listener of `GET /healthy`, polled by the `poll` thread: no request waits for another.
 //!
 //! It speaks just enough HTTP/1.1 for a health check: reads a request head, answers, closes. What it answers is read
 //! from the [`Board`] at that moment.
@@ -9,11 +9,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use log::warn;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
 
@@ -32,11 +30,11 @@ const SHORTAGE: Duration = Duration::from_millis(100);
 /// Connections that wait to be taken in.
 const BACKLOG: i32 = 128;
 
-/// Starts the thread `healthz` on a port of all addresses, IPv6 and IPv4, 0 = any free one. Returns the port.
+/// Listens on a port of all addresses, IPv6 and IPv4, 0 = any free one. Returns the server and its port.
 ///
 /// # Errors
-/// The port is taken, or the thread could not be started.
-pub fn start(port: u16, board: Board) -> io::Result<u16> {
+/// The port is taken, or the system has no socket for it.
+pub fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
     let listener = match listen_dual(port) {
         Ok(listener) => listener,
         Err(error @ (Errno::ADDRINUSE | Errno::ACCESS)) => return Err(error.into()),
@@ -45,9 +43,7 @@ pub fn start(port: u16, board: Board) -> io::Result<u16> {
     };
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
-    let server = Server { listener, board, connections: Vec::with_capacity(SLOTS) };
-    thread::Builder::new().name("healthz".to_owned()).stack_size(256 << 10).spawn(move || server.run())?;
-    Ok(port)
+    Ok((Server { listener, board, connections: Vec::with_capacity(SLOTS), paused: None }, port))
 }
 
 /// Listens for IPv6 and IPv4 in one socket, whatever `net.ipv6.bindv6only` says.
@@ -60,9 +56,12 @@ fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
     Ok(socket.into())
 }
 
-struct Server {
+/// The listener and its clients, for the thread that polls them.
+pub struct Server {
     listener: TcpListener,
     board: Board,
+    /// Until when nobody is taken in, for want of descriptors.
+    paused: Option<Instant>,
     /// Oldest first.
     connections: Vec<Exchange>,
 }
@@ -82,33 +81,31 @@ enum Phase {
 }
 
 impl Server {
-    fn run(mut self) {
-        loop {
-            if let Err(error) = self.wait() {
-                // Only a lack of kernel memory can cause this.
-                warn!("healthz: poll: {error}");
-                thread::sleep(SHORTAGE);
-            }
-            self.serve();
+    /// Adds what has to be polled.
+    pub fn descriptors<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
+        if self.paused.is_none() {
+            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
+        fds.extend(self.connections.iter().map(|exchange| PollFd::new(&exchange.stream, exchange.phase.waits_for())));
+    }
+
+    /// When [`Server::serve`] has something to do, whatever the descriptors say.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.connections.iter().map(|exchange| exchange.ends).chain(self.paused).min()
+    }
+
+    /// Moves everything on as far as it goes. Never blocks.
+    pub fn serve(&mut self) {
+        self.advance();
+        if self.paused.is_none_or(|until| Instant::now() >= until) {
+            self.paused = None;
             self.accept();
         }
     }
 
-    fn wait(&self) -> io::Result<()> {
-        let mut fds = Vec::with_capacity(1 + self.connections.len());
-        fds.push(PollFd::new(&self.listener, PollFlags::IN));
-        fds.extend(self.connections.iter().map(|connection| PollFd::new(&connection.stream, connection.phase.waits_for())));
-        let ends = self.connections.iter().map(|connection| connection.ends).min();
-        let left = ends.map(|ends| ends.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
-        let left = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut fds, left.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Moves every connection on as far as it goes; at most 32 calls, most of which find nothing to do.
-    fn serve(&mut self) {
+    fn advance(&mut self) {
         let board = &self.board;
         self.connections.retain_mut(|connection| Instant::now() < connection.ends && connection.advance(board).unwrap_or(false));
     }
@@ -134,7 +131,7 @@ impl Server {
                         if !self.connections.is_empty() {
                             self.connections.remove(0);
                         }
-                        thread::sleep(SHORTAGE);
+                        self.paused = Some(Instant::now() + SHORTAGE);
                         return;
                     }
                 },
@@ -228,7 +225,7 @@ fn bad_request() -> Vec<u8> {
 fn answer(status: &str, header: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{header}Exchange: close\r\n\r\n{body}"
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{header}Connection: close\r\n\r\n{body}"
     )
     .into_bytes()
 }
@@ -258,10 +255,10 @@ mod tests {
             let answer = String::from_utf8(respond(request.as_bytes(), &well)).unwrap();
             let (head, body) = answer.split_once("\r\n\r\n").unwrap();
             assert_eq!(head.lines().next(), Some(format!("HTTP/1.1 {expected}").as_str()), "{request:?}");
-            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Exchange: close"));
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Connection: close"));
             assert_eq!(expected == "200 OK", body.contains("\"components\""), "{request:?}");
         }
-        ill.require("database", true);
+        ill.require("database");
         assert!(respond(b"GET /healthy HTTP/1.1\r\n\r\n", &well).starts_with(b"HTTP/1.1 503 "));
     }
 }

@@ -27,30 +27,70 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 
-/// Shared with the main loop: whether a nudge waits for it already.
-pub type Pending = Arc<AtomicBool>;
+/// Time between cycles on account of nudges that do not end: at first, and at most.
+const GAP: Duration = Duration::from_millis(50);
+const GAP_MAX: Duration = Duration::from_millis(500);
+/// After so long without a nudge the next one is served at once.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The nudges that the main loop has to serve. The first one is served at once; the more follow without a pause, the
+/// longer each waits, so that a flood costs a handful of cycles.
+#[derive(Debug)]
+pub struct Nudges {
+    /// Shared with the thread: whether a nudge waits for the main loop already.
+    pending: Arc<AtomicBool>,
+    waiting: bool,
+    next: Instant,
+    gap: Duration,
+}
+
+impl Nudges {
+    /// A nudge arrived.
+    pub fn arrived(&mut self) {
+        self.waiting = true;
+    }
+
+    /// When a cycle should begin on account of a nudge.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.waiting.then_some(self.next)
+    }
+
+    /// Whether a nudge is to be served now; then it is.
+    pub fn take(&mut self, now: Instant) -> bool {
+        if !self.waiting || now < self.next {
+            return false;
+        }
+        let quiet = now.saturating_duration_since(self.next) >= QUIET;
+        self.gap = if quiet { GAP } else { (self.gap * 2).min(GAP_MAX) };
+        self.next = now + self.gap;
+        self.waiting = false;
+        self.pending.store(false, Ordering::Release);
+        true
+    }
+}
 
 /// Starts the thread; it connects at once and, whenever that fails or ends, again for ever.
 ///
 /// # Errors
 /// A URL that makes no client, or no thread.
-pub fn start(url: &str, events: SyncSender<Event>) -> std::io::Result<Pending> {
+pub fn start(url: &str, events: SyncSender<Event>) -> std::io::Result<Nudges> {
     let invalid = |error: RedisError| std::io::Error::new(std::io::ErrorKind::InvalidInput, error.to_string());
     let keepalive = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
     let address = url.into_connection_info().map_err(invalid)?;
     let address = address.set_tcp_settings(TcpSettings::default().set_keepalive(keepalive));
     let client = Client::open(address).map_err(invalid)?;
-    let pending = Pending::default();
+    let pending = Arc::<AtomicBool>::default();
     let worker = NudgeThread { client, place: redacted(url), events, pending: Arc::clone(&pending) };
     thread::Builder::new().name("nudge".to_owned()).stack_size(128 << 10).spawn(move || worker.run())?;
-    Ok(pending)
+    Ok(Nudges { pending, waiting: false, next: Instant::now(), gap: GAP })
 }
 
 struct NudgeThread {
     client: Client,
     place: String,
     events: SyncSender<Event>,
-    pending: Pending,
+    pending: Arc<AtomicBool>,
 }
 
 impl NudgeThread {

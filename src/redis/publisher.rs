@@ -91,7 +91,7 @@ enum SendError {
 }
 
 impl Publisher {
-    /// Starts the thread `bus`; it connects at once and, if that fails, for ever again.
+    /// Starts the thread `publisher`; it connects at once and, if that fails, for ever again.
     ///
     /// `instance` names the heartbeat's key: `silvasonic:status:<instance>`.
     ///
@@ -123,7 +123,7 @@ impl Publisher {
             told: None,
             told_drops: None,
         };
-        thread::Builder::new().name("bus".to_owned()).stack_size(256 << 10).spawn(move || worker.run())?;
+        thread::Builder::new().name("publisher".to_owned()).stack_size(256 << 10).spawn(move || worker.run())?;
         Ok(Self { shared })
     }
 
@@ -291,7 +291,7 @@ impl PublisherThread {
                 },
                 Err(error) => describe(&error),
             };
-            self.away(&why, true);
+            self.lost(&why);
             if !self.shared.pause(delay) {
                 break;
             }
@@ -313,7 +313,7 @@ impl PublisherThread {
                 }
                 Err(SendError::Refused(why)) => {
                     self.shared.queue().dropped += batch.lines.len() as u64;
-                    self.away(&why, false);
+                    self.refused(&why);
                 }
                 Err(SendError::Lost(why)) => {
                     let mut queue = self.shared.queue();
@@ -328,20 +328,27 @@ impl PublisherThread {
         }
     }
 
-    fn away(&mut self, why: &str, lost: bool) {
+    /// Redis cannot be reached: what waits is dropped.
+    fn lost(&mut self, why: &str) {
         let mut queue = self.shared.queue();
-        queue.away = Some(why.to_owned());
-        if lost {
-            queue.refusing = true;
-            queue.dropped += queue.lines.len() as u64;
-            queue.lines.clear();
-            queue.bytes = 0;
-            self.shared.room.notify_all();
-        }
+        queue.refusing = true;
+        queue.dropped += queue.lines.len() as u64;
+        queue.lines.clear();
+        queue.bytes = 0;
         drop(queue);
+        self.shared.room.notify_all();
+        self.report(why, "away");
+    }
+
+    /// Redis answers and refuses what it is sent.
+    fn refused(&mut self, why: &str) {
+        self.report(why, "refusing");
+    }
+
+    fn report(&mut self, why: &str, what: &str) {
+        self.shared.queue().away = Some(why.to_owned());
         if self.told.is_none() {
             self.told = Some(Instant::now());
-            let what = if lost { "away" } else { "refusing" };
             warn!("redis {what} at {}: {why}; heartbeats and log lines are dropped, retrying every 1 to 30 s", self.place);
         }
     }

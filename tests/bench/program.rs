@@ -9,7 +9,7 @@ use serde_json::json;
 use silvasonic_controller::config::Config;
 use silvasonic_controller::decide::backoff::Backoffs;
 use silvasonic_controller::decide::container::{Container, State};
-use silvasonic_controller::decide::desired::{Desired, SpecCache, wants};
+use silvasonic_controller::decide::desired::{Desired, SpecCache, desired};
 use silvasonic_controller::decide::device::{Microphone, Usb};
 use silvasonic_controller::decide::plan::{View, plan};
 use silvasonic_controller::decide::presence::Presences;
@@ -76,7 +76,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
     let now = Instant::now();
     let mut presences = Presences::new(Duration::from_secs(3));
     presences.observe(&seen, &[], now);
-    let containers: Vec<Container> = wants(&registry, true, &presences, &mut specs)
+    let containers: Vec<Container> = desired(&registry, true, &presences, &mut specs)
         .values()
         .map(|want| match want {
             Desired::Run(spec) => Container {
@@ -96,10 +96,10 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
     let mut took: Vec<f64> = (0..50)
         .map(|_| {
             let begun = Instant::now();
-            let wants = wants(&registry, true, &presences, &mut specs);
+            let desired = desired(&registry, true, &presences, &mut specs);
             let plan = plan(&View {
                 containers: &containers,
-                wants: &wants,
+                desired: &desired,
                 desired_complete: true,
                 max_recorders: registry.system.max_recorders,
                 backoffs: &backoffs,

@@ -1,0 +1,101 @@
+//! What the main loop knows, as it is shown: facts for health checks, the heartbeat's `meta`, and a dump for the log.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::collect::by_insertion;
+use crate::containers::actions::Actions;
+use crate::containers::state::ContainersState;
+use crate::database::state::DatabaseState;
+use crate::decide::desired::{SpecCache, desired};
+use crate::decide::reason::{Reason, ReasonInput, reasons};
+use crate::decide::recorders::Recorders;
+use crate::hardware::pcm::Proof;
+use crate::hardware::state::HardwareState;
+use crate::health::board::Activity;
+use crate::health::heartbeat::Facts;
+use crate::history::History;
+use crate::text::shown;
+
+/// The loop's state.
+pub struct Known<'a> {
+    /// Which microphones are there.
+    pub hardware: &'a HardwareState,
+    /// What should be recorded.
+    pub database: &'a DatabaseState,
+    /// What runs.
+    pub containers: &'a ContainersState,
+    /// What is being done.
+    pub actions: &'a Actions,
+    /// What became of earlier Recorders.
+    pub recorders: &'a Recorders,
+    /// The last decisions.
+    pub history: &'a History,
+    /// Specs that were made.
+    pub specs: &'a mut SpecCache,
+    /// Whether a shutdown was asked for.
+    pub is_stopping: bool,
+}
+
+impl Known<'_> {
+    /// Why each microphone is recorded or not; none while the database never answered.
+    fn reasons(&mut self) -> BTreeMap<String, Reason> {
+        let Some(registry) = &self.database.registry else { return BTreeMap::new() };
+        let presences = &self.hardware.presences;
+        let desired = desired(registry, self.database.state.is_ok(), presences, self.specs);
+        let (holds, containers) = (self.recorders.holds(), self.containers.containers());
+        reasons(&ReasonInput { registry, presences, desired: &desired, holds: &holds, containers })
+    }
+
+    /// What the heartbeat says of each microphone: its reason and the proof of capture; and how Recorders ended.
+    pub fn meta(&mut self) -> Map<String, Value> {
+        let reasons = self.reasons();
+        let entry = |(id, reason): (String, Reason)| {
+            let capture = self.hardware.proof(&id).filter(|_| reason.recording == Some(true)).map(Proof::to_json);
+            (id, json!({"recording": reason.recording, "reason": reason.text, "capture": capture}))
+        };
+        let devices: Map<String, Value> = by_insertion(reasons.into_iter().map(entry));
+        let ends = self.recorders.ends();
+        let ends = (!ends.is_empty()).then(|| ("ends".to_owned(), ends.into()));
+        by_insertion([("devices".to_owned(), devices.into())].into_iter().chain(ends))
+    }
+
+    /// The components of health checks, and what the station does.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        let connected = |state: &Result<(), String>| state.clone().map(|()| "connected".to_owned());
+        let (running, waiting) = self.recorders.summary();
+        let containers = match &self.containers.state {
+            Err(_) => Err("unknown".to_owned()),
+            Ok(()) if waiting.is_empty() => Ok(format!("{running} running")),
+            Ok(()) => Err(format!("{running} running; {}", waiting.join("; "))),
+        };
+        Facts {
+            database: connected(&self.database.state),
+            podman: connected(&self.containers.state),
+            hardware: self.hardware.details(),
+            containers,
+            activity: match (self.is_stopping, running) {
+                (true, _) => Activity::Stopping,
+                (false, 0) => Activity::Idle,
+                (false, _) => Activity::Recording,
+            },
+        }
+    }
+
+    /// The state, a line each.
+    pub fn dump(&mut self) -> Vec<String> {
+        let text = |state: &Result<(), String>| state.clone().map_or_else(|why| why, |()| "fine".to_owned());
+        let states = [&self.hardware.state, &self.database.state, &self.containers.state].map(text);
+        let mut lines = vec![format!("hardware {}; database {}; podman {}", states[0], states[1], states[2]), self.containers.summary()];
+        for (id, reason) in self.reasons() {
+            let capture = self.hardware.proof(&id).map(|proof| format!("; PCM {proof}")).unwrap_or_default();
+            let busy = if self.actions.has(&id) { "; an action is under way" } else { "" };
+            lines.push(format!("microphone {}: {}{capture}{busy}", shown(&id), reason.text));
+        }
+        lines.extend(self.history.lines());
+        lines.push("end".to_owned());
+        lines
+    }
+}
