@@ -191,10 +191,10 @@ impl Shape {
 }
 
 /// A directory of this test's own.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new() -> Scratch {
+    pub(super) fn new() -> Scratch {
         let name = std::thread::current().name().unwrap_or("test").replace("::", "-");
         let dir = std::env::temp_dir().join(format!("sv-{}-{name}", std::process::id()));
         fs::create_dir(&dir).unwrap();

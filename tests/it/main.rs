@@ -8,6 +8,8 @@ mod tree;
 
 // the harness itself: it comes up, shows what is there, and leaves nothing behind
 mod harness;
+// what `make test` prints
+mod progress;
 // services that come late, seeding, databases of the Python Controller
 mod arrival;
 // what users write takes effect and stays; nonsense harms only its own row
