@@ -35,8 +35,8 @@ plug unplug: ## plug or unplug the simulated microphone of `make run`
 	@[ -e .station/hardware/$@ ] || { echo "no station with a simulated microphone runs here (make run)" >&2; exit 1; }
 	@$(RUN_SUDO) ln -sfn hardware/$@ .station/host.new && $(RUN_SUDO) mv -T .station/host.new .station/host
 
-test: setup recorder ## run all tests
-	cargo test $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
+test: setup recorder ## run all tests, or some: make test TESTS="--test it -- plug::"
+	tests/progress cargo test $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'") $(TESTS)
 
 test-podman5: setup recorder ## run the tests that touch Podman on 5.x, in a chroot of Debian trixie (made by debootstrap)
 	@tests/podman-sandbox up /tmp/sv-trixie --suite trixie --rootfs /var/tmp/silvasonic-trixie >/dev/null; tests/podman-sandbox down /tmp/sv-trixie
