@@ -9,7 +9,7 @@ RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 bench aarch64 fuzz soak lint clean
+.PHONY: help setup recorder run plug unplug test test-podman5 bench aarch64 fuzz soak lint format clippy doc clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -64,9 +64,17 @@ soak: setup recorder ## random plugs, faults and kills for SOAK_MINUTES (10), an
 	@cargo build --quiet --bins --example soak
 	@$(SUDO) $(TARGET)/debug/examples/soak
 
-lint: ## check format and lints
+lint: format clippy doc ## check format, lints and the documentation's links
+
+format:
 	cargo fmt --check
+
+clippy:
 	cargo clippy --all-targets -- -D warnings
+
+# Of the library and the Recorder: Cargo leaves out a program whose name is the library's.
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
 clean: ## remove what was built
 	cargo clean
