@@ -3,19 +3,53 @@
 //! # Map
 //!
 //! ```text
-//!  hardware ─scan─▶ sight: presences ─┐                          ┌──▶ desired ──▶ store/db (rows to write)
-//!                                     ├─▶ controller (the loop) ─┤
-//!  store/db ─rows─▶ desired: registry ┤   observe wait record    └──▶ plan ──▶ jobs, execute ──▶ podman
-//!  inventory ─list─▶ census ──────────┘   act report ──▶ vitals ──▶ healthz, bus ──▶ Redis
-//!  events ─(look now)─▶ census    nudge ─(look now)   logs ──(a thread a container)──┘
+//!             hardware    /proc/asound, sysfs ─▶ microphones, PCM states        ─┐
+//!  main       database    PostgreSQL ─▶ rows; rows to write ◀─                   │   observations
+//!   └─▶ controller        the loop: wait, observe, record, act, report  ◀── event┤
+//!             containers  Podman ─▶ list; actions ─▶ execute ─▶ podman          ─┤
+//!             redis       nudges in; heartbeats and log lines out               ─┘
+//!             logs        container logs ─▶ redis
+//!             health      /healthy, heartbeat, systemd, host metrics
+//!             decide      observations ─▶ desired state ─▶ plan; no effects
+//!             cli         the other commands
 //! ```
 //!
-//! Pure (values in, values out): [`backoff`], [`cli`], [`clock`], [`completion`], [`device`], [`line`],
-//! [`manual`], [`notice`], [`by_insertion`], [`plan`],
-//! [`position`], [`presence`], [`profile`], [`reason`], [`registry`], [`spec`], [`stream`], [`text`], [`want`], [`yaml`]. Reading the world:
-//! [`config`], [`sysfs`] on the thread of [`hardware`], [`db`], [`inventory`], [`events`], [`logs`]. What each said last, and when it is
-//! asked again: [`sight`], [`desired`], [`census`], [`jobs`]. Changing the world: [`execute`] (containers, the only place), [`store`] and
-//! [`seed`] (database).
+//! | folder         | outside party                      | holds                                                        |
+//! | -------------- | ---------------------------------- | ------------------------------------------------------------ |
+//! | [`decide`]     | none                               | every decision, and the values that the other folders share   |
+//! | [`hardware`]   | `/proc/asound`, sysfs              | scans, microphones online or offline, proof of capture         |
+//! | [`database`]   | PostgreSQL                         | connection, statements, seeding, the last answer               |
+//! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd                  |
+//! | [`containers`] | the Recorder containers            | list, events, liveness, actions, and the only code that changes them |
+//! | [`logs`]       | container logs                     | follow, cursor, lines                                          |
+//! | [`redis`]      | Redis                              | publisher, nudges                                              |
+//! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, notification, host metrics             |
+//! | [`cli`]        | a terminal                         | one file a command                                             |
+//!
+//! An arrow between folders never has a counterpart: `main` uses `controller`, that uses the folders, and they use
+//! [`event`], [`decide`] and the small files at the top. The test `layers` holds these rules against the source.
+//!
+//! # Threads
+//!
+//! The main loop owns all state. Every other thread has one task, a small stack and a bounded wait.
+//!
+//! <!-- threads: compared with /proc/PID/task by a test -->
+//!
+//! | name        | stack   | waits for                                   | bound of the wait                     | ends                              |
+//! | ----------- | ------- | ------------------------------------------- | ------------------------------------- | --------------------------------- |
+//! | `main`      | system  | events, the next tick                       | 1 s, 20 s at most                     | after a shutdown                  |
+//! | `poll`      | 256 KiB | signals, health clients                     | none needed: it serves whoever comes  | with the process                  |
+//! | `probe`     | 256 KiB | the next read of a card, a PCM or the disk  | 250 ms or 2 s a read, then left behind | with the process, or after a late read |
+//! | `database`  | 256 KiB | the next request; PostgreSQL                | 5 s a statement, then abandoned       | with the process, or when abandoned |
+//! | `podman`    | 256 KiB | the next request; Podman                    | 5 s a list                            | with the process                  |
+//! | `events`    | 256 KiB | Podman's event stream                       | none: a hint may come at any time     | with the process                  |
+//! | `publisher` | 256 KiB | heartbeats and lines; Redis                 | 2 s a reply                           | after the last heartbeat          |
+//! | `nudge`     | 128 KiB | a nudge from Redis                          | keepalive probes                      | with the process                  |
+//!
+//! <!-- /threads -->
+//!
+//! Short-lived ones: `action` (one a change of containers, bounded by its calls' deadlines), `log-…` (one a followed log),
+//! `engine` (asks Podman once what it is) and `bcrypt` (hashes or verifies the admin's password once).
 //!
 //! # Invariants
 //!

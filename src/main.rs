@@ -141,18 +141,14 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     let prober = Prober::start()?;
     let publisher = Publisher::start(&config.redis_url, "controller")?;
     let heartbeat = Heartbeat::new(&config, board.clone(), publisher.clone(), &prober)?;
-    let server = match http::listen(config.port, board) {
-        Ok((server, port)) => {
-            info!("health is served on port {port}");
-            Some(server)
-        }
-        // A health check that nobody can reach is no reason not to record.
-        Err(why) => {
-            error!("no health check: port {}: {why}", config.port);
-            None
-        }
-    };
+    // The thread runs before anything is logged about it, as nobody may read the log.
+    let (server, served) = http::listen(config.port, board).map_or_else(|why| (None, Err(why)), |(server, port)| (Some(server), Ok(port)));
     poll::start(signals, server)?;
+    match served {
+        Ok(port) => info!("health is served on port {port}"),
+        // A health check that nobody can reach is no reason not to record.
+        Err(why) => error!("no health check: port {}: {why}", config.port),
+    }
     Controller::new(config, (&events, inbox), &prober, heartbeat, publisher)
 }
 

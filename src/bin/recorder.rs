@@ -106,6 +106,10 @@ fn main() -> ExitCode {
 fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result<()> {
     let board = Board::new("recorder", &settings.instance);
     board.include("redis");
+    // The thread for signals runs before anything is logged, as nobody may read the log.
+    let (server, served) =
+        http::listen(settings.port, board.clone()).map_or_else(|why| (None, Err(why)), |(server, port)| (Some(server), Ok(port)));
+    poll::start(signals, server)?;
     let publisher = Publisher::start(&settings.redis_url, &settings.instance)?;
     info!(
         "recorder {} started for {} on {}, profile {}, {}",
@@ -115,18 +119,11 @@ fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result
         settings.profile,
         settings.config.recorder_json()
     );
-    let server = match http::listen(settings.port, board.clone()) {
-        Ok((server, port)) => {
-            info!("health on port {port}");
-            Some(server)
-        }
+    match served {
+        Ok(port) => info!("health on port {port}"),
         // A health check that nobody can reach is no reason not to record.
-        Err(error) => {
-            error!("no health check: port {}: {error}", settings.port);
-            None
-        }
-    };
-    poll::start(signals, server)?;
+        Err(error) => error!("no health check: port {}: {error}", settings.port),
+    }
     let mut meter = Meter::new(Path::new(WORKSPACE), &Prober::start()?);
     let mut heartbeat = || {
         board.set("redis", publisher.state().as_ref().map(|()| "connected").map_err(String::as_str));

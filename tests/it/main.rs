@@ -20,6 +20,8 @@ mod database_faults;
 mod kills;
 // what a quiet second costs
 mod idle;
+// the threads of a running Controller
+mod threads;
 // nudge, heartbeat and health
 mod live;
 // microphones that come, go, flap, move and resemble each other
