@@ -17,11 +17,12 @@ use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
 use crate::containers::state::{ContainersState, List};
 use crate::database::state::DatabaseState;
+use crate::decide::action::{Action, Done, Failure};
 use crate::decide::container::Container;
 use crate::decide::desired::{Desired, SpecCache, desired, none_of};
-use crate::decide::plan::{Action, Failure, Plan, View, plan};
+use crate::decide::plan::{Plan, View, plan};
 use crate::decide::presence::Transition;
-use crate::decide::recorders::{Note, Recorders};
+use crate::decide::recorders::{Finished, Note, Recorders};
 use crate::event::Event;
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
@@ -190,19 +191,24 @@ impl Controller {
     }
 
     /// Notes how an action ended.
-    fn finish(&mut self, action: &Action, result: Result<Option<String>, Failure>, took: Duration) {
+    fn finish(&mut self, action: &Action, result: Result<Done, Failure>, took: Duration) {
         let now = Instant::now();
         let topic = format!("action {}", action.device);
         self.actions.ended(&action.device, self.containers.sequence);
         match self.recorders.finished(action, result, took, now) {
-            Ok(note) => {
+            Finished::Done(note) => {
                 self.rate_limit.inform(&topic, &format!("microphone {}: works again", shown(&action.device)), now);
                 self.log(&note);
             }
-            Err(why) => {
+            Finished::DoneInVain { note, warning } => {
+                self.rate_limit.warn(&topic, &warning, now);
+                self.history.note(note.to_string());
+            }
+            Finished::Failed(why) => {
                 self.rate_limit.warn(&topic, &why, now);
                 self.history.note(why);
             }
+            Finished::Dropped(why) => debug!("microphone {}: {why}", shown(&action.device)),
         }
         // The list that shows the outcome; the one that is on its way may be older.
         self.containers.ask(&self.actions);
@@ -226,20 +232,23 @@ impl Controller {
         let Some(List { sequence, containers }) = self.containers.list.clone() else { return };
         self.actions.listed(sequence);
         let Some((desired, desired_complete)) = self.desired(&containers) else { return };
-        let ended = self.recorders.observe(&containers, &desired, |id| self.containers.take_exit_code(id), now);
+        let busy = self.actions.busy();
+        let exit = |id: &str| self.containers.take_exit_code(id);
+        let ended = self.recorders.observe(&containers, &desired, |device| busy.contains(device), exit, now);
         ended.iter().for_each(|note| self.log(note));
         let plan = plan(&View {
             containers: &containers,
             desired: &desired,
             desired_complete,
             max_recorders: self.database.registry.as_ref().and_then(|registry| registry.system.max_recorders),
-            backoffs: self.recorders.backoffs(),
-            busy: &self.actions.busy(),
+            past: self.recorders.past(),
+            busy: &busy,
+            replacing: self.actions.are_replacing(),
             stuck: &self.containers.stuck(now),
             now,
             wall: SystemTime::now(),
         });
-        self.note_plan(&plan, &containers);
+        self.note_plan(&plan, &containers, &desired);
         if plan.actions.is_empty() || self.containers.is_fresh(now) {
             plan.actions.into_iter().for_each(|action| self.start(action));
         } else {
@@ -259,8 +268,8 @@ impl Controller {
     }
 
     /// Logs what is new in a plan: adopted containers and Recorders that have no place.
-    fn note_plan(&mut self, plan: &Plan, containers: &[Container]) {
-        let notes = self.recorders.planned(plan, containers, |device| self.actions.has_settled(device));
+    fn note_plan(&mut self, plan: &Plan, containers: &[Container], desired: &BTreeMap<String, Desired>) {
+        let notes = self.recorders.planned(plan, containers, desired, |device| self.actions.has_settled(device));
         notes.iter().for_each(|note| self.log(note));
         for device in plan.crowded() {
             let line = format!("microphone {device} is not recorded: max_recorders is reached");
@@ -273,8 +282,8 @@ impl Controller {
     fn log(&mut self, note: &Note) {
         match note {
             Note::Held { .. } => return debug!("{note}"),
-            Note::Ended { .. } => warn!("{note}"),
-            Note::Adopted { .. } | Note::Started { .. } | Note::Removed { .. } => info!("{note}"),
+            Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{note}"),
+            Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{note}"),
         }
         self.history.note(note.to_string());
     }
@@ -282,6 +291,10 @@ impl Controller {
     /// Hands an action to a thread of its own.
     fn start(&mut self, action: Action) {
         let Some(engine) = &self.containers.engine else { return };
+        if !self.actions.have_room_for(&action) {
+            return;
+        }
+        self.recorders.begun(&action);
         if let Err(why) = self.actions.start(action, engine, self.logs.drainer()) {
             self.rate_limit.warn("thread", &format!("no thread for an action: {why}"), Instant::now());
         }
@@ -295,6 +308,7 @@ impl Controller {
             info!("stopping all Recorders");
             self.shutdown = Some(Instant::now() + SHUTDOWN);
             self.recorders.stopping();
+            self.actions.stop_starting();
             // Whether any is left, a fresh list says.
             self.containers.forget();
             self.config.interval = self.config.interval.min(Duration::from_secs(1));

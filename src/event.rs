@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
+use crate::decide::action::{Action, Done, Failure};
 use crate::decide::container::{Container, Engine};
-use crate::decide::plan::{Action, Failure};
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
 
@@ -47,8 +47,8 @@ pub enum Event {
     Done {
         /// The action.
         action: Box<Action>,
-        /// Id of the container it started, or why it failed.
-        result: Result<Option<String>, Failure>,
+        /// What came of it, or why it failed.
+        result: Result<Done, Failure>,
         /// How long it took.
         took: Duration,
     },

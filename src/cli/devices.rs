@@ -18,9 +18,9 @@ use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::lister::recorders;
 use crate::database::connection::{self, Decision, reason};
-use crate::decide::backoff::Backoffs;
 use crate::decide::desired::{SpecCache, desired};
 use crate::decide::device::identify;
+use crate::decide::past::Past;
 use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
 use crate::decide::reason::{ReasonInput, online, reasons};
@@ -157,8 +157,9 @@ fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
         desired: &desired,
         desired_complete: database_known,
         max_recorders: registry.system.max_recorders,
-        backoffs: &Backoffs::default(),
+        past: &Past::default(),
         busy: &BTreeSet::new(),
+        replacing: false,
         stuck: &BTreeSet::new(),
         now: Instant::now(),
         wall: SystemTime::now(),

@@ -6,21 +6,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::collect::by_insertion;
 use crate::config::Config;
-use crate::containers::execute::execute;
+use crate::containers::execute::Executor;
+use crate::decide::action::{Action, Rank, Task};
 use crate::decide::container::Engine;
-use crate::decide::plan::Action;
 use crate::event::Event;
 use crate::logs::follow::Drainer;
 use crate::podman::client::Podman;
 
 /// Starts under way at a time: Podman gains nothing from more (measured).
 const STARTS_AT_ONCE: usize = 8;
+/// A start that takes so long hangs, and takes no place from the others.
+const HANGS: Duration = Duration::from_secs(2);
 /// More actions than this are a crowd, which needs Podman and the processors for itself.
 const CROWD: usize = 3;
 
@@ -29,10 +33,21 @@ pub struct Actions {
     podman: Podman,
     workspace: PathBuf,
     events: SyncSender<Event>,
-    /// By device, and whether they start something.
-    under_way: BTreeMap<String, bool>,
+    /// By device.
+    under_way: BTreeMap<String, UnderWay>,
     /// By device the last list that was asked for before its last action ended.
     settled: BTreeMap<String, u64>,
+    /// Set when the Controller was asked to stop; every action looks at it before it starts anything.
+    is_stopping: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    rank: Rank,
+    is_replacement: bool,
+    since: Instant,
+    /// The Controller stops and no longer waits for it before it stops the containers of the device.
+    is_overtaken: bool,
 }
 
 impl Actions {
@@ -45,30 +60,47 @@ impl Actions {
             events: events.clone(),
             under_way: BTreeMap::new(),
             settled: BTreeMap::new(),
+            is_stopping: Arc::default(),
         }
     }
 
-    /// Hands an action to a thread, which tells its end by [`Event::Done`]; a start beyond [`STARTS_AT_ONCE`] is left to
-    /// the next plan.
+    /// Whether there is room for an action now. What has no room is left to the next plan.
+    #[must_use]
+    pub fn have_room_for(&self, action: &Action) -> bool {
+        let starts = self.under_way.values().filter(|other| other.rank == Rank::Start && other.since.elapsed() < HANGS);
+        action.rank() != Rank::Start || starts.count() < STARTS_AT_ONCE
+    }
+
+    /// Hands an action to a thread, which reports its end by [`Event::Done`].
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(&mut self, action: Action, engine: &Engine, drainer: Drainer) -> io::Result<()> {
-        let starts = action.start.is_some();
-        if starts && self.under_way.values().filter(|starts| **starts).count() >= STARTS_AT_ONCE {
-            return Ok(());
-        }
-        let (podman, events, workspace, engine) = (self.podman.clone(), self.events.clone(), self.workspace.clone(), engine.clone());
-        let device = action.device.clone();
+        let executor = Executor {
+            podman: self.podman.clone(),
+            drainer,
+            engine: engine.clone(),
+            workspace: self.workspace.clone(),
+            is_stopping: Arc::clone(&self.is_stopping),
+        };
+        let (events, device, since) = (self.events.clone(), action.device.clone(), Instant::now());
+        let is_replacement = matches!(action.task, Task::Replace { .. });
+        let entry = UnderWay { rank: action.rank(), is_replacement, since, is_overtaken: false };
         let run = move || {
-            let begun = Instant::now();
-            let result = execute(&podman, &drainer, &engine, &workspace, &action);
+            let result = executor.execute(&action);
             // Only a program that is ending has no inbox.
-            let _ = events.send(Event::Done { action: Box::new(action), result, took: begun.elapsed() });
+            let _ = events.send(Event::Done { action: Box::new(action), result, took: since.elapsed() });
         };
         thread::Builder::new().name("action".to_owned()).stack_size(256 << 10).spawn(run)?;
-        self.under_way.insert(device, starts);
+        self.under_way.insert(device, entry);
         Ok(())
+    }
+
+    /// The Controller stops: nothing is started any more, and an action that starts something is not waited for. What it
+    /// still makes, it removes itself or a later list shows.
+    pub fn stop_starting(&mut self) {
+        self.is_stopping.store(true, Ordering::Release);
+        self.under_way.values_mut().filter(|action| action.rank != Rank::Stop).for_each(|action| action.is_overtaken = true);
     }
 
     /// An action ended when this was the last list that had been asked for.
@@ -91,7 +123,14 @@ impl Actions {
     /// Devices that must be left alone for now.
     #[must_use]
     pub fn busy(&self) -> BTreeSet<String> {
-        by_insertion(self.under_way.keys().chain(self.settled.keys()).cloned())
+        let under_way = self.under_way.iter().filter(|(_, action)| !action.is_overtaken).map(|(device, _)| device);
+        by_insertion(under_way.chain(self.settled.keys()).cloned())
+    }
+
+    /// Whether a replacement is under way.
+    #[must_use]
+    pub fn are_replacing(&self) -> bool {
+        self.under_way.values().any(|action| action.is_replacement)
     }
 
     /// Whether an action for this device is under way.

@@ -1,16 +1,32 @@
 //! Carries out one action: the only code that changes containers.
 //!
-//! Runs on a short-lived thread an action, so that no slow call of one Recorder delays another. Whatever happens half
-//! way is seen in the next list of containers and planned for; nothing here retries.
+//! Runs on a short-lived thread an action, so that no slow call of one Recorder delays another. Whatever is left half done
+//! is seen in the next list of containers and planned for; nothing here retries.
+//!
+//! A replacement keeps to this order, so that a crash or a refusal at any step leaves one container that records or can
+//! be started again, and never two that run:
+//!
+//! | step                              | what records | when it fails                                   |
+//! | --------------------------------- | ------------ | ----------------------------------------------- |
+//! | create `NAME-next`                | the old one  | the old one records on, untouched               |
+//! | rename `NAME` to `NAME-old`       | the old one  | likewise                                        |
+//! | rename `NAME-next` to `NAME`      | the old one  | the old one gets its name back                  |
+//! | stop `NAME-old`                   | nothing      | the next list shows what became of it           |
+//! | start `NAME`                      | the new one  | it is removed, and the old one is started again |
+//!
+//! After the Controller was asked to stop, nothing is started any more.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use log::{info, warn};
+use log::warn;
 
+use crate::decide::action::{Action, Done, Failure, OldContainer, Removal, Task};
 use crate::decide::container::Engine;
-use crate::decide::plan::{Action, Cause, Failure, OldContainer, Removal};
-use crate::decide::spec::{OWNER, SERVICE, Spec};
+use crate::decide::plan::old_name;
+use crate::decide::spec::{CONFIG_HASH, OWNER, SERVICE, Spec};
 use crate::logs::follow::Drainer;
 use crate::podman::client::{Error, Outcome, Podman, cause};
 use crate::text::shown;
@@ -18,128 +34,274 @@ use crate::text::shown;
 /// What a Recorder gets to close its files before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Removes and starts what the action says; returns the id of the started container.
-///
-/// # Errors
-/// [`Failure`].
-pub fn execute(podman: &Podman, drainer: &Drainer, engine: &Engine, workspace: &Path, action: &Action) -> Result<Option<String>, Failure> {
-    if let (Some(spec), Some(old)) = (&action.start, action.old.first()) {
-        if action.cause == Cause::Drift {
-            tell_differences(podman, spec, old);
-        }
-        if action.old.iter().any(|old| old.removal == Removal::Stop) {
-            check_needs(podman, workspace, spec)?;
-        }
-    }
-    for old in &action.old {
-        remove(podman, drainer, old)?;
-    }
-    action.start.as_deref().map(|spec| start(podman, engine, workspace, spec)).transpose()
+/// What an action needs.
+pub struct Executor {
+    /// The way to Podman.
+    pub podman: Podman,
+    /// Reads the last log lines of a container that is about to be removed.
+    pub drainer: Drainer,
+    /// What kind of engine it is.
+    pub engine: Engine,
+    /// Recorder folder as this process sees it.
+    pub workspace: PathBuf,
+    /// Set when the Controller was asked to stop.
+    pub is_stopping: Arc<AtomicBool>,
 }
 
-/// Says which fields make a container differ from what is wanted now.
-fn tell_differences(podman: &Podman, spec: &Spec, old: &OldContainer) {
-    if let Ok(Some(inspect)) = podman.inspect(&old.id) {
-        let differences = spec.differences(&inspect);
-        if !differences.is_empty() {
-            info!("{}: changed since it was created: {}", old.name, differences.join(", "));
-        }
-    }
-}
-
-/// What runs is not stopped for something that cannot be made.
-fn check_needs(podman: &Podman, workspace: &Path, spec: &Spec) -> Result<(), Failure> {
-    let name = &spec.name;
-    make_folder(workspace, spec)?;
-    let told = |error: Error| format!("{name} is not replaced: {error}");
-    if !podman.image_exists(spec.image()).map_err(told)? {
-        return Err(Failure::Lacking(format!("{name} is not replaced: {}", no_image(spec))));
-    }
-    if !podman.network_exists(spec.network()).map_err(told)? {
-        return Err(Failure::Lacking(format!("{name} is not replaced: {}", no_network(spec))));
-    }
-    Ok(())
-}
-
-/// Podman refuses a bind whose source is missing, and would make it as the wrong user if it did not.
-fn make_folder(workspace: &Path, spec: &Spec) -> Result<(), Failure> {
-    let folder = workspace.join(&spec.folder);
-    std::fs::create_dir_all(&folder)
-        .map_err(|error| Failure::Lacking(format!("{} cannot be created: workspace folder {}: {error}", spec.name, folder.display())))
-}
-
-fn no_image(spec: &Spec) -> String {
-    format!("image {} is not on this machine; build or load it (podman image ls)", spec.image())
-}
-
-fn no_network(spec: &Spec) -> String {
-    format!("network {} does not exist; make it with `podman network create {0}`", spec.network())
-}
-
-fn remove(podman: &Podman, drainer: &Drainer, old: &OldContainer) -> Result<(), Failure> {
-    if old.removal == Removal::Stop {
-        match podman.stop(&old.id, PATIENCE) {
-            Ok(Outcome::Gone) => return Ok(()),
-            Ok(_) => {}
-            // A container whose conmon died cannot be stopped in order; removal with force still ends it.
-            Err(error @ Error::Refused { .. }) => warn!("{} could not be stopped in order and is removed by force: {error}", old.name),
-            Err(error) => return Err(format!("{} could not be stopped: {error}", old.name).into()),
-        }
-    }
-    // The log goes with the container.
-    drainer.drain(&old.id, &old.name);
-    let patience = match old.removal {
-        Removal::Plain => None,
-        Removal::Stop => Some(PATIENCE),
-        Removal::Force => Some(Duration::ZERO),
-    };
-    podman.remove(&old.id, patience).map(|_| ()).map_err(|error| format!("{} could not be removed: {error}", old.name).into())
-}
-
-fn start(podman: &Podman, engine: &Engine, workspace: &Path, spec: &Spec) -> Result<String, Failure> {
-    let name = &spec.name;
-    make_folder(workspace, spec)?;
-    let request = spec.create_request(engine);
-    let created = podman.create(&request).map_err(|error| create_fault(podman, spec, &error))?;
-    for warning in created.warnings.iter().flatten() {
-        warn!("{name}: Podman warns: {}", shown(warning));
-    }
-    match podman.start(&created.id) {
-        Ok(Outcome::Done | Outcome::Already) => Ok(created.id),
-        Ok(Outcome::Gone) => Err(format!("{name} was removed by somebody before it could start").into()),
-        Err(error) => {
-            // Left in place it would hold the name. After any other error it may run: the next list tells.
-            if matches!(error, Error::Refused { .. }) {
-                let _ = podman.remove(&created.id, None);
+impl Executor {
+    /// Does what the action says.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn execute(&self, action: &Action) -> Result<Done, Failure> {
+        match &action.task {
+            Task::Start { spec, created, remove, fallback } => self.start(spec, created.as_ref(), remove, fallback.as_ref()),
+            Task::Replace { spec, created, remove, old } => self.replace(spec, created.as_ref(), remove, old),
+            Task::FallBack { spec, failed, old } => {
+                failed.iter().try_for_each(|failed| self.remove(failed))?;
+                self.fall_back(spec, old).map(|id| Done::FellBack { id, why: None })
             }
-            Err(format!("{name} cannot be started: {error}").into())
+            Task::Rename { container, name } => self.rename(container, name).map(|()| Done::Renamed),
+            Task::Remove(old) => old.iter().try_for_each(|old| self.remove(old)).map(|()| Done::Removed),
         }
     }
-}
 
-/// The cure where there is one.
-fn create_fault(podman: &Podman, spec: &Spec, error: &Error) -> Failure {
-    let lacking = |what: String| Failure::Lacking(format!("{} cannot be created: {what}", spec.name));
-    if error.is_cause(cause::NO_IMAGE) {
-        return lacking(no_image(spec));
-    }
-    if error.is_cause(cause::NO_NETWORK) {
-        return lacking(no_network(spec));
-    }
-    if error.is_cause(cause::NAME_TAKEN) {
-        let inspect = podman.inspect(&spec.name).ok().flatten();
-        let label = |name: &str| inspect.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(name)?.as_str());
-        if label(OWNER) == Some(spec.owner()) && label(SERVICE) == Some("recorder") {
-            return lacking("a container of that name was made meanwhile".to_owned());
+    fn start(
+        &self,
+        spec: &Spec,
+        created: Option<&OldContainer>,
+        remove: &[OldContainer],
+        fallback: Option<&OldContainer>,
+    ) -> Result<Done, Failure> {
+        for old in remove {
+            if let Err(failure) = self.remove(old) {
+                self.put_aside(old, failure)?;
+            }
         }
-        let owner = label(OWNER).map_or_else(|| "none".to_owned(), |owner| shown(owner).to_string());
-        return lacking(format!("a foreign container has that name (owner label: {owner}); rename or remove it"));
+        let id = match created {
+            Some(created) => {
+                if created.name != spec.name {
+                    self.rename(created, &spec.name)?;
+                }
+                created.id.clone()
+            }
+            None => self.create(spec, &spec.name)?,
+        };
+        match (self.run(spec, &id), fallback) {
+            (Ok(()), _) => Ok(Done::Started { id, differences: Vec::new() }),
+            (Err(Failure::Other(why)), Some(old)) => self.fall_back(spec, old).map(|id| Done::FellBack { id, why: Some(why) }),
+            (Err(failure), _) => Err(failure),
+        }
     }
-    if error.is_cause(cause::NO_FILE) {
-        return lacking(format!("{error}; it must exist on the Podman host (SILVASONIC_WORKSPACE_PATH, /dev/snd)"));
+
+    fn replace(&self, spec: &Spec, created: Option<&OldContainer>, remove: &[OldContainer], old: &OldContainer) -> Result<Done, Failure> {
+        let differences = self.differences(spec, old);
+        remove.iter().try_for_each(|left| self.remove(left))?;
+        let next = match created {
+            Some(created) => created.clone(),
+            None => {
+                let name = format!("{}-next", spec.name);
+                let id = self.create(spec, &name)?;
+                OldContainer { id, name, removal: Removal::Plain }
+            }
+        };
+        if self.is_stopping() {
+            let _ = self.podman.remove(&next.id, None);
+            return Err(Failure::Stopping);
+        }
+        if old.name == spec.name {
+            self.rename(old, &old_name(&spec.name))?;
+        }
+        if next.name != spec.name {
+            if let Err(failure) = self.rename(&next, &spec.name) {
+                let _ = self.podman.rename(&old.id, &old.name);
+                return Err(failure);
+            }
+        }
+        self.stop(old)?;
+        match self.run(spec, &next.id) {
+            Ok(()) => Ok(Done::Started { id: next.id, differences }),
+            Err(Failure::Other(why)) => {
+                let _ = self.podman.remove(&next.id, None);
+                self.fall_back(spec, old).map(|id| Done::FellBack { id, why: Some(why) })
+            }
+            Err(failure) => Err(failure),
+        }
     }
-    if error.is_cause(cause::NO_SPACE) {
-        return lacking(format!("{error}; make room on the disk with Podman's storage"));
+
+    /// Starts the predecessor again.
+    fn fall_back(&self, spec: &Spec, old: &OldContainer) -> Result<String, Failure> {
+        if old.name != spec.name {
+            // Without its name it records as well; the next list shows it.
+            if let Err(error) = self.podman.rename(&old.id, &spec.name) {
+                warn!("{} could not get its name back: {error}", old.name);
+            }
+        }
+        if self.is_stopping() {
+            return Err(Failure::Stopping);
+        }
+        match self.podman.start(&old.id) {
+            Ok(Outcome::Done | Outcome::Already) => Ok(old.id.clone()),
+            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{} was removed by somebody before it could start again", old.name))),
+            Err(error) => Err(Failure::Other(format!("{} cannot be started again: {error}", spec.name))),
+        }
     }
-    format!("{} cannot be created: {error}", spec.name).into()
+
+    /// Starts a container that was created. When Podman refuses, the container is removed.
+    fn run(&self, spec: &Spec, id: &str) -> Result<(), Failure> {
+        let name = &spec.name;
+        if self.is_stopping() {
+            let _ = self.podman.remove(id, None);
+            return Err(Failure::Stopping);
+        }
+        match self.podman.start(id) {
+            Ok(Outcome::Done | Outcome::Already) => Ok(()),
+            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{name} was removed by somebody before it could start"))),
+            Err(error @ Error::Refused { .. }) => {
+                // Left in place it would hold the name.
+                let _ = self.podman.remove(id, None);
+                Err(Failure::Other(format!("{name} cannot be started: {error}")))
+            }
+            // It may run: the next list shows that.
+            Err(error) => Err(Failure::Outdated(format!("{name} cannot be started: {error}"))),
+        }
+    }
+
+    fn rename(&self, container: &OldContainer, name: &str) -> Result<(), Failure> {
+        match self.podman.rename(&container.id, name) {
+            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{} is gone", container.name))),
+            Ok(Outcome::Done | Outcome::Already) => Ok(()),
+            Err(error) => Err(Failure::Other(format!("{} cannot be renamed to {name}: {error}", container.name))),
+        }
+    }
+
+    /// Asks a container to end, and waits until it has.
+    fn stop(&self, old: &OldContainer) -> Result<(), Failure> {
+        if old.removal == Removal::Unpause {
+            // What is paused cannot hear a signal. One that somebody let go on meanwhile is as well.
+            if let Err(error @ (Error::Unreachable(_) | Error::Timeout(_) | Error::Garbled(_))) = self.podman.unpause(&old.id) {
+                return Err(Failure::Other(format!("{} could not be unpaused: {error}", old.name)));
+            }
+        }
+        match self.podman.stop(&old.id, PATIENCE) {
+            Ok(_) => Ok(()),
+            // A container whose conmon died cannot be stopped in order; force still ends it.
+            Err(error @ Error::Refused { .. }) => {
+                warn!("{} could not be stopped in order and is removed by force: {error}", old.name);
+                self.drainer.drain(&old.id, &old.name);
+                match self.podman.remove(&old.id, Some(PATIENCE)) {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(Failure::Other(format!("{} could not be removed: {error}", old.name))),
+                }
+            }
+            Err(error) => Err(Failure::Other(format!("{} could not be stopped: {error}", old.name))),
+        }
+    }
+
+    fn remove(&self, old: &OldContainer) -> Result<(), Failure> {
+        let patience = match old.removal {
+            Removal::Plain => None,
+            Removal::Stop | Removal::Unpause => {
+                self.stop(old)?;
+                Some(PATIENCE)
+            }
+            Removal::Force => Some(Duration::ZERO),
+        };
+        // The log goes with the container.
+        self.drainer.drain(&old.id, &old.name);
+        match self.podman.remove(&old.id, patience) {
+            Ok(_) => Ok(()),
+            // Podman's own restart policy was quicker.
+            Err(error) if old.removal == Removal::Plain && error.is_cause(cause::WRONG_STATE) => {
+                Err(Failure::Outdated(format!("{} could not be removed: {error}", old.name)))
+            }
+            Err(error) => Err(Failure::Other(format!("{} could not be removed: {error}", old.name))),
+        }
+    }
+
+    /// A container that has ended and cannot be removed must not keep its microphone from being recorded: it loses its
+    /// name, and its removal is tried again later.
+    fn put_aside(&self, old: &OldContainer, failure: Failure) -> Result<(), Failure> {
+        let (Removal::Plain | Removal::Force, Failure::Other(why)) = (old.removal, &failure) else { return Err(failure) };
+        let aside = format!("{}-stuck-{}", old.name.split("-stuck-").next().unwrap_or_default(), &old.id[..old.id.len().min(8)]);
+        if old.name != aside {
+            if self.podman.rename(&old.id, &aside).is_err() {
+                return Err(failure);
+            }
+            warn!("{why}; it is renamed to {aside}, and its removal is tried again later");
+        }
+        Ok(())
+    }
+
+    /// Creates a container; one that a crash of Podman left half created under the same name is cleared away.
+    fn create(&self, spec: &Spec, name: &str) -> Result<String, Failure> {
+        self.make_folder(spec)?;
+        if self.is_stopping() {
+            return Err(Failure::Stopping);
+        }
+        let request = spec.create_request(&self.engine, name);
+        let mut created = self.podman.create(&request);
+        if created.as_ref().is_err_and(|error| error.is_cause(cause::NAME_TAKEN)) && matches!(self.podman.inspect(name), Ok(None)) {
+            warn!("{name} was created by half, as when Podman crashes; what is left of it is removed");
+            // Without force: a container that somebody creates at this moment is left alone.
+            if let Err(error) = self.podman.remove(name, None) {
+                return Err(Failure::Other(format!("{name} was created by half and cannot be removed: {error}")));
+            }
+            created = self.podman.create(&request);
+        }
+        let created = created.map_err(|error| self.create_failure(spec, name, &error))?;
+        for warning in created.warnings.iter().flatten() {
+            warn!("{name}: Podman warns: {}", shown(warning));
+        }
+        Ok(created.id)
+    }
+
+    /// Podman refuses a bind whose source is missing, and would make it as the wrong user if it did not.
+    fn make_folder(&self, spec: &Spec) -> Result<(), Failure> {
+        let folder = self.workspace.join(&spec.folder);
+        std::fs::create_dir_all(&folder)
+            .map_err(|error| Failure::Lacking(format!("{} cannot be created: workspace folder {}: {error}", spec.name, folder.display())))
+    }
+
+    /// How a container differs from what is desired, one phrase a field.
+    fn differences(&self, spec: &Spec, old: &OldContainer) -> Vec<String> {
+        let Ok(Some(inspect)) = self.podman.inspect(&old.id) else { return Vec::new() };
+        let differences = spec.differences(&inspect);
+        if differences.is_empty() {
+            let label = inspect.pointer("/Config/Labels").and_then(|labels| labels.get(CONFIG_HASH)?.as_str()).unwrap_or_default();
+            return vec![format!("label {CONFIG_HASH} {} -> {}", shown(label), spec.hash())];
+        }
+        differences
+    }
+
+    /// The fix where there is one.
+    fn create_failure(&self, spec: &Spec, name: &str, error: &Error) -> Failure {
+        let lacking = |what: String| Failure::Lacking(format!("{name} cannot be created: {what}"));
+        if error.is_cause(cause::NO_IMAGE) {
+            return lacking(format!("image {} is not on this machine; build or load it (podman image ls)", spec.image()));
+        }
+        if error.is_cause(cause::NO_NETWORK) {
+            return lacking(format!("network {} does not exist; make it with `podman network create {0}`", spec.network()));
+        }
+        if error.is_cause(cause::NAME_TAKEN) {
+            let inspect = self.podman.inspect(name).ok().flatten();
+            let label = |name: &str| inspect.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(name)?.as_str());
+            if label(OWNER) == Some(spec.owner()) && label(SERVICE) == Some("recorder") {
+                return lacking("a container of that name was made meanwhile".to_owned());
+            }
+            let owner = label(OWNER).map_or_else(|| "none".to_owned(), |owner| shown(owner).to_string());
+            return lacking(format!("a foreign container has that name (owner label: {owner}); rename or remove it"));
+        }
+        if error.is_cause(cause::NO_FILE) {
+            return lacking(format!("{error}; it must exist on the Podman host (SILVASONIC_WORKSPACE_PATH, /dev/snd)"));
+        }
+        if error.is_cause(cause::NO_SPACE) {
+            return lacking(format!("{error}; make room on the disk with Podman's storage"));
+        }
+        Failure::Other(format!("{name} cannot be created: {error}"))
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
 }

@@ -12,10 +12,22 @@ const LACKING: Duration = Duration::from_secs(2);
 /// Running that long makes earlier failures forgotten.
 const PROVEN: Duration = Duration::from_secs(60);
 
+/// Between two replacements of a container that differs right after it was made, at most.
+const LONGEST_DRIFT: Duration = Duration::from_secs(3600);
+
 /// The failures of all devices.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backoffs {
     devices: BTreeMap<String, Backoff>,
+    /// The delay after the first failure, and after the second one; it doubles from there.
+    first: [Duration; 2],
+    longest: Duration,
+}
+
+impl Default for Backoffs {
+    fn default() -> Self {
+        Self { devices: BTreeMap::new(), first: [Duration::ZERO, Duration::from_secs(1)], longest: LONGEST }
+    }
 }
 
 /// What was tried. Failures of one attempt are no reason to wait with another one.
@@ -37,6 +49,25 @@ struct Backoff {
 }
 
 impl Backoffs {
+    /// For containers that differ right after they were made: 1 s doubling to 1 h.
+    #[must_use]
+    pub fn of_drifts() -> Self {
+        Self { devices: BTreeMap::new(), first: [Duration::from_secs(1), Duration::from_secs(2)], longest: LONGEST_DRIFT }
+    }
+
+    fn delay(&self, failures: u32) -> Duration {
+        match failures {
+            0 | 1 => self.first[0],
+            n => (self.first[1] * (1 << (n - 2).min(16))).min(self.longest),
+        }
+    }
+
+    /// How many failures in a row this device has.
+    #[must_use]
+    pub fn failures(&self, device: &str) -> u32 {
+        self.devices.get(device).map_or(0, |backoff| backoff.failures)
+    }
+
     /// The start with a spec of this hash failed, or the container made from it ended. Returns how long to wait.
     pub fn failed(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> Duration {
         let backoff = self.of(device, attempt, now);
@@ -44,8 +75,9 @@ impl Backoffs {
             backoff.failures = 0;
         }
         backoff.failures = backoff.failures.saturating_add(1);
-        let wait = delay(backoff.failures);
-        backoff.until = now + wait;
+        let failures = backoff.failures;
+        let wait = self.delay(failures);
+        self.of(device, attempt, now).until = now + wait;
         wait
     }
 
@@ -105,13 +137,6 @@ impl Backoff {
 
     fn is_of(&self, attempt: Attempt<'_>) -> bool {
         self.spec.as_deref() == attempt.spec()
-    }
-}
-
-fn delay(failures: u32) -> Duration {
-    match failures {
-        0 | 1 => Duration::ZERO,
-        n => Duration::from_secs(1 << (n - 2).min(6)).min(LONGEST),
     }
 }
 

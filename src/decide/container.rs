@@ -124,6 +124,8 @@ pub struct Container {
     pub exit_code: i64,
     /// Whether its last run ended because memory ran out; the list does not tell, so that is asked for where it matters.
     pub out_of_memory: bool,
+    /// Whether its last run has no recorded end although it is over: the host went down under it.
+    pub is_interrupted: bool,
     /// Its first process in Podman's PID namespace; 0 = none.
     pub pid: u32,
     /// When its last run began, in seconds since 1970; 0 = never.

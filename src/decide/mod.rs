@@ -3,10 +3,12 @@
 //! Nothing in this folder reads a file, a socket, the environment or a clock, and nothing starts a thread; a test checks
 //! that. Whoever calls hands in what was observed, unknown included, and the present time.
 
+pub mod action;
 pub mod backoff;
 pub mod container;
 pub mod desired;
 pub mod device;
+pub mod past;
 pub mod plan;
 pub mod presence;
 pub mod profile;

@@ -1,30 +1,37 @@
-//! What has to be done so that the containers become what is wanted. [p]
+//! What has to be done so that the containers become what is desired.
 //!
-//! [`plan`] compares wishes with the containers that carry our owner label and returns actions, at most one a device,
-//! starts before stops, each with its reason. An empty plan means that nothing is left to do. It never stops on
-//! unknown: without a list of containers there is no plan, and a device that cannot be told is `Keep`.
+//! [`plan`] compares the desired state with the containers that carry our owner label and returns actions, at most one a
+//! device: first what starts a Recorder, then what replaces one, then what stops one, each with its cause. An empty plan
+//! means that nothing is left to do. It never stops on unknown: without a list of containers there is no plan, and a
+//! device whose state is unknown is `Keep`.
 //!
 //! | container             | run, same hash | run, other hash | keep  | stop   |
 //! | --------------------- | -------------- | --------------- | ----- | ------ |
 //! | none                  | start          | start           | –     | –      |
-//! | running, paused       | –              | replace         | –     | stop   |
+//! | running               | –              | replace         | –     | stop   |
+//! | paused                | –              | –               | –     | stop   |
 //! | stopping, stopped     | wait           | replace         | –     | stop   |
-//! | created, exited, lost | replace        | replace         | –     | stop   |
-//! | stopping … for long   | replace        | replace         | –     | stop   |
+//! | created               | start          | restart         | –     | stop   |
+//! | exited, lost          | restart        | restart         | –     | stop   |
+//! | stopping … for long   | restart        | replace         | –     | stop   |
 //! | removing              | wait           | wait            | –     | wait   |
+//!
+//! A replacement leaves the old container behind as `…-old` until the new one has run for ten seconds. If that one ends
+//! before, the old one is started again, and the spec is not tried again until it changes. Replacements wait for each
+//! other, so that an edit which concerns many never interrupts two Recorders at the same time.
 //!
 //! A place is taken first by who runs, then by who has a container or an action under way, so that a Recorder that
 //! failed a moment ago does not lose its place to a newcomer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::clock;
-use crate::decide::backoff::{Attempt, Backoffs};
+use crate::decide::action::{Action, Cause, Ending, Hold, OldContainer, Task};
+use crate::decide::backoff::Attempt;
 use crate::decide::container::{Container, State};
-use crate::decide::desired::{Desired, StopReason};
+use crate::decide::desired::Desired;
+use crate::decide::past::Past;
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
 use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
 
@@ -39,194 +46,31 @@ pub struct View<'a> {
     pub desired_complete: bool,
     /// Most Recorders at a time; `None` = unknown, which stops none.
     pub max_recorders: Option<usize>,
-    /// When a failed start may be tried again.
-    pub backoffs: &'a Backoffs,
+    /// What happened before.
+    pub past: &'a Past,
     /// Devices with an action under way, or whose containers were listed before their last action ended.
     pub busy: &'a BTreeSet<String>,
+    /// Whether a replacement is among those actions.
+    pub replacing: bool,
     /// Ids of containers that have been in an in-between state for too long.
     pub stuck: &'a BTreeSet<String>,
     /// Now.
     pub now: Instant,
-    /// The same by the wall clock, for words only.
+    /// The same by the wall clock, for texts only.
     pub wall: SystemTime,
 }
 
-/// A container that an action removes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OldContainer {
-    /// Its id.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// What it takes.
-    pub removal: Removal,
-}
-
-/// What it takes to remove a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    /// It has ended.
-    Plain,
-    /// It must be asked to end first.
-    Stop,
-    /// Force, as nobody is there to be asked.
-    Force,
-}
-
-/// One thing to do for one device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Action {
-    /// Stable id of the microphone; empty if a container does not say.
-    pub device: String,
-    /// Containers to stop and remove first.
-    pub old: Vec<OldContainer>,
-    /// Container to create and start then.
-    pub start: Option<Arc<Spec>>,
-    /// Why.
-    pub cause: Cause,
-}
-
-/// Why something is done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// A Recorder should run, and there is no container.
-    NotThere,
-    /// The container is another one than is desired now.
-    Drift,
-    /// The container ended.
-    Ended(Ending),
-    /// The container was created and never started.
-    NeverStarted,
-    /// The container stays in a state that should pass.
-    Stuck {
-        /// Its name.
-        name: String,
-        /// That state.
-        state: State,
-    },
-    /// Another container of the device runs as desired.
-    Twin,
-    /// More Recorders run than are allowed.
-    Surplus,
-    /// The Recorder waits for a place, and its ended container serves nobody.
-    Crowded,
-    /// No Recorder should run.
-    Stop(StopReason),
-    /// The database has no such device.
-    NoRow,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotThere => f.write_str("wanted and not there"),
-            Self::Drift => f.write_str("container is not what is wanted now"),
-            Self::Ended(ending) => write!(f, "container {ending}"),
-            Self::NeverStarted => f.write_str("container was created but never started"),
-            Self::Stuck { name, state } => write!(f, "container {name} did not come out of state {state:?}"),
-            Self::Twin => f.write_str("another container records this microphone"),
-            Self::Surplus => f.write_str("beyond max_recorders"),
-            Self::Crowded => f.write_str("max_recorders is reached"),
-            Self::Stop(reason) => write!(f, "{reason}"),
-            Self::NoRow => f.write_str("no such device in the database"),
-        }
-    }
-}
-
-/// How a container or one of its runs ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// With this exit code.
-    Exit(i64),
-    /// With this exit code, as memory ran out.
-    OutOfMemory(i64),
-    /// Its process is gone, and Podman does not know.
-    Lost,
-    /// Nobody reports how.
-    Unknown,
-}
-
-impl Ending {
-    /// How an ended container ended.
-    #[must_use]
-    pub fn of(container: &Container) -> Self {
-        match container.state {
-            State::Lost => Self::Lost,
-            _ if container.out_of_memory => Self::OutOfMemory(container.exit_code),
-            _ => Self::Exit(container.exit_code),
-        }
-    }
-}
-
-impl fmt::Display for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Exit(137) => f.write_str("ended with code 137 (SIGKILL, as when memory runs out)"),
-            Self::Exit(code @ 129..=192) => write!(f, "ended with code {code} (signal {})", code - 128),
-            Self::Exit(code) => write!(f, "ended with code {code}"),
-            Self::OutOfMemory(code) => write!(f, "ended with code {code} (memory ran out)"),
-            Self::Lost => f.write_str("lost its process, unseen by Podman as conmon was killed"),
-            Self::Unknown => f.write_str("ended"),
-        }
-    }
-}
-
-/// What a desired Recorder waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// An action of ours is under way.
-    Busy,
-    /// As many Recorders run as are allowed.
-    Crowded,
-    /// Its container is in a state that passes.
-    InBetween(State),
-    /// Its old container is being removed.
-    Removing,
-    /// The next try after failures.
-    BackOff {
-        /// When it comes, by the wall clock.
-        until: SystemTime,
-        /// How many tries failed.
-        failures: u32,
-    },
-}
-
-impl fmt::Display for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Busy => f.write_str("an action is under way"),
-            Self::Crowded => write!(f, "{}", Cause::Crowded),
-            Self::InBetween(state) => write!(f, "its container is {state}"),
-            Self::Removing => f.write_str("its old container is being removed"),
-            Self::BackOff { until, failures } => write!(f, "back-off until {} after {failures} failures", clock::iso_seconds(*until)),
-        }
-    }
-}
-
-/// Why an action failed: one line that names the container, what went wrong and, where it is known, the cure.
-#[derive(Debug)]
-pub enum Failure {
-    /// Something that a start needs is not there: an image, a network, a folder, a free name, space.
-    Lacking(String),
-    /// Anything else.
-    Other(String),
-}
-
-impl From<String> for Failure {
-    fn from(text: String) -> Self {
-        Self::Other(text)
-    }
-}
-
-/// Actions, and why wanted Recorders are not started.
+/// Actions, and why desired Recorders are not started or replaced.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// What to do now, starts first.
+    /// What to do now, in this order.
     pub actions: Vec<Action>,
     /// Desired, but waiting: device and for what.
     pub holds: BTreeMap<String, Hold>,
-    /// Containers that run as wanted: device and container id.
+    /// Containers that record: device and container id.
     pub kept: BTreeMap<String, String>,
+    /// Devices of which a container runs that was made from the desired spec.
+    pub matching: BTreeSet<String>,
 }
 
 /// For rounding.
@@ -236,6 +80,24 @@ impl View<'_> {
     /// Whether it makes sense to ask for a container's removal: not while that is under way.
     fn is_removable(&self, container: &Container) -> bool {
         container.state != State::Removing || self.stuck.contains(&container.id)
+    }
+
+    fn wall_time(&self, wait: Duration) -> SystemTime {
+        self.wall + wait + HALF_A_SECOND
+    }
+
+    /// Containers that can be removed now.
+    fn removable(&self, containers: &[&Container]) -> Vec<OldContainer> {
+        containers.iter().filter(|container| self.is_removable(container)).map(|container| OldContainer::from(*container)).collect()
+    }
+
+    /// Whether the successor of some Recorder is not proven yet.
+    fn is_proving(&self, containers: &BTreeMap<&str, Vec<&Container>>) -> bool {
+        let proves = |own: &Vec<&Container>| {
+            let has_old = own.iter().any(|container| is_old(container) && container.state.is_over());
+            has_old && own.iter().any(|container| container.state == State::Running && !self.past.is_proven(container, self.now))
+        };
+        containers.values().any(proves)
     }
 }
 
@@ -251,40 +113,40 @@ impl Plan {
 pub fn plan(view: &View<'_>) -> Plan {
     let containers = by_device(view.containers);
     let (crowded, surplus) = crowd(view, &containers);
-    let mut plan = Plan::default();
-    let mut stops = Vec::new();
+    let mut planner = Planner { view, plan: Plan::default(), turn_is_taken: view.replacing || view.is_proving(&containers) };
     for (device, desired) in view.desired {
         let own = containers.get(device.as_str()).map_or(&[][..], Vec::as_slice);
         if view.busy.contains(device) {
-            plan.holds.insert(device.clone(), Hold::Busy);
+            if matches!(desired, Desired::Run(_)) {
+                planner.plan.holds.insert(device.clone(), Hold::Busy);
+            }
             continue;
         }
         match desired {
             Desired::Keep(_) => {}
-            Desired::Stop(reason) => stops.extend(remove(view, device, own, Cause::Stop(*reason))),
-            Desired::Run(_) if surplus.contains(device.as_str()) => stops.extend(remove(view, device, own, Cause::Surplus)),
+            Desired::Stop(reason) => planner.remove(device, own, Cause::Stop(*reason)),
+            Desired::Run(_) if surplus.contains(device.as_str()) => planner.remove(device, own, Cause::Surplus),
             Desired::Run(_) if crowded.contains(device.as_str()) => {
-                plan.holds.insert(device.clone(), Hold::Crowded);
-                stops.extend(remove(view, device, own, Cause::Crowded));
+                planner.plan.holds.insert(device.clone(), Hold::Crowded);
+                planner.remove(device, own, Cause::Crowded);
             }
-            Desired::Run(spec) => run(view, spec, own, &mut plan, &mut stops),
+            Desired::Run(spec) => planner.run(spec, own),
         }
     }
     for (device, own) in containers.iter().filter(|(device, _)| !view.desired.contains_key(**device)) {
         if view.desired_complete && !view.busy.contains(*device) {
-            stops.extend(remove(view, device, own, Cause::NoRow));
+            planner.remove(device, own, Cause::NoRow);
         }
     }
-    stops.retain(|action| view.backoffs.wait(&action.device, Attempt::Stop, view.now).is_none());
-    plan.actions.append(&mut stops);
-    plan
+    planner.plan.actions.sort_by_key(Action::rank);
+    planner.plan
 }
 
 /// Which devices that should run have no place, and which of those that run must not.
 fn crowd<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
     let has_container = |device: &str| containers.contains_key(device);
-    let kept = view.desired.iter().filter(|(device, want)| matches!(want, Desired::Keep(_)) && has_container(device)).count();
+    let kept = view.desired.iter().filter(|(device, desired)| matches!(desired, Desired::Keep(_)) && has_container(device)).count();
     let mut wanted: Vec<&str> =
         view.desired.iter().filter(|(_, desired)| matches!(desired, Desired::Run(_))).map(|(device, _)| device.as_str()).collect();
     let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept);
@@ -301,59 +163,173 @@ fn crowd<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -
     (crowded, if view.max_recorders.is_some() { surplus } else { BTreeSet::new() })
 }
 
-fn run(view: &View<'_>, spec: &Arc<Spec>, own: &[&Container], plan: &mut Plan, stops: &mut Vec<Action>) {
-    let device = &spec.device;
-    let is_desired =
-        |container: &Container| container.name == spec.name && container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
-    let found = own.iter().filter(|container| is_desired(container)).min_by_key(|container| container.state != State::Running);
-    let cause = match found.map(|container| (container, container.state)) {
-        Some((container, State::Running | State::Paused | State::Unknown)) => {
-            plan.kept.insert(device.clone(), container.id.clone());
-            let others: Vec<&Container> = own.iter().copied().filter(|other| other.id != container.id).collect();
-            stops.extend(remove(view, device, &others, Cause::Twin));
-            return;
+/// A plan that is being made.
+struct Planner<'a> {
+    view: &'a View<'a>,
+    plan: Plan,
+    /// Another Recorder is being replaced.
+    turn_is_taken: bool,
+}
+
+impl Planner<'_> {
+    /// A Recorder made from this spec should run.
+    fn run(&mut self, spec: &Arc<Spec>, own: &[&Container]) {
+        let matches = |container: &&&Container| container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let runs = |container: &&&Container| matches!(container.state, State::Running | State::Paused | State::Unknown);
+        let rank = |container: &&&Container| (container.state != State::Running, container.name != spec.name);
+        if let Some(container) = own.iter().filter(matches).filter(runs).min_by_key(rank) {
+            return self.keep(spec, container, own);
         }
-        Some((container, state @ (State::Stopping | State::Stopped | State::Removing))) => {
-            if !view.stuck.contains(&container.id) {
-                plan.holds.insert(device.clone(), Hold::InBetween(state));
-                return;
+        let passes = |container: &&&Container| {
+            matches!(container.state, State::Stopping | State::Stopped | State::Removing) && !self.view.stuck.contains(&container.id)
+        };
+        if let Some(container) = own.iter().filter(matches).find(passes) {
+            return self.hold(spec, Hold::InBetween(container.state));
+        }
+        let alive = |container: &&&Container| !container.state.is_over() && !matches(container);
+        match own.iter().filter(alive).min_by_key(|container| container.state != State::Running) {
+            Some(container) => self.replace(spec, container, own),
+            None => self.start(spec, own),
+        }
+    }
+
+    /// This container runs as desired.
+    fn keep(&mut self, spec: &Arc<Spec>, container: &Container, own: &[&Container]) {
+        self.plan.matching.insert(spec.device.clone());
+        if container.state == State::Paused {
+            self.hold(spec, Hold::Paused { name: container.name.clone() });
+        } else {
+            self.plan.kept.insert(spec.device.clone(), container.id.clone());
+        }
+        let is_proven = self.view.past.is_proven(container, self.view.now);
+        let predecessor = own.iter().find(|other| is_old(other) && other.state == State::Exited && !is_proven);
+        if let (Some(old), Some(ending)) = (predecessor, self.view.past.ending(container)) {
+            return self.fall_back(spec, &[container], old, ending);
+        }
+        let rest: Vec<&Container> =
+            own.iter().copied().filter(|other| other.id != container.id && predecessor.is_none_or(|old| old.id != other.id)).collect();
+        let name_is_free = rest.iter().all(|other| other.name != spec.name);
+        if rest.is_empty() && container.name != spec.name && name_is_free {
+            let task = Task::Rename { container: container.into(), name: spec.name.clone() };
+            return self.act(&spec.device, task, Cause::Renamed(container.name.clone()));
+        }
+        let cause = if rest.iter().all(|other| is_old(other)) { Cause::Proven } else { Cause::Twin };
+        self.remove(&spec.device, &rest, cause);
+    }
+
+    /// This container runs, and another one is desired.
+    fn replace(&mut self, spec: &Arc<Spec>, old: &Container, own: &[&Container]) {
+        let (past, now) = (self.view.past, self.view.now);
+        // Whatever becomes of the replacement, this one records.
+        if old.state == State::Running {
+            self.plan.kept.insert(spec.device.clone(), old.id.clone());
+        }
+        let others: Vec<&Container> = own.iter().copied().filter(|other| other.id != old.id).collect();
+        if old.state == State::Paused {
+            return self.hold(spec, Hold::Paused { name: old.name.clone() });
+        }
+        if let Some(why) = past.rejection(&spec.device, spec.hash()) {
+            self.hold(spec, Hold::FellBack { why: why.to_owned() });
+            return self.remove(&spec.device, &others, Cause::Twin);
+        }
+        if past.foreign.contains(&old.id) {
+            self.hold(spec, Hold::Foreign);
+            return self.remove(&spec.device, &others, Cause::Twin);
+        }
+        if own.iter().any(|container| !self.view.is_removable(container)) {
+            return self.hold(spec, Hold::Removing);
+        }
+        if let Some((wait, failures)) = past.failures.wait(&spec.device, Attempt::Start(spec.hash()), now) {
+            return self.hold(spec, Hold::BackOff { until: self.view.wall_time(wait), failures });
+        }
+        if let Some((wait, _)) = past.drifts.wait(&spec.device, Attempt::Start(spec.hash()), now) {
+            return self.hold(spec, Hold::Drifting { until: self.view.wall_time(wait) });
+        }
+        // A microphone that is another card now is not recorded by a container that has the old one open.
+        let is_moved = past.cards.get(&spec.device).is_some_and(|card| *card != spec.card());
+        if !is_moved && std::mem::replace(&mut self.turn_is_taken, true) {
+            return self.hold(spec, Hold::Turn);
+        }
+        let is_created =
+            |other: &&&Container| other.state == State::Created && other.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let created = others.iter().find(is_created).map(|created| created.id.clone());
+        let (created, remove): (Vec<&Container>, Vec<&Container>) = others.iter().partition(|other| Some(&other.id) == created.as_ref());
+        let task = Task::Replace {
+            spec: Arc::clone(spec),
+            created: created.first().map(|created| OldContainer::from(*created)),
+            remove: self.view.removable(&remove),
+            old: old.into(),
+        };
+        self.act(&spec.device, task, Cause::Drift);
+    }
+
+    /// Nothing runs.
+    fn start(&mut self, spec: &Arc<Spec>, own: &[&Container]) {
+        let matches = |container: &&&Container| container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let ended = own.iter().copied().find(|container| matches(&container) && container.state != State::Created);
+        let created = own.iter().copied().find(|container| matches(&container) && container.state == State::Created);
+        let cause = match (ended, created) {
+            (Some(container), _) if !container.state.is_over() || container.state == State::Removing => {
+                Cause::Stuck { name: container.name.clone(), state: container.state }
             }
-            Cause::Stuck { name: container.name.clone(), state }
+            (Some(container), _) if self.view.past.asked_to_end.contains(&container.id) => Cause::StoppedBefore,
+            (Some(container), _) => Cause::Ended(Ending::of(container)),
+            (None, Some(_)) => Cause::NeverStarted,
+            (None, None) if own.is_empty() => Cause::NotThere,
+            (None, None) => Cause::Drift,
+        };
+        if own.iter().any(|container| !self.view.is_removable(container)) {
+            return self.hold(spec, Hold::Removing);
         }
-        Some((container, State::Exited | State::Lost)) => Cause::Ended(Ending::of(container)),
-        Some((_, State::Created)) => Cause::NeverStarted,
-        None if own.is_empty() => Cause::NotThere,
-        None => Cause::Drift,
-    };
-    if own.iter().any(|container| !view.is_removable(container)) {
-        plan.holds.insert(device.clone(), Hold::Removing);
-        return;
+        let predecessor = own.iter().copied().find(|other| is_old(other) && other.state == State::Exited && !matches(&other));
+        if let (Some(old), Some(failed), Cause::Ended(ending)) = (predecessor, ended, &cause) {
+            return self.fall_back(spec, &[failed], old, *ending);
+        }
+        if let Some((wait, failures)) = self.view.past.failures.wait(&spec.device, Attempt::Start(spec.hash()), self.view.now) {
+            return self.hold(spec, Hold::BackOff { until: self.view.wall_time(wait), failures });
+        }
+        let is_used = |container: &&Container| [created, predecessor].into_iter().flatten().any(|used| used.id == container.id);
+        let remove: Vec<&Container> = own.iter().copied().filter(|container| !is_used(container)).collect();
+        let task = Task::Start {
+            spec: Arc::clone(spec),
+            created: created.map(OldContainer::from),
+            remove: self.view.removable(&remove),
+            fallback: predecessor.map(OldContainer::from),
+        };
+        self.act(&spec.device, task, cause);
     }
-    if let Some((wait, failures)) = view.backoffs.wait(device, Attempt::Start(spec.hash()), view.now) {
-        plan.holds.insert(device.clone(), Hold::BackOff { until: view.wall + wait + HALF_A_SECOND, failures });
-        return;
+
+    fn fall_back(&mut self, spec: &Arc<Spec>, failed: &[&Container], old: &Container, ending: Ending) {
+        let task = Task::FallBack { spec: Arc::clone(spec), failed: self.view.removable(failed), old: old.into() };
+        self.act(&spec.device, task, Cause::Unproven(ending));
     }
-    let start = Some(Arc::clone(spec));
-    plan.actions.push(Action { device: device.clone(), old: old(view, own), start, cause });
+
+    fn remove(&mut self, device: &str, own: &[&Container], cause: Cause) {
+        let old = self.view.removable(own);
+        if !old.is_empty() && self.view.past.failures.wait(device, Attempt::Stop, self.view.now).is_none() {
+            self.act(device, Task::Remove(old), cause);
+        }
+    }
+
+    fn act(&mut self, device: &str, task: Task, cause: Cause) {
+        self.plan.actions.push(Action { device: device.to_owned(), task, cause });
+    }
+
+    fn hold(&mut self, spec: &Spec, hold: Hold) {
+        self.plan.holds.insert(spec.device.clone(), hold);
+    }
 }
 
-fn remove(view: &View<'_>, device: &str, own: &[&Container], cause: Cause) -> Option<Action> {
-    let old = old(view, own);
-    (!old.is_empty()).then(|| Action { device: device.to_owned(), old, start: None, cause })
+/// How the predecessor of a container that is being proven is called.
+#[must_use]
+pub fn old_name(name: &str) -> String {
+    format!("{name}{OLD}")
 }
 
-fn old(view: &View<'_>, own: &[&Container]) -> Vec<OldContainer> {
-    own.iter()
-        .filter(|container| view.is_removable(container))
-        .map(|container| {
-            let removal = match container.state {
-                State::Lost => Removal::Force,
-                State::Created | State::Exited => Removal::Plain,
-                _ => Removal::Stop,
-            };
-            OldContainer { id: container.id.clone(), name: container.name.clone(), removal }
-        })
-        .collect()
+const OLD: &str = "-old";
+
+fn is_old(container: &Container) -> bool {
+    container.name.ends_with(OLD)
 }
 
 fn by_device(containers: &[Container]) -> BTreeMap<&str, Vec<&Container>> {
@@ -367,7 +343,8 @@ fn by_device(containers: &[Container]) -> BTreeMap<&str, Vec<&Container>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::decide::desired::KeepReason;
+    use crate::decide::action::{Rank, Removal};
+    use crate::decide::desired::{KeepReason, StopReason};
     use crate::decide::spec::tests::spec;
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -383,8 +360,23 @@ pub(crate) mod tests {
         max: Option<usize>,
         busy: BTreeSet<String>,
         stuck: BTreeSet<String>,
-        pub(crate) backoffs: Backoffs,
+        replacing: bool,
+        pub(crate) past: Past,
         pub(crate) now: Instant,
+    }
+
+    fn container(id: &str, name: &str, state: State, spec: &Spec) -> Container {
+        Container {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            state,
+            labels: spec.labels(),
+            exit_code: 1,
+            out_of_memory: false,
+            is_interrupted: false,
+            pid: 0,
+            started: 0,
+        }
     }
 
     pub(crate) fn scene(desired: &str, containers: &str) -> Scene {
@@ -398,29 +390,22 @@ pub(crate) mod tests {
             };
             (device, want)
         };
-        let container = |(number, text): (usize, &str)| {
+        let parsed = |(number, text): (usize, &str)| {
             let (device, word) = pair(text);
-            let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!'))).unwrap();
+            let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!').trim_end_matches("-old"))).unwrap();
             let own = spec(&device, u32::from(word.ends_with('!')));
-            Container {
-                id: format!("c{number}"),
-                name: own.name.clone(),
-                state,
-                labels: own.labels(),
-                exit_code: 1,
-                out_of_memory: false,
-                pid: 0,
-                started: 0,
-            }
+            let name = if word.ends_with("-old") || word.ends_with("-old!") { old_name(&own.name) } else { own.name.clone() };
+            container(&format!("c{number}"), &name, state, &own)
         };
         Scene {
             desired: desired.split_whitespace().map(want).collect(),
-            containers: containers.split_whitespace().enumerate().map(container).collect(),
+            containers: containers.split_whitespace().enumerate().map(parsed).collect(),
             complete: true,
             max: Some(5),
             busy: BTreeSet::new(),
             stuck: BTreeSet::new(),
-            backoffs: Backoffs::default(),
+            replacing: false,
+            past: Past::default(),
             now: Instant::now(),
         }
     }
@@ -432,7 +417,8 @@ pub(crate) mod tests {
                 desired: &self.desired,
                 desired_complete: self.complete,
                 max_recorders: self.max,
-                backoffs: &self.backoffs,
+                past: &self.past,
+                replacing: self.replacing,
                 busy: &self.busy,
                 stuck: &self.stuck,
                 now: self.now,
@@ -440,18 +426,22 @@ pub(crate) mod tests {
             })
         }
 
-        /// `start a`, `replace a c0`, `stop b c1 c2`
+        /// `start a`, `start a from c1`, `restart a c0`, `replace a c0`, `fall back a c0 to c1`, `stop b c1 c2`
         pub(crate) fn actions(&self) -> String {
-            let tell = |action: &Action| {
-                let old: String = action.old.iter().map(|old| format!(" {}", old.id)).collect();
-                let verb = match (&action.start, old.is_empty()) {
-                    (Some(_), true) => "start",
-                    (Some(_), false) => "replace",
-                    (None, _) => "stop",
-                };
-                format!("{verb} {}{old}", action.device)
+            let ids = |containers: &[OldContainer]| containers.iter().map(|old| format!(" {}", old.id)).collect::<String>();
+            let from = |created: &Option<OldContainer>| created.as_ref().map_or_else(String::new, |old| format!(" from {}", old.id));
+            let text = |action: &Action| {
+                let device = &action.device;
+                match &action.task {
+                    Task::Start { created, remove, .. } if remove.is_empty() => format!("start {device}{}", from(created)),
+                    Task::Start { created, remove, .. } => format!("restart {device}{}{}", ids(remove), from(created)),
+                    Task::Replace { created, remove, old, .. } => format!("replace {device} {}{}{}", old.id, ids(remove), from(created)),
+                    Task::FallBack { failed, old, .. } => format!("fall back {device}{} to {}", ids(failed), old.id),
+                    Task::Rename { container, .. } => format!("rename {device} {}", container.id),
+                    Task::Remove(old) => format!("stop {device}{}", ids(old)),
+                }
             };
-            self.plan().actions.iter().map(tell).collect::<Vec<_>>().join(", ")
+            self.plan().actions.iter().map(text).collect::<Vec<_>>().join(", ")
         }
     }
 
@@ -464,11 +454,11 @@ pub(crate) mod tests {
         let rows = [
             ("", "start a", "start a", "", ""),
             ("running", "", "replace a c0", "", "stop a c0"),
-            ("paused", "", "replace a c0", "", "stop a c0"),
+            ("paused", "", "", "", "stop a c0"),
             ("stopping", "", "replace a c0", "", "stop a c0"),
             ("stopped", "", "replace a c0", "", "stop a c0"),
-            ("created", "replace a c0", "replace a c0", "", "stop a c0"),
-            ("exited", "replace a c0", "replace a c0", "", "stop a c0"),
+            ("created", "start a from c0", "restart a c0", "", "stop a c0"),
+            ("exited", "restart a c0", "restart a c0", "", "stop a c0"),
             ("removing", "", "", "", ""),
         ];
         for (state, same, other, keep, stop) in rows {
@@ -510,7 +500,7 @@ pub(crate) mod tests {
     fn a_container_stuck_between_two_states_is_replaced() {
         let mut scene = scene("a:run b:run", "a:stopping b:stopped");
         scene.stuck = ["c0", "c1"].map(str::to_owned).into();
-        assert_eq!(scene.actions(), "replace a c0, replace b c1");
+        assert_eq!(scene.actions(), "restart a c0, restart b c1");
     }
 
     #[test]
@@ -518,21 +508,21 @@ pub(crate) mod tests {
         let mut scene = scene("a:run b:stop", "a:removing b:removing");
         assert_eq!(scene.actions(), "");
         scene.stuck = ["c0", "c1"].map(str::to_owned).into();
-        assert_eq!(scene.actions(), "replace a c0, stop b c1");
-        assert!(scene.plan().actions.iter().all(|action| action.old[0].removal == Removal::Stop));
+        assert_eq!(scene.actions(), "restart a c0, stop b c1");
+        assert!(scene.plan().actions.iter().flat_map(Action::ends).all(|old| old.removal == Removal::Stop));
     }
 
     #[test]
     fn failed_starts_and_stops_wait_for_their_next_try() {
         let mut scene = scene("a:run b:stop", "a:exited b:running");
         for _ in 0..3 {
-            scene.backoffs.failed("a", Attempt::Start(spec("a", 0).hash()), scene.now);
-            scene.backoffs.failed("b", Attempt::Stop, scene.now);
+            scene.past.failures.failed("a", Attempt::Start(spec("a", 0).hash()), scene.now);
+            scene.past.failures.failed("b", Attempt::Stop, scene.now);
         }
         assert_eq!(scene.actions(), "");
         assert_eq!(scene.plan().holds["a"].to_string(), "back-off until 1970-01-01T00:00:02Z after 3 failures");
         scene.now += Duration::from_secs(2);
-        assert_eq!(scene.actions(), "replace a c0, stop b c1");
+        assert_eq!(scene.actions(), "restart a c0, stop b c1");
     }
 
     #[test]
@@ -559,7 +549,7 @@ pub(crate) mod tests {
     fn a_recorder_that_failed_keeps_its_place() {
         let mut scene = scene("a:run z:run", "z:exited");
         scene.max = Some(1);
-        assert_eq!(scene.actions(), "replace z c0");
+        assert_eq!(scene.actions(), "restart z c0");
     }
 
     #[test]
@@ -576,23 +566,105 @@ pub(crate) mod tests {
         assert_eq!(scene.actions(), "");
     }
 
+    #[test]
+    fn a_replacement_takes_up_what_an_interrupted_one_left() {
+        // created, renamed or not, stopped, started
+        assert_eq!(actions("a:run", "a:running! a:created"), "replace a c0 from c1");
+        assert_eq!(actions("a:run", "a:running-old! a:created"), "replace a c0 from c1");
+        assert_eq!(actions("a:run", "a:stopping-old! a:created"), "replace a c0 from c1");
+        assert_eq!(actions("a:run", "a:exited-old! a:created"), "start a from c1");
+        assert_eq!(actions("a:run", "a:exited-old! a:running"), "");
+        assert_eq!(actions("a:run", "a:exited-old!"), "start a");
+    }
+
+    #[test]
+    fn a_predecessor_goes_when_its_successor_is_proven_and_comes_back_when_that_fails() {
+        let mut scene = scene("a:run", "a:running a:exited-old!");
+        let runs = |ended| crate::decide::past::Runs { present: (1, 1), since: Instant::now(), ended };
+        scene.past.runs.insert("c0".to_owned(), runs(None));
+        assert_eq!(scene.actions(), "");
+        scene.now += crate::decide::action::PROVEN * 2;
+        assert_eq!(scene.actions(), "stop a c1");
+        scene.past.runs.insert("c0".to_owned(), runs(Some(Ending::Exit(3))));
+        assert_eq!(scene.actions(), "fall back a c0 to c1");
+        scene.containers[0].state = State::Exited;
+        assert_eq!(scene.actions(), "fall back a c0 to c1");
+        assert_eq!(scene.plan().actions[0].cause, Cause::Unproven(Ending::Exit(1)));
+    }
+
+    #[test]
+    fn a_spec_that_failed_is_not_tried_again_while_its_predecessor_runs() {
+        let mut scene = scene("a:run", "a:running!");
+        let hash = spec("a", 0).hash().to_owned();
+        scene.past.rejected.insert("a".to_owned(), crate::decide::past::Rejected { hash, why: "it failed".to_owned() });
+        assert_eq!(scene.actions(), "");
+        let plan = scene.plan();
+        assert_eq!(
+            (plan.holds["a"].to_string().as_str(), plan.kept["a"].as_str()),
+            ("fell back to the container of before, as it failed", "c0")
+        );
+        scene.past.rejected.clear();
+        assert_eq!(scene.actions(), "replace a c0");
+    }
+
+    #[test]
+    fn replacements_wait_for_each_other_but_not_for_a_start() {
+        let mut scene = scene("a:run b:run c:run", "a:running! b:running!");
+        assert_eq!(scene.actions(), "start c, replace a c0");
+        assert_eq!(scene.plan().holds["b"], Hold::Turn);
+        scene.replacing = true;
+        assert_eq!(scene.actions(), "start c");
+        // A microphone that is another card now cannot wait.
+        scene.past.cards.insert("b".to_owned(), 7);
+        assert_eq!(scene.actions(), "start c, replace b c1");
+    }
+
+    #[test]
+    fn the_successor_of_another_device_is_proven_first() {
+        let scene = scene("a:run b:run", "a:running a:exited-old! b:running!");
+        assert_eq!(scene.actions(), "");
+        assert_eq!(scene.plan().holds["b"], Hold::Turn);
+    }
+
+    #[test]
+    fn a_container_that_differs_right_after_it_was_made_waits() {
+        let mut scene = scene("a:run", "a:running!");
+        scene.past.drifts.failed("a", Attempt::Start(spec("a", 0).hash()), scene.now);
+        assert_eq!(scene.actions(), "");
+        assert!(matches!(scene.plan().holds["a"], Hold::Drifting { .. }));
+        scene.now += Duration::from_secs(1);
+        assert_eq!(scene.actions(), "replace a c0");
+    }
+
+    #[test]
+    fn a_renamed_container_gets_its_name_back_while_it_records() {
+        let mut scene = scene("a:run", "a:running");
+        scene.containers[0].name = "by-hand".to_owned();
+        assert_eq!(scene.actions(), "rename a c0");
+    }
+
     /// Any mix of desired states, containers and things unknown.
     fn any_scene() -> impl Strategy<Value = Scene> {
         let device = |n: usize| ["a", "b", "c", "d", "e", "f", "g"][n].to_owned();
         let wants = vec((0..6usize, select(&["run", "run", "keep", "stop"][..])), 0..8);
-        let states = &["created", "running", "running", "stopping", "stopped", "exited", "paused", "removing", "odd"];
+        let states =
+            &["created", "running", "running", "stopping", "stopped", "exited", "exited-old", "running-old", "paused", "removing", "odd"];
         let state = select(&states[..]);
         let containers = vec((0..7usize, state, any::<bool>(), any::<bool>()), 0..10);
         let max = proptest::option::of(0..6usize);
-        (wants, containers, any::<bool>(), max, vec(0..7usize, 0..3)).prop_map(move |(wants, containers, complete, max, busy)| {
-            let wants: Vec<String> = wants.iter().map(|(n, want)| format!("{}:{want}", device(*n))).collect();
-            let mark = |same: bool| if same { "" } else { "!" };
-            let told: Vec<String> = containers.iter().map(|(n, state, same, _)| format!("{}:{state}{}", device(*n), mark(*same))).collect();
-            let mut scene = scene(&wants.join(" "), &told.join(" "));
-            scene.stuck = containers.iter().enumerate().filter(|(_, container)| container.3).map(|(n, _)| format!("c{n}")).collect();
-            (scene.complete, scene.max, scene.busy) = (complete, max, busy.into_iter().map(device).collect());
-            scene
-        })
+        (wants, containers, any::<bool>(), max, vec(0..7usize, 0..3), any::<bool>()).prop_map(
+            move |(wants, containers, complete, max, busy, replacing)| {
+                let wants: Vec<String> = wants.iter().map(|(n, want)| format!("{}:{want}", device(*n))).collect();
+                let mark = |same: bool| if same { "" } else { "!" };
+                let told: Vec<String> =
+                    containers.iter().map(|(n, state, same, _)| format!("{}:{state}{}", device(*n), mark(*same))).collect();
+                let mut scene = scene(&wants.join(" "), &told.join(" "));
+                scene.stuck = containers.iter().enumerate().filter(|(_, container)| container.3).map(|(n, _)| format!("c{n}")).collect();
+                (scene.complete, scene.max, scene.busy) = (complete, max, busy.into_iter().map(device).collect());
+                scene.replacing = replacing;
+                scene
+            },
+        )
     }
 
     fn device_of(container: &Container) -> &str {
@@ -600,26 +672,35 @@ pub(crate) mod tests {
     }
 
     impl Scene {
-        /// What Podman makes of a plan that is carried out to its end.
+        /// What Podman makes of a plan that is carried out to its end, and of ten seconds of running.
         fn apply(&mut self, plan: &Plan) {
             for action in &plan.actions {
-                self.containers.retain(|container| action.old.iter().all(|old| old.id != container.id));
-                if let Some(spec) = &action.start {
-                    let id = format!("new {}", action.device);
-                    let (name, labels) = (spec.name.clone(), spec.labels());
-                    self.containers.push(Container {
-                        id,
-                        name,
-                        state: State::Running,
-                        labels,
-                        exit_code: 0,
-                        out_of_memory: false,
-                        pid: 0,
-                        started: 0,
-                    });
+                let gone: Vec<&str> = action.ends().map(|old| old.id.as_str()).collect();
+                self.containers.retain(|container| !gone.contains(&container.id.as_str()));
+                match &action.task {
+                    Task::Start { spec, created, .. } | Task::Replace { spec, created, .. } => {
+                        self.containers.retain(|container| created.as_ref().is_none_or(|created| created.id != container.id));
+                        self.containers.push(container(&format!("new {}", action.device), &spec.name, State::Running, spec));
+                    }
+                    Task::FallBack { spec, old, .. } => {
+                        let rejected = crate::decide::past::Rejected { hash: spec.hash().to_owned(), why: String::new() };
+                        self.past.rejected.insert(action.device.clone(), rejected);
+                        let old = self.containers.iter_mut().find(|container| container.id == old.id).unwrap();
+                        (old.state, old.name) = (State::Running, spec.name.clone());
+                    }
+                    Task::Rename { container, name } => {
+                        let renamed = self.containers.iter_mut().find(|found| found.id == container.id).unwrap();
+                        renamed.name.clone_from(name);
+                    }
+                    Task::Remove(_) => {}
                 }
             }
             self.stuck.retain(|id| self.containers.iter().any(|container| &container.id == id));
+            for container in &self.containers {
+                let runs = crate::decide::past::Runs { present: (1, 1), since: self.now, ended: None };
+                self.past.runs.entry(container.id.clone()).or_insert(runs);
+            }
+            self.now += crate::decide::action::PROVEN;
         }
 
         fn alive(&self) -> BTreeSet<&str> {
@@ -634,11 +715,11 @@ pub(crate) mod tests {
                 let device = action.device.as_str();
                 prop_assert!(!scene.busy.contains(device));
                 match scene.desired.get(device) {
-                    None => prop_assert!(scene.complete && action.start.is_none()),
+                    None => prop_assert!(scene.complete && action.rank() == Rank::Stop),
                     Some(Desired::Keep(why)) => prop_assert!(false, "{why}"),
-                    Some(Desired::Stop(_)) => prop_assert!(action.start.is_none()),
+                    Some(Desired::Stop(_)) => prop_assert_eq!(action.rank(), Rank::Stop),
                     // What runs as wanted gives way to a limit only, and to that only if it is known.
-                    Some(Desired::Run(spec)) => for old in &action.old {
+                    Some(Desired::Run(spec)) => for old in action.ends() {
                         let container = scene.containers.iter().find(|container| container.id == old.id).unwrap();
                         prop_assert_eq!(device_of(container), device);
                         let sound = container.state == State::Running && container.labels[CONFIG_HASH] == spec.hash();
@@ -650,18 +731,36 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn starts_come_first_and_a_device_has_one_action(scene in any_scene()) {
+        fn starts_come_before_replacements_before_stops_and_a_device_has_one_action(scene in any_scene()) {
             let plan = scene.plan();
-            let stops = plan.actions.iter().skip_while(|action| action.start.is_some());
-            prop_assert!(stops.into_iter().all(|action| action.start.is_none()));
+            prop_assert!(plan.actions.is_sorted_by_key(Action::rank));
             let devices: BTreeSet<&str> = plan.actions.iter().map(|action| action.device.as_str()).collect();
             prop_assert_eq!(devices.len(), plan.actions.len());
         }
 
         #[test]
-        fn a_plan_that_is_carried_out_leaves_nothing_to_do(mut scene in any_scene()) {
-            let plan = scene.plan();
-            scene.apply(&plan);
+        fn at_most_one_recorder_that_runs_is_replaced_at_a_time(scene in any_scene()) {
+            let replaced = scene.plan().actions.iter().filter(|action| matches!(action.task, Task::Replace { .. })).count();
+            prop_assert!(replaced <= usize::from(!scene.replacing), "{replaced}");
+        }
+
+        #[test]
+        fn what_runs_is_given_up_for_a_successor_only_by_a_replacement(scene in any_scene()) {
+            for action in scene.plan().actions.iter().filter(|action| action.rank() == Rank::Start) {
+                let is_fallback = matches!(action.task, Task::FallBack { .. });
+                let state = |old: &OldContainer| scene.containers.iter().find(|container| container.id == old.id).unwrap().state;
+                prop_assert!(is_fallback || action.ends().all(|old| state(old) != State::Running));
+            }
+        }
+
+        #[test]
+        fn plans_that_are_carried_out_leave_nothing_to_do(mut scene in any_scene()) {
+            // A replacement waits for the one before: as many rounds as there are devices, and one for what was proven.
+            for _ in 0..10 {
+                let plan = scene.plan();
+                scene.apply(&plan);
+                scene.replacing = false;
+            }
             prop_assert_eq!(scene.actions(), "");
         }
 
@@ -670,7 +769,7 @@ pub(crate) mod tests {
             scene.busy.clear();
             let plan = scene.plan();
             let was_alive: BTreeSet<String> = scene.alive().into_iter().map(str::to_owned).collect();
-            let newcomers = plan.actions.iter().filter(|action| action.start.is_some() && !was_alive.contains(&action.device)).count();
+            let newcomers = plan.actions.iter().filter(|action| action.rank() == Rank::Start && !was_alive.contains(&action.device)).count();
             let evicted = plan.actions.iter().filter(|action| action.cause == Cause::Surplus).count();
             prop_assert!(newcomers == 0 || evicted == 0, "{newcomers} newcomers, {evicted} evicted");
             scene.apply(&plan);

@@ -67,7 +67,7 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
         return told(
             Some(true),
             match desired {
-                Some(Desired::Run(_)) => since,
+                Some(Desired::Run(_)) => known.holds.get(id).map_or_else(|| since.clone(), |hold| format!("{since}; {hold}")),
                 Some(Desired::Keep(why)) => format!("{since}, although {why}"),
                 Some(Desired::Stop(why)) => format!("{since}, to be stopped: {why}"),
                 None => format!("{since}, to be stopped: it is not in the database"),

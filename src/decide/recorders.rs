@@ -1,8 +1,8 @@
 //! What is known of each device's Recorder beyond the last list of containers.
 //!
-//! [`plan`](crate::decide::plan::plan) decides from the present state alone. What it cannot see is kept here: how earlier
-//! runs ended, when a failed start may be tried again, which container was last seen to run as desired, and what a
-//! Recorder waits for. All of it is lost with the process; a new Controller begins without failures and adopts what runs.
+//! [`plan`](crate::decide::plan::plan) decides from the present state and the [`Past`], which is gathered here: how earlier
+//! runs ended, when a failed start may be tried again, which container was last seen to record, and what a Recorder waits
+//! for. All of it is lost with the process; a new Controller begins without failures and adopts what runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,29 +11,34 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::collect::by_insertion;
-use crate::decide::backoff::{Attempt, Backoffs};
+use crate::decide::action::{Action, Cause, Done, Ending, Failure, Hold, Task};
+use crate::decide::backoff::Attempt;
 use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
-use crate::decide::plan::{Action, Cause, Ending, Failure, Hold, Plan};
-use crate::decide::spec::{CONFIG_HASH, DEVICE_ID};
+use crate::decide::past::{Past, Rejected, Runs};
+use crate::decide::plan::Plan;
+use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
 use crate::text::shown;
+
+/// Failures of a predecessor after which the spec that was given up for it is tried again.
+const FALLBACK_FAILURES: u32 = 3;
 
 /// The Recorders of all devices.
 #[derive(Debug, Default)]
 pub struct Recorders {
-    backoffs: Backoffs,
+    past: Past,
     devices: BTreeMap<String, Recorder>,
     /// Containers whose end was counted, by id.
-    ended: BTreeSet<String>,
-    /// The present run of each container, by id: the second in which it began, and its process.
-    runs: BTreeMap<String, (u64, u32)>,
+    counted: BTreeSet<String>,
     holds: BTreeMap<String, Hold>,
 }
 
 #[derive(Debug, Default)]
 struct Recorder {
-    /// The container that runs as desired.
+    /// The container that records.
     container: Option<String>,
+    /// Whether an action of this program started it.
+    is_own: bool,
     /// How the last run ended, and how many runs did.
     ended: Option<(Ending, u32)>,
     /// Why the last run ended or could not be started, while that explains a hold.
@@ -57,7 +62,14 @@ pub enum Note {
         /// Its name.
         name: String,
     },
-    /// A desired Recorder is not started.
+    /// Somebody else put a container in the place of ours.
+    Foreign {
+        /// Name of that container.
+        name: String,
+        /// Its device.
+        device: String,
+    },
+    /// A desired Recorder is not started, or not replaced.
     Held {
         /// Its device.
         device: String,
@@ -72,6 +84,22 @@ pub enum Note {
         took: Duration,
         /// Why it was done.
         cause: Cause,
+        /// How its predecessor differed.
+        differences: Vec<String>,
+    },
+    /// An action started the predecessor of a Recorder again.
+    FellBack {
+        /// Name of the container.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// An action renamed a container.
+    Renamed {
+        /// What it was called.
+        from: String,
+        /// What it is called now.
+        to: String,
     },
     /// An action removed containers.
     Removed {
@@ -102,9 +130,20 @@ impl fmt::Display for Note {
             Self::Ended { device, ending, next: Next::After(wait) } => {
                 write!(f, "the Recorder of {} {ending}; next start in {} s", shown(device), wait.as_secs())
             }
-            Self::Adopted { name } => write!(f, "{name} runs as wanted and is adopted"),
-            Self::Held { device, hold } => write!(f, "microphone {device} is not started: {hold}"),
-            Self::Started { name, took, cause } => write!(f, "{name} started in {:.2} s: {cause}", took.as_secs_f64()),
+            Self::Adopted { name } => write!(f, "{name} is already running as desired; adopted"),
+            Self::Foreign { name, device } => {
+                write!(f, "somebody else replaced the Recorder of {}; its container {} is left running", shown(device), shown(name))
+            }
+            Self::Held { device, hold } => write!(f, "microphone {device} waits: {hold}"),
+            Self::Started { name, took, cause, differences } => {
+                write!(f, "{name} started in {:.2} s: {cause}", took.as_secs_f64())?;
+                if !differences.is_empty() {
+                    write!(f, "; changed: {}", differences.join(", "))?;
+                }
+                Ok(())
+            }
+            Self::FellBack { name, why } => write!(f, "{name} fell back to the container of before, as {why}"),
+            Self::Renamed { from, to } => write!(f, "{} was renamed back to {to}; it records on", shown(from)),
             Self::Removed { names, took, cause } => {
                 write!(f, "{} stopped and removed in {:.2} s: {cause}", names.join(", "), took.as_secs_f64())
             }
@@ -112,21 +151,39 @@ impl fmt::Display for Note {
     }
 }
 
+/// What became of an action.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// It was done.
+    Done(Note),
+    /// It was done, and the result is not what was asked for.
+    DoneInVain {
+        /// What was done.
+        note: Note,
+        /// What is wrong with it.
+        warning: String,
+    },
+    /// It failed, and why.
+    Failed(String),
+    /// It has become pointless, and why.
+    Dropped(String),
+}
+
 impl Recorders {
-    /// When a failed action may be tried again.
+    /// What a plan must know of what happened before.
     #[must_use]
-    pub fn backoffs(&self) -> &Backoffs {
-        &self.backoffs
+    pub fn past(&self) -> &Past {
+        &self.past
     }
 
     /// A microphone was plugged in or out: what failed before says nothing any more.
     pub fn plugged(&mut self, device: &str) {
-        self.backoffs.forget(device);
+        self.past.failures.forget(device);
     }
 
     /// The Controller stops: nothing that failed before may delay a stop.
     pub fn stopping(&mut self) {
-        self.backoffs = Backoffs::default();
+        self.past.failures = Past::default().failures;
     }
 
     /// Devices whose Recorder runs, with the id of its container.
@@ -134,56 +191,95 @@ impl Recorders {
         self.devices.iter().filter_map(|(device, recorder)| Some((device, recorder.container.as_ref()?)))
     }
 
-    /// Takes in a list of containers: which runs ended since the last one. `exit` reports with which code the last run of
-    /// a container ended, `Some(None)` if nobody will report it, and `None` while that may still come.
+    /// Takes in a list of containers: which runs ended since the last one. `is_busy` says for which devices an action is
+    /// under way. `exit` reports with which code the last run of a container ended, `Some(None)` if nobody will report it,
+    /// and `None` while that may still come.
     pub fn observe(
         &mut self,
         containers: &[Container],
         desired: &BTreeMap<String, Desired>,
+        is_busy: impl Fn(&str) -> bool,
         exit: impl Fn(&str) -> Option<Option<i64>>,
         now: Instant,
     ) -> Vec<Note> {
         let mut notes = Vec::new();
-        for (container, code) in self.restarts(containers, exit) {
+        for (container, code) in self.restarts(containers, exit, now) {
             let ending = code.map_or(Ending::Unknown, Ending::Exit);
+            self.past.runs.entry(container.id.clone()).and_modify(|runs| runs.ended = Some(ending));
             notes.push(self.note_end(device_of(container), ending, Next::Restarted));
         }
+        notes.extend(self.note_foreign(containers, desired, &is_busy));
         for container in containers {
             let device = device_of(container);
             let Some(Desired::Run(spec)) = desired.get(device) else { continue };
             match container.state {
-                State::Running => self.backoffs.running(device, now),
-                State::Exited | State::Lost
-                    if container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash())
-                        && self.ended.insert(container.id.clone()) =>
-                {
-                    let wait = self.backoffs.failed(device, Attempt::Start(spec.hash()), now);
-                    notes.push(self.note_end(device, Ending::of(container), Next::After(wait)));
+                State::Running => self.past.failures.running(device, now),
+                State::Exited | State::Lost if !is_busy(device) && self.is_own_end(container, spec) => {
+                    let ending = Ending::of(container);
+                    if ending != Ending::Reboot {
+                        let wait = self.past.failures.failed(device, Attempt::Start(spec.hash()), now);
+                        notes.push(self.note_end(device, ending, Next::After(wait)));
+                    }
+                    if self.past.failures.failures(device) >= FALLBACK_FAILURES {
+                        self.past.rejected.remove(device);
+                    }
                 }
                 _ => {}
             }
         }
-        self.ended.retain(|id| containers.iter().any(|container| &container.id == id));
+        let is_listed = |id: &String| containers.iter().any(|container| &container.id == id);
+        self.counted.retain(is_listed);
+        self.past.asked_to_end.retain(is_listed);
+        self.past.foreign.retain(is_listed);
+        let is_current = |device: &String, hash: &str| matches!(desired.get(device), Some(Desired::Run(spec)) if spec.hash() == hash);
+        self.past.rejected.retain(|device, rejected| !desired.contains_key(device) || is_current(device, &rejected.hash));
+        notes
+    }
+
+    /// Whether a container of this spec, or the one that it fell back to, ended by itself and was not counted yet.
+    fn is_own_end(&mut self, container: &Container, spec: &Spec) -> bool {
+        let matches = container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let is_fallback = container.name == spec.name && self.past.rejection(&spec.device, spec.hash()).is_some();
+        (matches || is_fallback) && !self.past.asked_to_end.contains(&container.id) && self.counted.insert(container.id.clone())
+    }
+
+    /// Somebody replaced a container that this program had started: that one is gone without an action of ours, and
+    /// another one that was not made from the desired spec runs in its place.
+    fn note_foreign(&mut self, containers: &[Container], desired: &BTreeMap<String, Desired>, is_busy: impl Fn(&str) -> bool) -> Vec<Note> {
+        let mut notes = Vec::new();
+        for container in containers.iter().filter(|container| container.state == State::Running) {
+            let device = device_of(container);
+            let (Some(Desired::Run(spec)), Some(recorder)) = (desired.get(device), self.devices.get(device)) else { continue };
+            let is_gone = |id: &String| !containers.iter().any(|other| &other.id == id);
+            let is_other = recorder.is_own && recorder.container.as_ref().is_some_and(is_gone);
+            let differs = container.labels.get(CONFIG_HASH).is_none_or(|hash| hash != spec.hash());
+            if is_other && differs && !is_busy(device) && self.past.foreign.insert(container.id.clone()) {
+                notes.push(Note::Foreign { name: container.name.clone(), device: device.to_owned() });
+            }
+        }
         notes
     }
 
     /// Containers that began another run since the list before: Podman started them again. While `exit` may still report
     /// how the run before ended, the restart is reported with a later list.
-    fn restarts<'a, E>(&mut self, containers: &'a [Container], exit: impl Fn(&str) -> Option<E>) -> Vec<(&'a Container, E)> {
+    fn restarts<'a, E>(&mut self, containers: &'a [Container], exit: impl Fn(&str) -> Option<E>, now: Instant) -> Vec<(&'a Container, E)> {
         let mut restarted = Vec::new();
         for container in containers.iter().filter(|container| container.state == State::Running && container.started > 0) {
             let run = (container.started, container.pid);
-            match self.runs.get(&container.id) {
-                Some(before) if *before == run => continue,
-                Some(_) => match exit(&container.id) {
-                    Some(how) => restarted.push((container, how)),
+            let ended = match self.past.runs.get(&container.id) {
+                Some(runs) if runs.present == run => continue,
+                Some(runs) => match exit(&container.id) {
+                    Some(how) => {
+                        restarted.push((container, how));
+                        runs.ended
+                    }
                     None => continue,
                 },
-                None => {}
-            }
-            self.runs.insert(container.id.clone(), run);
+                None => None,
+            };
+            self.past.runs.insert(container.id.clone(), Runs { present: run, since: now, ended });
         }
-        self.runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
+        self.past.runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
         restarted
     }
 
@@ -197,71 +293,124 @@ impl Recorders {
 
     /// Takes in a plan: adopted containers, and what Recorders wait for. The outcome of the last action of a device that
     /// `is_settling` is in no list yet.
-    pub fn planned(&mut self, plan: &Plan, containers: &[Container], is_settling: impl Fn(&str) -> bool) -> Vec<Note> {
+    pub fn planned(
+        &mut self,
+        plan: &Plan,
+        containers: &[Container],
+        desired: &BTreeMap<String, Desired>,
+        is_settling: impl Fn(&str) -> bool,
+    ) -> Vec<Note> {
         let mut notes = Vec::new();
         let runs = |id: &String| containers.iter().any(|container| &container.id == id && !container.state.is_over());
         for (device, recorder) in &mut self.devices {
             recorder.container = recorder.container.take().filter(|id| is_settling(device) || runs(id));
         }
         for (device, id) in &plan.kept {
+            if plan.matching.contains(device) {
+                self.past.drifts.forget(device);
+                if let Some(Desired::Run(spec)) = desired.get(device) {
+                    self.past.cards.insert(device.clone(), spec.card());
+                }
+            }
+            let is_adopted = plan.matching.contains(device);
             let recorder = self.of(device);
             if recorder.container.as_ref() != Some(id) {
                 recorder.container = Some(id.clone());
+                recorder.is_own = false;
                 let name = containers.iter().find(|container| &container.id == id).map_or("", |container| &container.name);
-                notes.push(Note::Adopted { name: name.to_owned() });
+                if is_adopted {
+                    notes.push(Note::Adopted { name: name.to_owned() });
+                }
             }
         }
         for (device, hold) in plan.holds.iter().filter(|(device, hold)| self.holds.get(*device) != Some(*hold)) {
-            notes.push(Note::Held { device: device.clone(), hold: *hold });
+            notes.push(Note::Held { device: device.clone(), hold: hold.clone() });
         }
         self.holds.clone_from(&plan.holds);
         notes
     }
 
+    /// Takes in that an action begins.
+    pub fn begun(&mut self, action: &Action) {
+        self.past.asked_to_end.extend(action.ends().map(|container| container.id.clone()));
+    }
+
     /// Takes in how an action ended.
-    ///
-    /// # Errors
-    /// Why it failed, as a line for the log.
-    pub fn finished(
-        &mut self,
-        action: &Action,
-        result: Result<Option<String>, Failure>,
-        took: Duration,
-        now: Instant,
-    ) -> Result<Note, String> {
-        let cause = action.cause.clone();
-        match (result, &action.start) {
-            (Ok(Some(id)), Some(spec)) => {
-                let recorder = self.of(&action.device);
-                recorder.container = Some(id);
-                recorder.failure = None;
-                Ok(Note::Started { name: spec.name.clone(), took, cause })
+    pub fn finished(&mut self, action: &Action, result: Result<Done, Failure>, took: Duration, now: Instant) -> Finished {
+        let (device, cause) = (&action.device, action.cause.clone());
+        let name = action.spec().map_or_else(String::new, |spec| spec.name.clone());
+        match result {
+            Ok(Done::Started { id, differences }) => {
+                self.record_start(device, id);
+                let again = self.note_replacement(action, now);
+                let found = if differences.is_empty() { format!("label {CONFIG_HASH}") } else { differences.join(", ") };
+                let note = Note::Started { name: name.clone(), took, cause, differences };
+                match again {
+                    true => Finished::DoneInVain {
+                        warning: format!(
+                            "{name} differs from what is desired right after it was made ({found}); it is replaced more and more rarely"
+                        ),
+                        note,
+                    },
+                    false => Finished::Done(note),
+                }
             }
-            (Ok(_), _) => {
-                let removed = |id: &String| action.old.iter().any(|old| &old.id == id);
-                let recorder = self.of(&action.device);
-                recorder.container = recorder.container.take().filter(|id| !removed(id));
-                Ok(Note::Removed { names: action.old.iter().map(|old| old.name.clone()).collect(), took, cause })
+            Ok(Done::FellBack { id, why }) => {
+                let why = why.unwrap_or_else(|| cause.to_string());
+                if let Some(spec) = action.spec() {
+                    self.past.rejected.insert(device.clone(), Rejected { hash: spec.hash().to_owned(), why: why.clone() });
+                }
+                // It was asked to end, and runs again.
+                self.past.asked_to_end.remove(&id);
+                self.record_start(device, id);
+                Finished::Done(Note::FellBack { name, why })
             }
-            (Err(failure), start) => {
-                let attempt = start.as_ref().map_or(Attempt::Stop, |spec| Attempt::Start(spec.hash()));
+            Ok(Done::Renamed) => match &action.task {
+                Task::Rename { container, name } => Finished::Done(Note::Renamed { from: container.name.clone(), to: name.clone() }),
+                _ => Finished::Dropped("not a renaming".to_owned()),
+            },
+            Ok(Done::Removed) => {
+                let gone = |id: &String| action.ends().any(|old| &old.id == id);
+                let recorder = self.of(device);
+                recorder.container = recorder.container.take().filter(|id| !gone(id));
+                Finished::Done(Note::Removed { names: action.ends().map(|old| old.name.clone()).collect(), took, cause })
+            }
+            Err(Failure::Stopping) => Finished::Dropped("the Controller stops".to_owned()),
+            Err(Failure::Outdated(why)) => Finished::Dropped(why),
+            Err(failure @ (Failure::Lacking(_) | Failure::Other(_))) => {
+                let attempt = action.spec().map_or(Attempt::Stop, |spec| Attempt::Start(spec.hash()));
                 let why = match failure {
                     Failure::Lacking(why) => {
-                        let every = self.backoffs.lacking(&action.device, attempt, now);
+                        let every = self.past.failures.lacking(device, attempt, now);
                         format!("{why}; tried again every {} s", every.as_secs())
                     }
-                    Failure::Other(why) => {
-                        self.backoffs.failed(&action.device, attempt, now);
+                    Failure::Other(why) | Failure::Outdated(why) => {
+                        self.past.failures.failed(device, attempt, now);
                         why
                     }
+                    Failure::Stopping => String::new(),
                 };
-                self.of(&action.device).failure = Some(why.clone());
-                Err(why)
+                self.of(device).failure = Some(why.clone());
+                Finished::Failed(why)
             }
         }
     }
 
-    /// What each desired Recorder that does not run waits for, with the failure behind it.
+    fn record_start(&mut self, device: &str, id: String) {
+        let recorder = self.of(device);
+        recorder.container = Some(id);
+        recorder.is_own = true;
+        recorder.failure = None;
+    }
+
+    /// Counts a replacement; whether there was one before that did not give what is desired.
+    fn note_replacement(&mut self, action: &Action, now: Instant) -> bool {
+        let Task::Replace { spec, .. } = &action.task else { return false };
+        self.past.drifts.failed(&action.device, Attempt::Start(spec.hash()), now);
+        self.past.drifts.failures(&action.device) > 1
+    }
+
+    /// What each desired Recorder that is not as desired waits for, with the failure behind it.
     #[must_use]
     pub fn holds(&self) -> BTreeMap<String, String> {
         let text = |(device, hold): (&String, &Hold)| {
@@ -275,12 +424,11 @@ impl Recorders {
         by_insertion(self.holds.iter().map(text))
     }
 
-    /// How many Recorders run, and which desired ones wait. One that was started just now is in no list yet.
+    /// How many Recorders run, and what is wrong with others.
     #[must_use]
     pub fn summary(&self) -> (usize, Vec<String>) {
-        let runs = |device: &String| self.devices.get(device).is_some_and(|recorder| recorder.container.is_some());
-        let waiting = self.holds.iter().filter(|(device, _)| !runs(device)).map(|(device, hold)| format!("{device}: {hold}"));
-        (self.running().count(), waiting.collect())
+        let faults = self.holds.iter().filter(|(_, hold)| hold.is_fault()).map(|(device, hold)| format!("{device}: {hold}"));
+        (self.running().count(), faults.collect())
     }
 
     /// How the last run of each device ended and how many did, for the heartbeat.
@@ -305,19 +453,27 @@ fn device_of(container: &Container) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::plan::tests::scene;
+    use crate::decide::plan::tests::{Scene, scene};
 
     #[test]
-    fn an_end_is_counted_once() {
+    fn an_end_is_counted_once_and_only_if_nobody_asked_for_it() {
         let mut scene = scene("a:run", "a:exited");
         let mut recorders = Recorders::default();
-        let mut ends =
-            |scene: &mut crate::decide::plan::tests::Scene| recorders.observe(&scene.containers, &scene.desired, |_| None, scene.now).len();
-        assert_eq!(ends(&mut scene), 1);
-        assert_eq!(ends(&mut scene), 0);
+        let ends = |recorders: &mut Recorders, scene: &Scene, busy: bool| {
+            recorders.observe(&scene.containers, &scene.desired, |_| busy, |_| None, scene.now).len()
+        };
+        assert_eq!(ends(&mut recorders, &scene, true), 0);
+        assert_eq!(ends(&mut recorders, &scene, false), 1);
+        assert_eq!(ends(&mut recorders, &scene, false), 0);
         scene.containers[0].id = "another".to_owned();
-        assert_eq!(ends(&mut scene), 1);
-        scene.backoffs = recorders.backoffs;
+        assert_eq!(ends(&mut recorders, &scene, false), 1);
+        scene.containers[0].id = "stopped by us".to_owned();
+        recorders.past.asked_to_end.insert("stopped by us".to_owned());
+        assert_eq!(ends(&mut recorders, &scene, false), 0);
+        scene.containers[0].id = "before the reboot".to_owned();
+        scene.containers[0].is_interrupted = true;
+        assert_eq!(ends(&mut recorders, &scene, false), 0);
+        scene.past.failures = recorders.past.failures;
         assert_eq!(scene.actions(), "");
     }
 
@@ -326,9 +482,9 @@ mod tests {
         let mut scene = scene("a:run b:run", "a:running b:created");
         let mut recorders = Recorders::default();
         let exit = std::cell::Cell::new(Some(7));
-        let mut reported = |scene: &mut crate::decide::plan::tests::Scene, started: [u64; 2]| {
+        let mut reported = |scene: &mut Scene, started: [u64; 2]| {
             scene.containers.iter_mut().zip(started).for_each(|(container, started)| container.started = started);
-            let ended = recorders.restarts(&scene.containers, |_| exit.get());
+            let ended = recorders.restarts(&scene.containers, |_| exit.get(), scene.now);
             ended.iter().map(|(container, how)| format!("{} {how}", device_of(container))).collect::<String>()
         };
         assert_eq!(reported(&mut scene, [1, 0]), "");
@@ -357,13 +513,30 @@ mod tests {
         let mut recorders = Recorders::default();
         for id in ["c0", "c1", "c2"] {
             scene.containers[0].id = id.to_owned();
-            recorders.observe(&scene.containers, &scene.desired, |_| None, scene.now);
+            recorders.observe(&scene.containers, &scene.desired, |_| false, |_| None, scene.now);
         }
-        scene.backoffs = std::mem::take(&mut recorders.backoffs);
-        let notes = recorders.planned(&scene.plan(), &scene.containers, |_| false);
+        scene.past.failures = std::mem::take(&mut recorders.past).failures;
+        let notes = recorders.planned(&scene.plan(), &scene.containers, &scene.desired, |_| false);
         assert_eq!(notes.len(), 1);
         assert_eq!(recorders.holds()["a"], "back-off until 1970-01-01T00:00:02Z after 3 failures: ended with code 1");
         assert_eq!(recorders.summary(), (0, vec!["a: back-off until 1970-01-01T00:00:02Z after 3 failures".to_owned()]));
         assert_eq!(recorders.ends()["a"], json!({"last": "ended with code 1", "count": 3}));
+    }
+
+    #[test]
+    fn what_somebody_else_puts_in_the_place_of_ours_is_left_running() {
+        let mut scene = scene("a:run", "a:running");
+        let mut recorders = Recorders::default();
+        let observe = |recorders: &mut Recorders, scene: &Scene| {
+            recorders.observe(&scene.containers, &scene.desired, |_| false, |_| None, scene.now).len()
+        };
+        recorders.record_start("a", "c0".to_owned());
+        assert_eq!(observe(&mut recorders, &scene), 0);
+        scene.containers[0].id = "theirs".to_owned();
+        scene.containers[0].labels.insert(CONFIG_HASH.to_owned(), "theirs".to_owned());
+        assert_eq!(observe(&mut recorders, &scene), 1);
+        assert_eq!(observe(&mut recorders, &scene), 0);
+        scene.past = recorders.past;
+        assert_eq!((scene.actions().as_str(), &scene.plan().holds["a"]), ("", &Hold::Foreign));
     }
 }

@@ -146,6 +146,12 @@ impl Spec {
             && self.env.get(CONFIG_JSON).is_some_and(|text| text == config_json)
     }
 
+    /// ALSA card index.
+    #[must_use]
+    pub fn card(&self) -> u32 {
+        self.card
+    }
+
     /// Sixteen hexadecimal digits over all but the labels.
     #[must_use]
     pub fn hash(&self) -> &str {
@@ -214,10 +220,11 @@ impl Spec {
         })
     }
 
-    /// The body of `POST containers/create` for this engine.
+    /// The body of `POST containers/create` for this engine. The container may have another name until it replaces one.
     #[must_use]
-    pub fn create_request(&self, engine: &Engine) -> Value {
+    pub fn create_request(&self, engine: &Engine, name: &str) -> Value {
         let mut request = self.body();
+        request["name"] = name.into();
         request["labels"] = json!(self.labels());
         if !self.recorder.privileged && !engine.rootless {
             // The bind shows the devices; without privilege their control group must allow them, too. A rootless engine
@@ -347,11 +354,11 @@ pub(crate) mod tests {
     #[test]
     fn a_rootless_engine_gets_what_it_can_do() {
         let spec = spec("a", 0);
-        assert_eq!(spec.create_request(&engine(false, Version(4, 3, 1)))["oom_score_adj"], -999);
-        let old = spec.create_request(&engine(true, Version(4, 3, 1)));
+        assert_eq!(spec.create_request(&engine(false, Version(4, 3, 1)), "n")["oom_score_adj"], -999);
+        let old = spec.create_request(&engine(true, Version(4, 3, 1)), "n");
         assert_eq!(old.get("oom_score_adj"), None);
         assert_eq!(old["annotations"]["run.oci.keep_original_groups"], "1");
-        assert_eq!(spec.create_request(&engine(true, Version(5, 4, 2)))["oom_score_adj"], -999);
+        assert_eq!(spec.create_request(&engine(true, Version(5, 4, 2)), "n")["oom_score_adj"], -999);
     }
 
     #[test]

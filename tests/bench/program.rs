@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 use silvasonic_controller::config::Config;
-use silvasonic_controller::decide::backoff::Backoffs;
 use silvasonic_controller::decide::container::{Container, State};
 use silvasonic_controller::decide::desired::{Desired, SpecCache, desired};
 use silvasonic_controller::decide::device::{Microphone, Usb};
+use silvasonic_controller::decide::past::Past;
 use silvasonic_controller::decide::plan::{View, plan};
 use silvasonic_controller::decide::presence::Presences;
 use silvasonic_controller::decide::registry::{Registry, Row};
@@ -86,13 +86,14 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
                 labels: spec.labels(),
                 exit_code: 0,
                 out_of_memory: false,
+                is_interrupted: false,
                 pid: 0,
                 started: 0,
             },
             other => panic!("{other:?}"),
         })
         .collect();
-    let (backoffs, none) = (Backoffs::default(), BTreeSet::new());
+    let (past, none) = (Past::default(), BTreeSet::new());
     let mut took: Vec<f64> = (0..50)
         .map(|_| {
             let begun = Instant::now();
@@ -102,7 +103,8 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
                 desired: &desired,
                 desired_complete: true,
                 max_recorders: registry.system.max_recorders,
-                backoffs: &backoffs,
+                past: &past,
+                replacing: false,
                 busy: &none,
                 stuck: &none,
                 now,

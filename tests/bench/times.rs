@@ -33,7 +33,8 @@ fn podmans_own(station: &Station, count: u32, at_once: usize) -> f64 {
             let folder = format!("own-{n}");
             fs::create_dir_all(station.workspace().join("recorder").join(&folder)).unwrap();
             let microphone = Microphone { card: n, name: "bench".to_owned(), usb: None };
-            Spec::new(&recorder, &folder, &microphone, &folder, "bench", config.to_string()).create_request(&engine)
+            let spec = Spec::new(&recorder, &folder, &microphone, &folder, "bench", config.to_string());
+            spec.create_request(&engine, &spec.name)
         })
         .collect();
     let next = AtomicUsize::new(0);

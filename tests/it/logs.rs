@@ -342,6 +342,7 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
         labels: [("io.silvasonic.service".to_owned(), "recorder".to_owned())].into(),
         exit_code: 0,
         out_of_memory: false,
+        is_interrupted: false,
         pid: 0,
         started: 0,
     };
