@@ -75,6 +75,7 @@ pub mod fs;
 pub mod hardware;
 pub mod health;
 pub mod history;
+pub mod lock;
 pub mod logs;
 pub mod podman;
 pub mod poll;
