@@ -46,6 +46,8 @@ mod notify;
 mod scan;
 // start, stop, crash and adoption
 mod start;
+// two Controllers with one owner, and others that recreate our containers
+mod standby;
 // heartbeats and log lines reach a Redis that comes late, hangs or is away
 mod bus;
 // lines of containers reach Redis once and in order
