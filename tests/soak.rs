@@ -3,8 +3,9 @@
 //! Five microphones; the first is never touched, so that its Recorder must not miss a moment. A watcher looks every 100 ms
 //! which Recorder processes live. Time without one counts as lost, unless something that was done to this very Recorder
 //! within the last seconds, or something that keeps Podman or the hardware from being seen at this moment, explains it.
-//! In the second half the Controller is not killed any more, so that what it uses can be compared. Ends with 1 if anything
-//! was lost, doubled, leaked or grown. `SOAK_SEED` repeats a run's dice.
+//! A second Controller comes and goes; it takes over when the first one is killed. In the second half that one is not killed
+//! any more, so that what it uses can be compared, and the second one has other settings, which it must not apply. Ends
+//! with 1 if anything was lost, doubled, leaked or grown. `SOAK_SEED` repeats a run's dice.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.
@@ -73,6 +74,7 @@ const FAULTS: [Fault; 7] = [
     },
 ];
 const CARDS: &str = "cards unreadable";
+const OTHER: (&str, &str) = ("SILVASONIC_RECORDER_MEMORY_LIMIT", "256m");
 
 /// What the watcher must know and what it finds, by microphone.
 struct Book {
@@ -162,6 +164,7 @@ fn main() -> ExitCode {
     };
     let excuse = |who: std::ops::Range<usize>| who.for_each(|n| book.lock().unwrap().excused[n] = Instant::now() + ALLOWANCE);
     let mut ledger: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut standby: Option<Controller> = None;
     let mut fault: Option<&Fault> = None;
     let (begun, length) = (Instant::now(), Duration::from_secs_f64(minutes * 60.0));
     let mut before = None;
@@ -186,7 +189,7 @@ fn main() -> ExitCode {
         }
         let n = 1 + dice.below(COUNT - 1);
         let podman_answers = !fault.is_some_and(|fault| fault.name.starts_with("Podman"));
-        let kind = match dice.below(8) {
+        let kind = match dice.below(10) {
             0..=3 if fault.is_none_or(|fault| fault.name != CARDS) => {
                 plugged[n] = !plugged[n];
                 let mut book = book.lock().unwrap();
@@ -209,17 +212,34 @@ fn main() -> ExitCode {
             6 if begun.elapsed() < length / 2 => {
                 excuse(1..COUNT);
                 controller.kill();
-                controller = station.controller_with(&[MALLOC]);
-                "Controller killed"
+                if let Some(second) = standby.take() {
+                    controller = second;
+                    "Controller killed, the second takes over"
+                } else {
+                    controller = station.controller_with(&[MALLOC]);
+                    "Controller killed"
+                }
             }
             7 if fault.is_none() => {
                 station.redis.publish("silvasonic:nudge", "reconcile");
                 "nudge"
             }
+            // Nothing is excused: as long as it stands by, nobody must notice it.
+            8 | 9 => {
+                if standby.take().is_some() {
+                    "second Controller killed"
+                } else {
+                    // One that will never lead would replace every Recorder.
+                    let settings: &[_] = if begun.elapsed() < length / 2 { &[MALLOC] } else { &[MALLOC, OTHER] };
+                    standby = Some(station.controller_with(settings));
+                    "second Controller started"
+                }
+            }
             _ => continue,
         };
         *ledger.entry(kind).or_default() += 1;
         if before.is_none() && fault.is_none() && begun.elapsed() >= length / 2 {
+            standby = None;
             excuse(1..COUNT);
             plugged = [true; COUNT];
             book.lock().unwrap().wanted = plugged;
@@ -229,6 +249,7 @@ fn main() -> ExitCode {
     if let Some(fault) = fault {
         (fault.end)(&mut station);
     }
+    drop(standby);
     excuse(1..COUNT);
     book.lock().unwrap().blind = false;
     plugged = [true; COUNT];
