@@ -26,7 +26,7 @@ fn column(station: &Station, expression: &str) -> Option<String> {
 }
 
 /// Two whole cycles have passed: the Controller has read the database twice since.
-fn two_cycles(station: &Station) {
+pub(crate) fn two_cycles(station: &Station) {
     let reads = || station.postgres.value::<i64>("SELECT calls FROM reads");
     station.postgres.exec("DROP TABLE IF EXISTS reads; CREATE TABLE reads AS SELECT sum(seq_scan + coalesce(idx_scan, 0))::bigint AS calls FROM pg_stat_user_tables WHERE relname = 'system_config'");
     let before = reads().unwrap();

@@ -21,7 +21,7 @@ fn told(station: &Station, id: &str) -> Value {
     all["microphones"].as_array().unwrap().iter().find(|line| line["id"] == id).cloned().unwrap_or(Value::Null)
 }
 
-fn reason(station: &Station, id: &str) -> String {
+pub(crate) fn reason(station: &Station, id: &str) -> String {
     told(station, id)["reason"].as_str().unwrap_or_default().to_owned()
 }
 

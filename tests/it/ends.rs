@@ -19,7 +19,7 @@ const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
 
 /// Ends with the code that somebody writes into a file of its folder.
-const MORTAL: &str =
+pub(crate) const MORTAL: &str =
     "while [ ! -e /app/workspace/end ]; do usleep 20000; done; read code < /app/workspace/end; rm /app/workspace/end; exit $code";
 
 fn microphones(count: u32) -> Vec<Card> {

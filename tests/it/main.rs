@@ -28,6 +28,8 @@ mod live;
 mod plug;
 // a Podman that hangs, lies, floods or goes away
 mod podman_faults;
+// Recorders that are replaced, paused, renamed or stopped: no recording is given up for nothing
+mod replace;
 // Recorders that end, and Recorders that lack what they need to begin
 mod ends;
 // sound cards that cannot be read, hang, come half or change while they are read; clocks that jump

@@ -19,9 +19,14 @@ const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
 const THIRD: &str = "silvasonic-recorder-generic-usb-p1d9";
 
-fn proxied(station: &Station) -> (Proxy, Controller) {
+pub(crate) fn proxied(station: &Station) -> (Proxy, Controller) {
+    proxied_with(station, &[])
+}
+
+pub(crate) fn proxied_with(station: &Station, settings: &[(&str, &str)]) -> (Proxy, Controller) {
     let proxy = Proxy::new(station.dir().join("proxy.sock"), station.podman.socket());
-    let controller = station.controller_with(&[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]);
+    let settings = [settings, &[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]].concat();
+    let controller = station.controller_with(&settings);
     (proxy, controller)
 }
 

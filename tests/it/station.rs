@@ -20,7 +20,8 @@ mod redis;
 pub(crate) use controller::Controller;
 #[allow(unused_imports)]
 pub(crate) use dice::Dice;
-pub(crate) use podman::{NETWORK, Podman, RECORDER};
+#[allow(unused_imports)]
+pub(crate) use podman::{Happened, NETWORK, Podman, RECORDER};
 pub(crate) use postgres::Postgres;
 #[allow(unused_imports)]
 pub(crate) use proxy::{Fault, Proxy};

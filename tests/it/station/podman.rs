@@ -1,11 +1,14 @@
 //! A Podman of its own (tests/podman-sandbox), or one that the environment names; asked over its Unix socket.
 
 use super::{eventually, http, image};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The sandbox's program.
 pub(crate) const SANDBOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/podman-sandbox");
@@ -15,6 +18,22 @@ pub(crate) const NETWORK: &str = "silvasonic-net";
 pub(crate) const RECORDER: &str = "localhost/silvasonic_recorder:latest";
 
 const API: &str = "/v4.0.0/libpod";
+
+/// Something that happened to a container.
+#[derive(Clone, Debug)]
+pub(crate) struct Happened {
+    /// Since 1970.
+    pub(crate) at: Duration,
+    /// As Podman calls it: `create`, `rename`, `start`, `died`, `remove` …
+    pub(crate) action: String,
+    pub(crate) id: String,
+    /// Its name then.
+    pub(crate) name: String,
+    /// In its label.
+    pub(crate) device: String,
+    /// Its exit code, where it `died`.
+    pub(crate) code: String,
+}
 
 /// One Podman. Its socket's path is known before it is started.
 pub(crate) struct Podman {
@@ -71,6 +90,35 @@ impl Podman {
     /// Undoes [`Podman::freeze_api`].
     pub(crate) fn thaw_api(&self) {
         self.signal_api("CONT");
+    }
+
+    /// Kills the API service on the spot, as a crash or a lack of memory does; containers run on.
+    pub(crate) fn kill_api(&self) {
+        let id = fs::read_to_string(self.dir.join("api.pid")).ok().and_then(|id| Pid::from_raw(id.trim().parse().ok()?));
+        kill_process(id.expect("the API service runs"), Signal::KILL).expect("SIGKILL to the API service");
+    }
+
+    /// Waits until somebody creates a container of that name, and kills the API service when its storage knows the container
+    /// and its database does not yet; then starts it again. Whether that moment was met: the name can be neither used nor seen.
+    pub(crate) fn tear_creation(&self, name: &str, deadline: Duration) -> bool {
+        let stored = || {
+            let files = ["overlay", "vfs"].map(|driver| self.dir.join(format!("storage/{driver}-containers/containers.json")));
+            let text = files.iter().find_map(|file| fs::read(file).ok()).unwrap_or_default();
+            let list: Value = serde_json::from_slice(&text).unwrap_or_default();
+            let names = |container: &Value| container["names"].as_array().is_some_and(|names| names.iter().any(|own| own == name));
+            list.as_array().and_then(|list| Some(list.iter().find(|container| names(container))?["id"].to_string()))
+        };
+        let (before, begun) = (stored(), Instant::now());
+        // The moment is shorter than `eventually` looks.
+        while stored().is_none_or(|id| before.as_ref() == Some(&id)) {
+            if begun.elapsed() > deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        self.kill_api();
+        self.start_api();
+        stored().is_some() && self.inspect(name).is_none()
     }
 
     fn signal_api(&self, signal: &str) {
@@ -145,6 +193,32 @@ impl Podman {
         self.inspect(name).map(|inspect| (inspect["Id"].clone(), inspect["State"]["StartedAt"].clone()))
     }
 
+    /// What happened to containers since then, in order.
+    pub(crate) fn events(&self, since: SystemTime) -> Vec<Happened> {
+        let seconds = since.duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs();
+        let (status, text) = self.get(&format!("/events?stream=false&since={seconds}"));
+        assert_eq!(status, 200, "events: {text}");
+        let list = match text {
+            Value::String(lines) => lines.lines().map(|line| serde_json::from_str(line).expect("an event a line")).collect(),
+            one => vec![one],
+        };
+        let attribute = |event: &Value, name: &str| event["Actor"]["Attributes"][name].as_str().unwrap_or_default().to_owned();
+        let mut events: Vec<Happened> = list
+            .iter()
+            .filter(|event| event["Type"] == "container")
+            .map(|event| Happened {
+                at: Duration::from_nanos(event["timeNano"].as_u64().expect("a time")),
+                action: event["Action"].as_str().unwrap_or_default().to_owned(),
+                id: event["Actor"]["ID"].as_str().unwrap_or_default().to_owned(),
+                name: attribute(event, "name"),
+                device: attribute(event, "io.silvasonic.device_id"),
+                code: attribute(event, "containerExitCode"),
+            })
+            .collect();
+        events.sort_by_key(|event| event.at);
+        events
+    }
+
     /// The container of that name, if there is one.
     pub(crate) fn inspect(&self, name: &str) -> Option<Value> {
         match self.get(&format!("/containers/{}/json", http::encode(name))) {
@@ -190,6 +264,13 @@ impl Podman {
         let full = format!("localhost/{name}:latest");
         let command = format!("CMD {}", json!(["/bin/sh", "-c", command]));
         self.import(&full, image::busybox(), &[&command, "ENV PATH=/bin"]);
+        full
+    }
+
+    /// Makes an image `localhost/NAME:latest` whose containers run this program; the image's full name.
+    pub(crate) fn program_image(&self, name: &str, program: &str) -> String {
+        let full = format!("localhost/{name}:latest");
+        self.import(&full, image::busybox(), &[&format!("CMD {}", json!([program]))]);
         full
     }
 

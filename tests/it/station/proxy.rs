@@ -1,5 +1,8 @@
 //! A socket between the Controller and Podman that passes requests on, counts them, and answers some of them as no sound
 //! Podman would. Each request gets a connection of its own to Podman, so that an answer ends where that ends.
+//!
+//! What happens to a request is said by rules. A rule's words must all be in the request's line: its method, its path and,
+//! for a creation, the container's name, e.g. `POST /v4.0.0/libpod/containers/create HTTP/1.1 silvasonic-recorder-x-1`.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -8,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
+
+use serde_json::{Value, json};
 
 /// What happens to a request.
 #[derive(Clone, Debug)]
@@ -22,6 +27,25 @@ pub(crate) enum Fault {
     Endless(&'static str),
     /// It is passed on only after that long.
     Delay(Duration),
+    /// It is passed on with another body.
+    Edit(fn(&str) -> String),
+}
+
+impl Fault {
+    /// Podman's own way to say no.
+    pub(crate) fn refusal(cause: &str, message: &str) -> Fault {
+        let body = json!({"cause": cause, "message": message, "response": 500}).to_string();
+        let head = "HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json";
+        Fault::Answer(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+    }
+}
+
+/// What happens to requests whose line contains all words.
+struct Rule {
+    words: String,
+    fault: Fault,
+    /// How many more requests; None = all.
+    left: Option<u32>,
 }
 
 /// The proxy; its threads end with the test process.
@@ -32,15 +56,19 @@ pub(crate) struct Proxy {
 
 struct Shared {
     target: PathBuf,
-    /// Their first lines.
+    /// Their lines.
     requests: Mutex<Vec<String>>,
-    /// A part of the request's first line, and what happens to such requests.
-    fault: Mutex<Option<(String, Fault)>>,
+    /// The first one that fits counts.
+    rules: Mutex<Vec<Rule>>,
+}
+
+fn contains(line: &str, words: &str) -> bool {
+    words.split_whitespace().all(|word| line.contains(word))
 }
 
 impl Proxy {
     pub(crate) fn new(path: PathBuf, target: &Path) -> Proxy {
-        let shared = Arc::new(Shared { target: target.to_owned(), requests: Mutex::default(), fault: Mutex::new(None) });
+        let shared = Arc::new(Shared { target: target.to_owned(), requests: Mutex::default(), rules: Mutex::default() });
         let listener = UnixListener::bind(&path).unwrap();
         let server = Arc::clone(&shared);
         thread::spawn(move || {
@@ -61,19 +89,50 @@ impl Proxy {
         self.requests_for("")
     }
 
-    /// How many of them contain `part` in their first line.
-    pub(crate) fn requests_for(&self, part: &str) -> usize {
-        self.shared.requests.lock().unwrap().iter().filter(|first| first.contains(part)).count()
+    /// How many lines contain all these words.
+    pub(crate) fn requests_for(&self, words: &str) -> usize {
+        self.lines(words).len()
     }
 
-    /// From now on this happens to requests whose first line contains `part`.
-    pub(crate) fn set(&self, part: &str, fault: Fault) {
-        *self.shared.fault.lock().unwrap() = Some((part.to_owned(), fault));
+    /// The lines that contain all these words.
+    pub(crate) fn lines(&self, words: &str) -> Vec<String> {
+        self.shared.requests.lock().unwrap().iter().filter(|line| contains(line, words)).cloned().collect()
+    }
+
+    /// From now on this happens to requests whose line contains all these words, and nothing to others.
+    pub(crate) fn set(&self, words: &str, fault: Fault) {
+        self.clear();
+        self.add(words, fault);
+    }
+
+    /// From now on this happens to requests whose line contains all these words, unless an earlier rule fits.
+    pub(crate) fn add(&self, words: &str, fault: Fault) {
+        self.rule(words, fault, None);
+    }
+
+    /// This happens to the next request whose line contains all these words, unless an earlier rule fits.
+    pub(crate) fn once(&self, words: &str, fault: Fault) {
+        self.rule(words, fault, Some(1));
+    }
+
+    fn rule(&self, words: &str, fault: Fault, left: Option<u32>) {
+        self.shared.rules.lock().unwrap().push(Rule { words: words.to_owned(), fault, left });
     }
 
     /// Everything is passed on again.
     pub(crate) fn clear(&self) {
-        *self.shared.fault.lock().unwrap() = None;
+        self.shared.rules.lock().unwrap().clear();
+    }
+}
+
+impl Shared {
+    /// Notes a request; what happens to it.
+    fn asked(&self, line: &str) -> Option<Fault> {
+        let mut rules = self.rules.lock().unwrap();
+        self.requests.lock().unwrap().push(line.to_owned());
+        let rule = rules.iter_mut().find(|rule| rule.left != Some(0) && contains(line, &rule.words))?;
+        rule.left = rule.left.map(|left| left - 1);
+        Some(rule.fault.clone())
     }
 }
 
@@ -83,16 +142,21 @@ fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
         client.read_exact(&mut byte)?;
         head.push(byte[0]);
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
+    let mut head = String::from_utf8_lossy(&head).into_owned();
     let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     client.read_exact(&mut body)?;
-    let first = head.lines().next().unwrap_or_default();
-    shared.requests.lock().unwrap().push(first.to_owned());
-    let fault = shared.fault.lock().unwrap().clone().filter(|(part, _)| first.contains(part.as_str()));
-    match fault.map(|(_, fault)| fault) {
+    let name = serde_json::from_slice::<Value>(&body).ok().and_then(|body| Some(body["name"].as_str()?.to_owned())).unwrap_or_default();
+    match shared.asked(&format!("{} {name}", head.lines().next().unwrap_or_default())) {
         None => {}
         Some(Fault::Delay(time)) => thread::sleep(time),
+        Some(Fault::Edit(edit)) => {
+            let edited = edit(&String::from_utf8_lossy(&body)).into_bytes();
+            let other = |line: &str| !line.to_ascii_lowercase().starts_with("content-length:");
+            head = head.lines().filter(|line| !line.is_empty() && other(line)).map(|line| format!("{line}\r\n")).collect();
+            head.push_str(&format!("Content-Length: {}\r\n\r\n", edited.len()));
+            body = edited;
+        }
         Some(Fault::Hang) => return client.read_exact(&mut byte),
         Some(Fault::Stall(text)) => {
             client.write_all(text.as_bytes())?;
