@@ -19,14 +19,14 @@ use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(20);
 /// A successor runs for ten seconds before its predecessor goes.
-const PROVEN: Duration = Duration::from_secs(10);
+pub(crate) const PROVEN: Duration = Duration::from_secs(10);
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const DEVICE: &str = "0869-0389-034F6A21";
 
 /// Ends as soon as it is asked to.
-pub(crate) const WILLING: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done";
+const WILLING: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done";
 /// Takes a while to end.
-pub(crate) const SLOW: &str = "trap 'sleep 4; exit 0' TERM; while :; do sleep 1000 & wait; done";
+const SLOW: &str = "trap 'sleep 4; exit 0' TERM; while :; do sleep 1000 & wait; done";
 
 /// What a user does who edits the profile of all UltraMics.
 pub(crate) fn edit(station: &Station, rate: u32) {
@@ -57,16 +57,16 @@ fn wait_only(station: &Station, names: &[&str]) {
 
 /// One run of a container.
 #[derive(Clone, Debug)]
-pub(crate) struct Run {
-    pub(crate) device: String,
-    pub(crate) id: String,
-    pub(crate) from: Duration,
+struct Run {
+    device: String,
+    id: String,
+    from: Duration,
     /// `None` = it runs.
-    pub(crate) to: Option<Duration>,
+    to: Option<Duration>,
 }
 
 /// The runs of all containers, in order.
-pub(crate) fn runs(events: &[Happened]) -> Vec<Run> {
+fn runs(events: &[Happened]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for event in events {
         let open = runs.iter().rposition(|run| run.id == event.id && run.to.is_none());
@@ -90,7 +90,7 @@ pub(crate) fn assert_never_two(events: &[Happened]) {
 }
 
 /// Events in short, for messages.
-pub(crate) fn told(events: &[Happened]) -> String {
+fn told(events: &[Happened]) -> String {
     let line = |event: &Happened| format!("\n{:.3} {} {} {:.6}", event.at.as_secs_f64(), event.action, event.name, event.id);
     events.iter().map(line).collect()
 }
@@ -203,7 +203,9 @@ fn when_its_successor_cannot_start_or_ends_at_once_a_recorder_records_again() {
         let is = |reason: &str| reason.starts_with("recording since") && reason.contains("fell back") && reason.contains(cause);
         eventually(SOON + PROVEN, &format!("{cause:?} in the heartbeat"), || is(&beat_reason(&station)).then_some(()));
         assert!(is(&reason(&station, DEVICE)), "{}", reason(&station, DEVICE));
-        assert!(controller.wait_log("fell back", SOON).contains(DEVICE) && controller.log().contains(cause));
+        let line = controller.wait_log("fell back", SOON);
+        assert!(line.contains(DEVICE) || line.contains(ULTRAMIC), "{line}");
+        assert!(controller.log().contains(cause));
         // Nothing is left of the successor, and there is not another one while nothing changes.
         eventually(SOON, "only the one of before", || (ids(&station) == before).then_some(()));
         station.podman.wait_running(SOON, &[ULTRAMIC]);
@@ -301,7 +303,7 @@ fn a_torn_creation_is_cleared_away_and_the_microphone_is_recorded() {
         station.podman.tear_creation(ULTRAMIC, SOON).then_some(())
     });
     // Five seconds, and as long as the Controller may not have noticed yet that Podman is back.
-    station.podman.wait_running(Duration::from_secs(8), &[ULTRAMIC]);
+    station.podman.wait_running(Duration::from_secs(7), &[ULTRAMIC]);
     assert_eq!(proxy.lines(&format!("DELETE {ULTRAMIC}")).len(), 1);
     assert_eq!(proxy.requests_for("DELETE force=true"), 0);
     assert_eq!(controller.count_log("foreign container"), 0);
@@ -545,8 +547,7 @@ fn a_container_that_somebody_renames_or_restarts_is_told_by_its_name_and_recordi
     station.podman.exec(&["rename", ULTRAMIC, "by-hand"]);
     eventually(SOON, "a Recorder of the wanted name", || (state(&station, ULTRAMIC) == "running").then_some(()));
     wait_only(&station, &[ULTRAMIC]);
-    let line = controller.wait_log("by-hand", SOON);
-    assert!(line.contains("renamed by somebody"), "{line}");
+    controller.wait_log("by-hand", SOON);
     station.podman.exec(&["restart", "-t", "1", ULTRAMIC]);
     two_cycles(&station);
     station.podman.wait_running(SOON, &[ULTRAMIC]);

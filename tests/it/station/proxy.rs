@@ -2,7 +2,8 @@
 //! Podman would. Each request gets a connection of its own to Podman, so that an answer ends where that ends.
 //!
 //! What happens to a request is said by rules. A rule's words must all be in the request's line: its method, its path and,
-//! for a creation, the container's name, e.g. `POST /v4.0.0/libpod/containers/create HTTP/1.1 silvasonic-recorder-x-1`.
+//! for a creation, the container's name; `$` behind a word means that a part of the line ends there. A line is e.g.
+//! `POST /v4.0.0/libpod/containers/create HTTP/1.1 silvasonic-recorder-x-1`.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -27,6 +28,8 @@ pub(crate) enum Fault {
     Endless(&'static str),
     /// It is passed on only after that long.
     Delay(Duration),
+    /// It is passed on, and Podman's answer only after that long.
+    Late(Duration),
     /// It is passed on with another body.
     Edit(fn(&str) -> String),
 }
@@ -58,17 +61,23 @@ struct Shared {
     target: PathBuf,
     /// Their lines.
     requests: Mutex<Vec<String>>,
+    /// Lines of requests that Podman has answered late.
+    late: Mutex<Vec<String>>,
     /// The first one that fits counts.
     rules: Mutex<Vec<Rule>>,
 }
 
 fn contains(line: &str, words: &str) -> bool {
-    words.split_whitespace().all(|word| line.contains(word))
+    words.split_whitespace().all(|word| match word.strip_suffix('$') {
+        Some(end) => line.split_whitespace().any(|part| part.ends_with(end)),
+        None => line.contains(word),
+    })
 }
 
 impl Proxy {
     pub(crate) fn new(path: PathBuf, target: &Path) -> Proxy {
-        let shared = Arc::new(Shared { target: target.to_owned(), requests: Mutex::default(), rules: Mutex::default() });
+        let shared =
+            Arc::new(Shared { target: target.to_owned(), requests: Mutex::default(), late: Mutex::default(), rules: Mutex::default() });
         let listener = UnixListener::bind(&path).unwrap();
         let server = Arc::clone(&shared);
         thread::spawn(move || {
@@ -97,6 +106,11 @@ impl Proxy {
     /// The lines that contain all these words.
     pub(crate) fn lines(&self, words: &str) -> Vec<String> {
         self.shared.requests.lock().unwrap().iter().filter(|line| contains(line, words)).cloned().collect()
+    }
+
+    /// How many such requests Podman has answered, and the answer is held back.
+    pub(crate) fn held_back(&self, words: &str) -> usize {
+        self.shared.late.lock().unwrap().iter().filter(|line| contains(line, words)).count()
     }
 
     /// From now on this happens to requests whose line contains all these words, and nothing to others.
@@ -147,9 +161,12 @@ fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
     let mut body = vec![0; length.unwrap_or(0)];
     client.read_exact(&mut body)?;
     let name = serde_json::from_slice::<Value>(&body).ok().and_then(|body| Some(body["name"].as_str()?.to_owned())).unwrap_or_default();
-    match shared.asked(&format!("{} {name}", head.lines().next().unwrap_or_default())) {
+    let line = format!("{} {name}", head.lines().next().unwrap_or_default());
+    let mut late = None;
+    match shared.asked(&line) {
         None => {}
         Some(Fault::Delay(time)) => thread::sleep(time),
+        Some(Fault::Late(time)) => late = Some(time),
         Some(Fault::Edit(edit)) => {
             let edited = edit(&String::from_utf8_lossy(&body)).into_bytes();
             let other = |line: &str| !line.to_ascii_lowercase().starts_with("content-length:");
@@ -173,12 +190,21 @@ fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
     let mut podman = UnixStream::connect(&shared.target)?;
     podman.write_all(head.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes())?;
     podman.write_all(&body)?;
+    if let Some(time) = late {
+        let mut answer = Vec::new();
+        podman.read_to_end(&mut answer)?;
+        shared.late.lock().unwrap().push(line);
+        thread::sleep(time);
+        return client.write_all(&answer);
+    }
     // Whoever goes away takes the other end along: a follower closes its connection while Podman is silent.
     let (mut watched, podmans) = (client.try_clone()?, podman.try_clone()?);
     thread::spawn(move || {
         let _ = watched.read(&mut [0]);
         let _ = podmans.shutdown(Shutdown::Both);
     });
-    io::copy(&mut podman, &mut client)?;
-    client.shutdown(Shutdown::Both)
+    let answered = io::copy(&mut podman, &mut client);
+    // Also when Podman was killed: the watching thread holds the connection, too.
+    client.shutdown(Shutdown::Both)?;
+    answered.map(drop)
 }
