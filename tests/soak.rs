@@ -1,6 +1,7 @@
 //! `make soak`: a station for SOAK_MINUTES (10) with random plugs, faults and kills, and a ledger at the end.
 //!
-//! Five microphones; the first is never touched, so that its Recorder must not miss a moment. A watcher looks every 100 ms
+//! Five microphones; the first is never touched, so that its Recorder must not miss a moment. The others have a profile of
+//! their own, which is edited now and then. A watcher looks every 100 ms
 //! which Recorder processes live. Time without one counts as lost, unless something that was done to this very Recorder
 //! within the last seconds, or something that keeps Podman or the hardware from being seen at this moment, explains it.
 //! A second Controller comes and goes; it takes over when the first one is killed. In the second half that one is not killed
@@ -15,12 +16,15 @@ mod it {
     pub(crate) mod tree;
 }
 
-use it::station::{Controller, Dice, MALLOC, Station, eventually};
+use it::station::{Controller, Dice, MALLOC, RECORDER, Station, eventually};
 use it::tree::Card;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
-use std::fs;
-use std::process::ExitCode;
+use std::fs::{self, File};
+use std::io::Write;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -30,6 +34,10 @@ const SOON: Duration = Duration::from_secs(60);
 const COUNT: usize = 5;
 /// What a Recorder may take to come (back): two seconds, a back-off of as much, and Podman's own time.
 const ALLOWANCE: Duration = Duration::from_secs(6);
+/// Until an edited profile has replaced its Recorders: one after the other, each proven for ten seconds.
+const REPLACED: Duration = Duration::from_secs(80);
+/// How long a microphone has no Recorder while its Recorder is replaced: Podman's own stop and start on a busy machine.
+const GAP: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
 /// What an allocator may keep for itself.
 const TOLERANCE_KIB: i64 = 512;
@@ -43,7 +51,7 @@ struct Fault {
     end: fn(&mut Station),
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 10] = [
     Fault { name: "PostgreSQL stopped", blinds: false, begin: |station| station.postgres.stop(), end: |station| station.postgres.start() },
     Fault {
         name: "PostgreSQL frozen",
@@ -72,14 +80,73 @@ const FAULTS: [Fault; 7] = [
         // The cards are shown anew after every fault.
         end: |_| {},
     },
+    Fault {
+        name: BROKEN,
+        blinds: true,
+        begin: |station| {
+            station.podman.exec(&["tag", BROKEN_IMAGE, RECORDER]);
+            edit(station);
+        },
+        end: |station| {
+            station.podman.exec(&["tag", SOUND_IMAGE, RECORDER]);
+            edit(station);
+        },
+    },
+    Fault {
+        name: DISK,
+        blinds: true,
+        begin: |station| {
+            let mut stuffing = File::create(stuffing(station)).unwrap();
+            while stuffing.write_all(&[0; 4096]).is_ok() {}
+            edit(station);
+        },
+        end: |station| fs::remove_file(stuffing(station)).unwrap(),
+    },
+    Fault {
+        name: TORN,
+        blinds: true,
+        begin: |station| {
+            station.podman.delete(&format!("/containers/{}?force=true&timeout=0", name(1)));
+            station.podman.tear_creation(&name(1), ALLOWANCE);
+        },
+        end: |_| {},
+    },
 ];
 const CARDS: &str = "cards unreadable";
 const OTHER: (&str, &str) = ("SILVASONIC_RECORDER_MEMORY_LIMIT", "256m");
+const BROKEN: &str = "Recorder's image cannot start";
+const DISK: &str = "Podman's disk full";
+const TORN: &str = "Podman killed in the middle of a creation";
+
+/// The Recorder's image under a name that no fault takes away.
+const SOUND_IMAGE: &str = "localhost/sound:latest";
+/// Its command does not exist.
+const BROKEN_IMAGE: &str = "localhost/broken:latest";
+
+/// What fills Podman's disk.
+fn stuffing(station: &Station) -> PathBuf {
+    station.dir().join("podman/storage/stuffing")
+}
+
+/// A name of the nth Recorder.
+fn name(n: usize) -> String {
+    if n == 0 { Card::numbered_recorder(0) } else { format!("silvasonic-recorder-edited-{n:04}") }
+}
+
+/// A user edits the profile of all but the first microphone.
+fn edit(station: &Station) {
+    let rate = "to_jsonb(((config->'audio'->>'sample_rate')::int - 90000) % 100000 + 90001)";
+    station
+        .postgres
+        .exec(&format!("UPDATE microphone_profiles SET config = jsonb_set(config, '{{audio,sample_rate}}', {rate}) WHERE slug = 'edited'"));
+}
 
 /// What the watcher must know and what it finds, by microphone.
 struct Book {
     wanted: [bool; COUNT],
     excused: [Instant; COUNT],
+    /// Until then its Recorder may be replaced, which takes no longer than [`GAP`].
+    replaced: [Instant; COUNT],
     /// Podman or the hardware cannot be seen: who is not there yet cannot come.
     blind: bool,
     lost: [f64; COUNT],
@@ -107,6 +174,7 @@ fn recorders(url: &str) -> [Vec<u32>; COUNT] {
 
 fn watch(url: &str, book: &Mutex<Book>, stop: &AtomicBool) {
     let mut last = Instant::now();
+    let mut seen = [last; COUNT];
     while !stop.load(Ordering::Relaxed) {
         thread::sleep(LOOK);
         let alive = recorders(url);
@@ -115,8 +183,10 @@ fn watch(url: &str, book: &Mutex<Book>, stop: &AtomicBool) {
         last = now;
         for (n, ids) in alive.iter().enumerate() {
             book.doubled += u32::from(ids.len() > 1);
-            if ids.is_empty() && book.wanted[n] {
-                if book.blind || now < book.excused[n] {
+            if !ids.is_empty() || !book.wanted[n] {
+                seen[n] = now;
+            } else {
+                if book.blind || now < book.excused[n] || now < book.replaced[n] && now - seen[n] < GAP {
                     book.explained[n] += span;
                 } else {
                     book.lost[n] += span;
@@ -136,22 +206,39 @@ fn main() -> ExitCode {
     let minutes: f64 = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(10.0);
     println!("a station for {minutes} minutes");
     let mut dice = Dice(Dice::seed("SOAK_SEED"));
-    let mut station = Station::up();
-    let name = |n: usize| Card::numbered_recorder(n as u32);
+    // On a disk of its own, which can be filled; Podman's sandbox sees what is mounted before it begins.
+    let mut station = Station::plan().without_podman().up();
+    let storage = station.dir().join("podman/storage");
+    fs::create_dir_all(&storage).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=384m,mode=755", "tmpfs"]).arg(&storage).status().unwrap();
+    assert!(mounted.success());
+    station.podman.start();
+    station.podman.recorder_image();
+    station.podman.exec(&["tag", RECORDER, SOUND_IMAGE]);
+    station.podman.program_image("broken", "/nonexistent");
     let mut plugged = [true; COUNT];
     let set = |station: &Station, plugged: &[bool; COUNT]| {
         station.tree.set(&(0..COUNT).filter(|n| plugged[*n]).map(|n| Card::numbered(n as u32)).collect::<Vec<_>>());
     };
     set(&station, &plugged);
     let mut controller = station.controller_with(&[MALLOC]);
+    station.podman.wait_running(SOON, &(0..COUNT as u32).map(Card::numbered_recorder).collect::<Vec<_>>());
+    controller.wait_log("seeded user", SOON);
+    // Nobody matches this one by itself.
+    station.postgres.exec(
+        "INSERT INTO microphone_profiles (slug, name, config)
+           SELECT 'edited', 'edited', jsonb_set(config #- '{audio,match}', '{audio,sample_rate}', '96000')
+           FROM microphone_profiles WHERE slug = 'ultramic_384_evo';
+         UPDATE devices SET profile_slug = 'edited' WHERE name <> '0869-0389-SER0000'",
+    );
     let names: Vec<String> = (0..COUNT).map(name).collect();
     station.podman.wait_running(SOON, &names);
-    controller.wait_log("seeded user", SOON);
 
     let now = Instant::now();
     let book = Arc::new(Mutex::new(Book {
         wanted: plugged,
         excused: [now + ALLOWANCE; COUNT],
+        replaced: [now; COUNT],
         blind: false,
         lost: [0.0; COUNT],
         explained: [0.0; COUNT],
@@ -162,7 +249,8 @@ fn main() -> ExitCode {
         let (book, stop, url) = (Arc::clone(&book), Arc::clone(&stop), station.redis.url());
         thread::spawn(move || watch(&url, &book, &stop))
     };
-    let excuse = |who: std::ops::Range<usize>| who.for_each(|n| book.lock().unwrap().excused[n] = Instant::now() + ALLOWANCE);
+    let excuse = |who: Range<usize>| who.for_each(|n| book.lock().unwrap().excused[n] = Instant::now() + ALLOWANCE);
+    let edited = || (1..COUNT).for_each(|n| book.lock().unwrap().replaced[n] = Instant::now() + REPLACED);
     let mut ledger: BTreeMap<&str, u32> = BTreeMap::new();
     let mut standby: Option<Controller> = None;
     let mut fault: Option<&Fault> = None;
@@ -176,6 +264,7 @@ fn main() -> ExitCode {
                 (present.end)(&mut station);
                 set(&station, &plugged);
                 excuse(1..COUNT);
+                edited();
                 book.lock().unwrap().blind = false;
                 fault = None;
             }
@@ -221,11 +310,16 @@ fn main() -> ExitCode {
                 }
             }
             7 if fault.is_none() => {
+                edited();
+                edit(&station);
+                "profile edited"
+            }
+            8 if fault.is_none() => {
                 station.redis.publish("silvasonic:nudge", "reconcile");
                 "nudge"
             }
             // Nothing is excused: as long as it stands by, nobody must notice it.
-            8 | 9 => {
+            9 => {
                 if standby.take().is_some() {
                     "second Controller killed"
                 } else {
@@ -251,6 +345,7 @@ fn main() -> ExitCode {
     }
     drop(standby);
     excuse(1..COUNT);
+    edited();
     book.lock().unwrap().blind = false;
     plugged = [true; COUNT];
     book.lock().unwrap().wanted = plugged;
@@ -296,6 +391,11 @@ fn at_rest(
 ) -> [i64; 3] {
     set(station, plugged);
     station.podman.wait_running(Duration::from_secs(90), names);
+    // Predecessors go when their successors are proven. What does not go is in the ledger.
+    let begun = Instant::now();
+    while station.containers().len() > COUNT && begun.elapsed() < REPLACED {
+        thread::sleep(LOOK);
+    }
     eventually(SOON, "health", || controller.get("/healthy").filter(|(_, health)| health["components"]["redis"]["healthy"] == true));
     // Threads of actions and of logs that ended are gone, connections are open again.
     thread::sleep(Duration::from_secs(12));
