@@ -25,6 +25,11 @@ fn column(station: &Station, expression: &str) -> Option<String> {
     station.postgres.value(&format!("SELECT ({expression})::text FROM devices WHERE name = '0869-0389-034F6A21'"))
 }
 
+/// No successor and no predecessor is left, which is kept until the new Recorder has run for ten seconds.
+fn only_two(station: &Station) {
+    eventually(2 * SOON, "only two containers", || (station.containers().len() == 2).then_some(()));
+}
+
 /// Two whole cycles have passed: the Controller has read the database twice since.
 pub(crate) fn two_cycles(station: &Station) {
     let reads = || station.postgres.value::<i64>("SELECT calls FROM reads");
@@ -71,7 +76,7 @@ fn another_profile_means_another_container_and_folder() {
     ultramic(&station, "profile_slug = 'generic_usb'");
     station.podman.wait_running(SOON, &["silvasonic-recorder-generic-usb-6a21", RODE]);
     assert_eq!(column(&station, "workspace_name").as_deref(), Some("generic-usb-6a21"));
-    eventually(SOON, "only these two containers", || (station.containers().len() == 2).then_some(()));
+    only_two(&station);
     ultramic(&station, "profile_slug = NULL");
     station.podman.wait_running(SOON, &[RODE]);
     assert_eq!(ids(&station)[RODE], rode);
@@ -88,6 +93,7 @@ fn an_edited_profile_recreates_its_recorders_and_tells_what_changed() {
     controller.wait_log("audio.sample_rate 384000 -> 192000", SOON);
     eventually(SOON, "a new container", || ids(&station).get(ULTRAMIC).filter(|id| **id != before[ULTRAMIC]).cloned());
     station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    only_two(&station);
     // Neither another description nor another way of recognising a microphone interrupts its recording.
     let before = ids(&station);
     station.postgres.exec(
