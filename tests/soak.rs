@@ -42,47 +42,62 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What an allocator may keep for itself.
 const TOLERANCE_KIB: i64 = 512;
 
+/// What does not work during a fault.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stops {
+    /// Everything works.
+    Nothing,
+    /// No other Recorder can start: who records goes on, or is back after a [`GAP`].
+    Starts,
+    /// Podman or the hardware cannot be seen: who is not there yet cannot come.
+    All,
+}
+
 /// Something that is away for a while.
 struct Fault {
     name: &'static str,
-    /// Podman or the hardware cannot be seen then.
-    blinds: bool,
+    stops: Stops,
     begin: fn(&mut Station),
     end: fn(&mut Station),
 }
 
 const FAULTS: [Fault; 10] = [
-    Fault { name: "PostgreSQL stopped", blinds: false, begin: |station| station.postgres.stop(), end: |station| station.postgres.start() },
+    Fault {
+        name: "PostgreSQL stopped",
+        stops: Stops::Nothing,
+        begin: |station| station.postgres.stop(),
+        end: |station| station.postgres.start(),
+    },
     Fault {
         name: "PostgreSQL frozen",
-        blinds: false,
+        stops: Stops::Nothing,
         begin: |station| station.postgres.stop_hung(),
         end: |station| station.postgres.resume(),
     },
-    Fault { name: "Redis stopped", blinds: false, begin: |station| station.redis.stop(), end: |station| station.redis.start() },
-    Fault { name: "Redis frozen", blinds: false, begin: |station| station.redis.pause(), end: |station| station.redis.resume() },
+    Fault { name: "Redis stopped", stops: Stops::Nothing, begin: |station| station.redis.stop(), end: |station| station.redis.start() },
+    Fault { name: "Redis frozen", stops: Stops::Nothing, begin: |station| station.redis.pause(), end: |station| station.redis.resume() },
     Fault {
         name: "Podman's service stopped",
-        blinds: true,
+        stops: Stops::All,
         begin: |station| station.podman.stop_api(),
         end: |station| station.podman.start_api(),
     },
     Fault {
         name: "Podman's service frozen",
-        blinds: true,
+        stops: Stops::All,
         begin: |station| station.podman.freeze_api(),
         end: |station| station.podman.thaw_api(),
     },
     Fault {
         name: CARDS,
-        blinds: true,
+        stops: Stops::All,
         begin: |station| station.tree.alter(|root| fs::write(root.join("proc/asound/cards"), "garbage").unwrap()),
         // The cards are shown anew after every fault.
         end: |_| {},
     },
     Fault {
         name: BROKEN,
-        blinds: true,
+        stops: Stops::Starts,
         begin: |station| {
             station.podman.exec(&["tag", BROKEN_IMAGE, RECORDER]);
             edit(station);
@@ -94,7 +109,7 @@ const FAULTS: [Fault; 10] = [
     },
     Fault {
         name: DISK,
-        blinds: true,
+        stops: Stops::Starts,
         begin: |station| {
             let mut stuffing = File::create(stuffing(station)).unwrap();
             while stuffing.write_all(&[0; 4096]).is_ok() {}
@@ -104,7 +119,7 @@ const FAULTS: [Fault; 10] = [
     },
     Fault {
         name: TORN,
-        blinds: true,
+        stops: Stops::All,
         begin: |station| {
             station.podman.delete(&format!("/containers/{}?force=true&timeout=0", name(1)));
             station.podman.tear_creation(&name(1), ALLOWANCE);
@@ -147,8 +162,7 @@ struct Book {
     excused: [Instant; COUNT],
     /// Until then its Recorder may be replaced, which takes no longer than [`GAP`].
     replaced: [Instant; COUNT],
-    /// Podman or the hardware cannot be seen: who is not there yet cannot come.
-    blind: bool,
+    stopped: Stops,
     lost: [f64; COUNT],
     explained: [f64; COUNT],
     doubled: u32,
@@ -175,6 +189,8 @@ fn recorders(url: &str) -> [Vec<u32>; COUNT] {
 fn watch(url: &str, book: &Mutex<Book>, stop: &AtomicBool) {
     let mut last = Instant::now();
     let mut seen = [last; COUNT];
+    // Something was done to it since.
+    let mut done_to = [false; COUNT];
     while !stop.load(Ordering::Relaxed) {
         thread::sleep(LOOK);
         let alive = recorders(url);
@@ -184,9 +200,12 @@ fn watch(url: &str, book: &Mutex<Book>, stop: &AtomicBool) {
         for (n, ids) in alive.iter().enumerate() {
             book.doubled += u32::from(ids.len() > 1);
             if !ids.is_empty() || !book.wanted[n] {
-                seen[n] = now;
+                (seen[n], done_to[n]) = (now, false);
             } else {
-                if book.blind || now < book.excused[n] || now < book.replaced[n] && now - seen[n] < GAP {
+                done_to[n] |= book.stopped == Stops::All || now < book.excused[n];
+                let replaced = now - seen[n] < GAP && (now < book.replaced[n] || book.stopped == Stops::Starts);
+                let waits = done_to[n] && book.stopped != Stops::Nothing;
+                if now < book.excused[n] || replaced || waits {
                     book.explained[n] += span;
                 } else {
                     book.lost[n] += span;
@@ -239,7 +258,7 @@ fn main() -> ExitCode {
         wanted: plugged,
         excused: [now + ALLOWANCE; COUNT],
         replaced: [now; COUNT],
-        blind: false,
+        stopped: Stops::Nothing,
         lost: [0.0; COUNT],
         explained: [0.0; COUNT],
         doubled: 0,
@@ -265,12 +284,12 @@ fn main() -> ExitCode {
                 set(&station, &plugged);
                 excuse(1..COUNT);
                 edited();
-                book.lock().unwrap().blind = false;
+                book.lock().unwrap().stopped = Stops::Nothing;
                 fault = None;
             }
         } else if dice.below(4) == 0 {
             let next = &FAULTS[dice.below(FAULTS.len())];
-            book.lock().unwrap().blind = next.blinds;
+            book.lock().unwrap().stopped = next.stops;
             (next.begin)(&mut station);
             *ledger.entry(next.name).or_default() += 1;
             fault = Some(next);
@@ -346,7 +365,7 @@ fn main() -> ExitCode {
     drop(standby);
     excuse(1..COUNT);
     edited();
-    book.lock().unwrap().blind = false;
+    book.lock().unwrap().stopped = Stops::Nothing;
     plugged = [true; COUNT];
     book.lock().unwrap().wanted = plugged;
     let after = at_rest(&station, &plugged, &controller, set, &names);
