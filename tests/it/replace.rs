@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
@@ -117,8 +118,14 @@ fn state(station: &Station, name: &str) -> Value {
     station.inspect(name).map(|inspect| inspect["State"]["Status"].clone()).unwrap_or_default()
 }
 
-fn folder(station: &Station) -> std::path::PathBuf {
+fn folder(station: &Station) -> PathBuf {
     station.workspace().join("recorder/ultramic-384-evo-6a21")
+}
+
+/// Takes what room there is; the file is closed, so that its removal gives it back.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
 }
 
 /// Without the limit on Recorders that a new station has.
@@ -172,8 +179,7 @@ fn while_podmans_disk_is_full_an_edited_profile_interrupts_no_recorder() {
     let controller = station.controller();
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let (id, before) = (ids(&station)[ULTRAMIC].clone(), station.podman.mark(ULTRAMIC));
-    let mut stuffing = File::create(storage.join("stuffing")).unwrap();
-    while stuffing.write_all(&[0; 4096]).is_ok() {}
+    fill(&storage.join("stuffing"));
     edit(&station, 192_000);
     controller.wait_log("make room on the disk with Podman's storage", SOON);
     two_cycles(&station);
