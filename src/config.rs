@@ -1,8 +1,8 @@
-//! The program's settings: the only reader of the environment.
+//! The settings of the program. Only this file reads the environment.
 //!
-//! [`Config::read`] looks at every variable of [`VARIABLES`] once, at start, and reports all faults together, each
-//! naming the variable, its value and what is allowed. An empty value counts as absent, as Compose files pass unset
-//! variables that way. Secrets (the database password, a password in the Redis URL) appear in no fault.
+//! [`Config::read`] reads every variable of [`VARIABLES`] once, at start, and reports all faults together, each with the
+//! variable, its value and the allowed values. An empty value counts as unset, because Compose files pass unset variables
+//! as empty ones. Invariant: no fault contains a secret (the database password, a password in the Redis URL).
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -23,9 +23,9 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_DB_HOST", "localhost", "PostgreSQL host, or a socket directory when it starts with `/`; older name POSTGRES_HOST"),
     ("SILVASONIC_DB_PORT", "5432", "PostgreSQL port; older name POSTGRES_PORT"),
     ("POSTGRES_USER", "silvasonic", "database user"),
-    ("POSTGRES_PASSWORD", "silvasonic", "its password"),
+    ("POSTGRES_PASSWORD", "silvasonic", "database password"),
     ("POSTGRES_DB", "silvasonic", "database name"),
-    ("SILVASONIC_REDIS_URL", "redis://localhost:6379/0", "Redis; also handed to Recorders"),
+    ("SILVASONIC_REDIS_URL", "redis://localhost:6379/0", "Redis; also passed to Recorders"),
     ("SILVASONIC_CONTROLLER_PORT", "9100", "port of /healthy; 0 takes any free port and logs it"),
     ("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace", "workspace on the host; Recorder data is below `recorder/`"),
     ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "<workspace>/recorder", "the same Recorder folder as the Controller sees it"),
@@ -33,51 +33,51 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_RECORDER_MEMORY_LIMIT", "512m", "memory limit of a Recorder: bytes, or with b, k, m, g; at least 6m"),
     ("SILVASONIC_RECORDER_CPU_LIMIT", "1.0", "CPU limit of a Recorder in cores, 0.01-512"),
     ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "5", "Podman's own on-failure retries, 1-100"),
-    ("SILVASONIC_RECORDER_PRIVILEGED", "true", "whether Recorders are privileged containers; false leaves them `/dev/snd` only"),
+    ("SILVASONIC_RECORDER_PRIVILEGED", "true", "whether Recorders are privileged containers; false: access to `/dev/snd` only"),
     ("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", "tick of the main loop in seconds, 0.1-60"),
-    ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", "seconds that a vanished microphone still counts as online, 0-3600"),
+    ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", "seconds that a disconnected microphone still counts as online, 0-3600"),
     ("SILVASONIC_HEARTBEAT_INTERVAL_S", "10.0", "seconds between heartbeats, 1-60"),
-    ("SILVASONIC_HOST_ROOT", "/", "prefix of `proc/asound`, `sys` and `dev/snd`"),
+    ("SILVASONIC_HOST_ROOT", "/", "prefix of `proc/asound` and `sys`; `check` also looks for `dev/snd` below it"),
     ("SILVASONIC_CONFIG_DIR", "built-in copy", "folder with defaults.yml, defaults.override.yml and profiles/*.yml"),
     ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
     ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders: `stop`, or `keep` to adopt them at the next start"),
     ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace"),
 ];
 
-/// A usable set of settings.
+/// Valid settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Podman API socket.
     pub socket: PathBuf,
-    /// Where PostgreSQL is.
+    /// How to connect to PostgreSQL.
     pub database: DatabaseSettings,
     /// Redis URL, possibly with a password.
     pub redis_url: String,
     /// Port of `/healthy`; 0 = any.
     pub port: u16,
-    /// What every Recorder container is made from.
+    /// Settings of all Recorder containers.
     pub recorder: RecorderSettings,
-    /// Recorder folder as this process sees it.
+    /// Path of the Recorder folder in this process's file system.
     pub workspace_local: PathBuf,
     /// Tick of the main loop.
     pub interval: Duration,
-    /// How long a vanished microphone still counts as online.
+    /// How long a disconnected microphone still counts as online.
     pub grace: Duration,
     /// Time between heartbeats.
     pub heartbeat: Duration,
-    /// Prefix of the host's `proc/asound`, `sys` and `dev/snd`.
+    /// Prefix of the host's `proc/asound` and `sys`.
     pub host_root: PathBuf,
-    /// Folder with defaults and profiles; the built-in copies serve without it.
+    /// Folder with defaults and profiles; without it, the built-in copies are used.
     pub config_dir: Option<PathBuf>,
     /// What a termination signal does to Recorders.
     pub shutdown: Shutdown,
-    /// Least severe level that is logged.
+    /// Lowest level that is logged.
     pub log_level: LevelFilter,
-    /// systemd, if it started this program and wants to be told how it is.
+    /// systemd, if it started this program with a notification socket.
     pub supervisor: Option<Supervisor>,
 }
 
-/// How to reach PostgreSQL.
+/// How to connect to PostgreSQL.
 #[derive(Clone)]
 pub struct DatabaseSettings {
     /// Host name, address, or socket directory.
@@ -88,7 +88,7 @@ pub struct DatabaseSettings {
     pub user: String,
     /// Password.
     pub password: String,
-    /// DatabaseSettings name.
+    /// Database name.
     pub name: String,
 }
 
@@ -103,37 +103,37 @@ impl fmt::Debug for DatabaseSettings {
 pub enum Shutdown {
     /// Stop and remove them.
     Stop,
-    /// Leave them running for the next start to adopt.
+    /// Keep them running; the next start adopts them.
     Keep,
 }
 
-/// What systemd wants to be told.
+/// The notification socket of systemd, see `sd_notify(3)`.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
-    /// Where messages go.
+    /// Address of the socket.
     pub address: SocketAddr,
-    /// How long the loop may be silent, if it is watched.
+    /// Watchdog timeout, if the watchdog is enabled.
     pub watchdog: Option<Duration>,
 }
 
 impl Supervisor {
-    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` if nobody listens. They are systemd's own and no
-    /// settings, so one that makes no sense is passed over.
+    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` without a usable socket. systemd sets these
+    /// variables, not the user, so malformed ones are ignored.
     #[must_use]
     pub fn new(socket: &OsStr, usec: Option<&str>, pid: Option<&str>, own_pid: u32) -> Option<Self> {
         let address = match socket.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
             [b'/', ..] => SocketAddr::from_pathname(socket),
-            // a virtual machine's vsock, which programs of a machine's own systemd are never given
+            // A vsock address is passed to a virtual machine only, not to its services.
             _ => return None,
         };
-        let meant = pid.is_none_or(|pid| pid.parse() == Ok(own_pid));
-        let watchdog = usec.and_then(|usec| usec.parse().ok()).filter(|usec| meant && *usec > 0).map(Duration::from_micros);
+        let is_for_us = pid.is_none_or(|pid| pid.parse() == Ok(own_pid));
+        let watchdog = usec.and_then(|usec| usec.parse().ok()).filter(|usec| is_for_us && *usec > 0).map(Duration::from_micros);
         Some(Self { address: address.ok()?, watchdog })
     }
 }
 
-/// One malformed variable.
+/// A malformed variable.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SettingFault {
     name: &'static str,
@@ -222,19 +222,26 @@ impl Config {
     }
 }
 
+/// Whether a fault may show the value of a variable. A secret is not trimmed either: a password may begin with a space.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Secrecy {
+    Public,
+    Secret,
+}
+
 struct Reader<F> {
     lookup: F,
     faults: Vec<SettingFault>,
 }
 
-const NO_UTF8: &str = "UTF-8 text";
+const UTF8: &str = "UTF-8 text";
 const NAME: &str = "1-63 letters, digits, `.`, `_` or `-`, beginning with a letter or digit";
 const PLAIN: &str = "1-255 printable characters without spaces";
 const HOST: &str = "a host name, an address or an absolute socket directory";
 const ABSOLUTE: &str = "an absolute path";
 
 impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
-    /// The value as given, or the default's text; `None` after a fault was noted.
+    /// The value, or the default if it is unset, with the variable's name. `None` if it is not UTF-8; a fault is recorded.
     fn raw(&mut self, name: &'static str, older: Option<&'static str>, default: &str) -> Option<(&'static str, String)> {
         for name in std::iter::once(name).chain(older) {
             match (self.lookup)(name).map(OsString::into_string) {
@@ -242,7 +249,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 Some(Ok(text)) if text.is_empty() => {}
                 Some(Ok(text)) => return Some((name, text)),
                 Some(Err(raw)) => {
-                    self.faults.push(SettingFault { name, value: raw.to_string_lossy().into_owned(), expected: NO_UTF8 });
+                    self.faults.push(SettingFault { name, value: raw.to_string_lossy().into_owned(), expected: UTF8 });
                     return None;
                 }
             }
@@ -256,17 +263,17 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         older: Option<&'static str>,
         default: &str,
         expected: &'static str,
-        secret: bool,
+        secrecy: Secrecy,
         parse: impl Fn(&str) -> Option<T>,
     ) -> T {
         if let Some((name, text)) = self.raw(name, older, default) {
-            if let Some(value) = parse(if secret { &text } else { text.trim() }) {
+            if let Some(value) = parse(if secrecy == Secrecy::Secret { &text } else { text.trim() }) {
                 return value;
             }
-            let value = if secret { "(hidden)".to_owned() } else { text };
+            let value = if secrecy == Secrecy::Secret { "(hidden)".to_owned() } else { text };
             self.faults.push(SettingFault { name, value, expected });
         }
-        // The faults end the program; until all are gathered the default stands in.
+        // The program ends because of the fault. Until then the default is used, to find the faults of other variables.
         parse(default).unwrap_or_else(|| unreachable!("the default of {name} is valid"))
     }
 
@@ -278,11 +285,11 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         expected: &'static str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> T {
-        self.convert(name, older, default, expected, false, parse)
+        self.convert(name, older, default, expected, Secrecy::Public, parse)
     }
 
     fn secret<T>(&mut self, name: &'static str, default: &str, expected: &'static str, parse: impl Fn(&str) -> Option<T>) -> T {
-        self.convert(name, None, default, expected, true, parse)
+        self.convert(name, None, default, expected, Secrecy::Secret, parse)
     }
 
     fn text(
@@ -346,9 +353,9 @@ fn number_within(text: &str, least: f64, most: f64) -> Option<f64> {
     text.parse().ok().filter(|number: &f64| (least..=most).contains(number))
 }
 
-/// `512m` -> 536870912; the units of Podman's own `--memory`.
+/// `512m` -> 536870912; the same units as in `podman run --memory`.
 fn memory_bytes(text: &str) -> Option<u64> {
-    const LEAST: u64 = 6 << 20; // runc and crun refuse less at start, not at create
+    const LEAST: u64 = 6 << 20; // With less, runc and crun fail at start, not at create.
     let lower = text.to_ascii_lowercase();
     let (digits, shift) = match lower.char_indices().last()? {
         (at, 'b') => (&lower[..at], 0),
@@ -361,7 +368,7 @@ fn memory_bytes(text: &str) -> Option<u64> {
     (LEAST..=i64::MAX.unsigned_abs()).contains(&bytes).then_some(bytes)
 }
 
-/// Cores -> microseconds per 100 ms period; the kernel takes whole ones from 1000 up.
+/// Cores -> microseconds per period of 100 ms; the kernel accepts whole numbers from 1000 on.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0.01..=512 cores fit")]
 fn cpu_quota(cores: f64) -> u64 {
     (cores * 100_000.0).round() as u64
@@ -388,13 +395,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_value_counts_as_absent_and_older_names_are_read() {
+    fn an_empty_value_counts_as_unset_and_older_names_are_read() {
         let config = read(&[("SILVASONIC_DB_HOST", ""), ("POSTGRES_HOST", "db"), ("POSTGRES_PORT", "5433")]).unwrap();
         assert_eq!((config.database.host.as_str(), config.database.port), ("db", 5433));
     }
 
     #[test]
-    fn every_malformed_variable_is_named_with_value_and_expectation() {
+    fn every_malformed_variable_is_reported_with_its_value_and_the_allowed_values() {
         let cases = [
             ("SILVASONIC_CONTAINER_SOCKET", "relative.sock"),
             ("SILVASONIC_NETWORK", "a b"),
@@ -424,20 +431,20 @@ mod tests {
         assert_eq!(faults.len(), cases.len(), "{faults:#?}");
         for ((name, value), fault) in cases.iter().zip(&faults) {
             assert!(fault.starts_with(&format!("{name}: expected ")), "{fault}");
-            let shown = if *name == "SILVASONIC_REDIS_URL" { "(hidden)" } else { value };
-            assert!(fault.ends_with(&format!("got {shown:?}")), "{fault}");
+            let value = if *name == "SILVASONIC_REDIS_URL" { "(hidden)" } else { value };
+            assert!(fault.ends_with(&format!("got {value:?}")), "{fault}");
         }
     }
 
     #[test]
-    fn the_readmes_table_is_this_one() {
+    fn the_readme_has_the_same_table() {
         let readme = include_str!("../README.md");
         let rows: String = VARIABLES.iter().map(|(name, default, meaning)| format!("| `{name}` | `{default}` | {meaning} |\n")).collect();
         assert!(readme.contains(&format!("| --- | --- | --- |\n{rows}<!-- /settings -->")), "expected in README.md:\n{rows}");
     }
 
     #[test]
-    fn memory_takes_podmans_units() {
+    fn memory_sizes_have_the_units_of_podman() {
         for (text, bytes) in [("512m", Some(512 << 20)), ("1G", Some(1 << 30)), ("6291456", Some(6 << 20)), ("8192k", Some(8 << 20))] {
             assert_eq!(memory_bytes(text), bytes, "{text}");
         }
