@@ -1,4 +1,4 @@
-//! The defaults and profiles of this version, compiled in for stations without `SILVASONIC_CONFIG_DIR`. [p]
+//! The built-in defaults and profiles, used without `SILVASONIC_CONFIG_DIR`.
 
 /// `defaults.yml`
 pub const DEFAULTS: &str = include_str!("../defaults.yml");
@@ -28,7 +28,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn every_profile_file_is_compiled_in() {
+    fn every_profile_file_is_built_in() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/profiles");
         let mut files: Vec<String> =
             std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_profiles_know_their_microphones() {
+    fn the_built_in_profiles_have_the_right_values() {
         // slug, USB ids, part of the card's name, Hz, channels, segment in seconds
         let facts = [
             ("audiomoth_usb", None, Some("AudioMoth"), 384_000, 1, 10),

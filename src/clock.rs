@@ -1,4 +1,4 @@
-//! Wall-clock time as text. [p]
+//! Wall-clock times as text.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ pub fn iso(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
-/// The same to the second: `2026-01-31T12:00:00Z`.
+/// As [`iso`], without decimals: `2026-01-31T12:00:00Z`.
 #[must_use]
 pub fn iso_seconds(time: SystemTime) -> String {
     let mut text = iso(time);
@@ -20,7 +20,8 @@ pub fn iso_seconds(time: SystemTime) -> String {
     text
 }
 
-/// Reads what [`iso`] writes and its relatives: a space for the `T`, any number of decimals, `+01:00`; no zone is UTC.
+/// Reads the format of [`iso`], and variants: a space instead of `T`, any number of decimals, a zone such as `+01:00`.
+/// Without a zone, the time is UTC.
 #[must_use]
 pub fn parse(text: &str) -> Option<SystemTime> {
     let (day, clock) = text.split_once(['T', 't', ' '])?;
@@ -45,16 +46,16 @@ pub fn parse(text: &str) -> Option<SystemTime> {
     if !valid || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
-    // Nine digits, as if zeros followed.
+    // Nine digits, padded with zeros.
     let nanos = decimals.bytes().chain(std::iter::repeat(b'0')).take(9).fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'));
-    // The inverse of `date`: years begin in March.
+    // The inverse of `date`, in years that begin in March.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
     let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second - offset;
     Some(UNIX_EPOCH + Duration::new(u64::try_from(seconds).ok()?, nanos))
 }
 
-/// Exactly `N` numbers of so many digits.
+/// Exactly `N` numbers with the given numbers of digits.
 fn numbers<const N: usize>(text: &str, separator: char, digits: [usize; N]) -> Option<[i64; N]> {
     let mut parts = text.split(separator);
     let mut found = [0; N];

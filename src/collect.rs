@@ -1,9 +1,9 @@
-//! Maps and sets that are built by inserting. [p]
+//! Builds maps and sets by insertion.
 //!
-//! `collect` sorts a list before it builds a map or a set of it, which takes 5 kB of program for each type of item. What
-//! is kept here has a handful of entries.
+//! For each item type, `collect` adds 5 kB of code to the program, because it sorts the items before it builds a map or a
+//! set. The maps and sets of this program are small, so insertion is sufficient.
 
-/// Collects into a map or a set; of equal keys the last one stays.
+/// Collects into a map or a set; the last of equal keys is kept.
 pub fn by_insertion<T, C: Default + Extend<T>>(items: impl IntoIterator<Item = T>) -> C {
     let mut all = C::default();
     all.extend(items);

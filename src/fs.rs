@@ -1,4 +1,4 @@
-//! Opening files without waiting for whoever is at the other end.
+//! Opens files without blocking.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,10 +7,10 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Opens a file for reading. Never waits, not even for a pipe in the place of a file.
+/// Opens a file for reading. Does not block, even if the path is a named pipe without a writer.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system call.
 pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
 }

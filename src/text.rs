@@ -1,30 +1,30 @@
-//! Text from outside, made fit for one log line, and fingerprints of text. [p]
+//! Foreign text in log lines, tables, and fingerprints of text.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// What is said of a source that has not answered since the start.
+/// State of a source that has not yet responded since the start.
 pub const NOT_YET: &str = "not known yet";
 
-/// Longest stretch of foreign text that a log line shows, in characters.
-const SHOWN: usize = 200;
+/// Maximum length of foreign text in a log line, in characters.
+const LIMIT: usize = 200;
 
-/// Shows `text` without control characters or line breaks, shortened.
+/// `text` on one line, shortened, with control characters escaped.
 ///
-/// A USB string, a database row or an API answer can hold anything; a log line stays one line.
+/// A USB string, a database row or an API response can contain any text, but a log line must stay one line.
 #[must_use]
 pub fn shown(text: &str) -> Shown<'_> {
-    Shown { text, limit: SHOWN }
+    Shown { text, limit: LIMIT }
 }
 
-/// Shows `text` without control characters or line breaks, whole.
+/// `text` on one line, not shortened, with control characters escaped.
 #[must_use]
 pub fn escaped(text: &str) -> Shown<'_> {
     Shown { text, limit: usize::MAX }
 }
 
-/// See [`shown`] and [`escaped`].
+/// The result of [`shown`] and [`escaped`].
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a> {
     text: &'a str,
@@ -39,7 +39,7 @@ impl fmt::Display for Shown<'_> {
                 line.push_str(&format!("… ({} bytes)", self.text.len()));
                 break;
             }
-            // Bidirectional controls can make a line read as something else.
+            // Bidirectional controls can change the order in which a line is displayed.
             if c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
                 line.extend(c.escape_default());
             } else {
@@ -50,7 +50,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Rows as lines, each column as wide as its widest cell.
+/// Rows as lines with aligned columns.
 #[must_use]
 pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -77,11 +77,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_one_bounded_line(text in any::<String>(), count in 1..300_usize) {
+        fn any_text_becomes_one_line_of_limited_length(text in any::<String>(), count in 1..300_usize) {
             let line = shown(&text.repeat(count)).to_string();
             prop_assert!(!line.chars().any(char::is_control), "{line:?}");
-            // Each character takes ten at most when it is escaped.
-            prop_assert!(line.chars().count() <= SHOWN * 10 + 40, "{} characters", line.chars().count());
+            // An escaped character has at most ten characters.
+            prop_assert!(line.chars().count() <= LIMIT * 10 + 40, "{} characters", line.chars().count());
         }
     }
 

@@ -1,12 +1,12 @@
-//! YAML text to JSON values, for profiles and defaults; the only file that knows `serde_yaml`. [p]
+//! Parses YAML into JSON values, for profiles and defaults. Only this file uses `serde_yaml`.
 //!
-//! Not here: what a profile or a section means. A value comes back as `serde_json::Value`, and whoever checks it names
-//! a field by its dotted path; [`line_of`] finds the line that the path stands on.
+//! It does not validate the content. The caller does, and reports a field by its dotted path; [`line_of`] finds the line
+//! of the field.
 //!
-//! Invariant: no text, however made, costs more than some milliseconds and a megabyte. `serde_yaml` does not promise
-//! that: its scanner is quadratic in open flow brackets (100 KB of `[` take 12-18 s), and its alias limit counts jumps
-//! but not what each one copies. So size and brackets are bounded before it runs, and the tree is built here, by a
-//! visitor that pays for every node, every byte and every level from a budget.
+//! Invariant: no text costs more than some milliseconds and a megabyte. `serde_yaml` does not guarantee that: its scanner
+//! is quadratic in open flow brackets (100 KB of `[` take 12-18 s), and its alias limit counts the aliases but not the
+//! size of what they copy. So this file limits size and brackets before it calls the parser, and builds the tree with a
+//! visitor that has a budget of nodes, bytes and levels.
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,51 +17,51 @@ use serde_json::{Map, Number, Value};
 
 use crate::text::shown;
 
-/// Largest accepted text, in bytes.
+/// Maximum size of a text, in bytes.
 pub const SIZE_LIMIT: usize = 64 * 1024;
-/// Deepest accepted nesting of lists and mappings.
+/// Maximum depth of lists and mappings.
 pub const MAX_DEPTH: usize = 32;
-/// Opening brackets a text may hold, wherever they stand: a count that no quoting can mislead.
+/// Maximum number of opening brackets, in quotes and comments, too: so quoting cannot evade it.
 const MAX_BRACKETS: usize = 1_000;
-/// Levels that one line may open by `- - -` or `? ? ?`.
+/// Maximum number of levels that one line opens with `- - -` or `? ? ?`.
 const MAX_INDICATORS: usize = MAX_DEPTH;
-/// Values in the tree, aliases counted each time they are used.
+/// Maximum number of values in the tree; each use of an alias counts.
 const MAX_NODES: usize = 10_000;
-/// Bytes of strings in the tree, counted likewise.
+/// Maximum number of bytes of strings in the tree; each use of an alias counts.
 const MAX_STRING_BYTES: usize = 4 * SIZE_LIMIT;
 
-/// A text that is no usable YAML.
+/// A fault in a YAML text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct YamlFault {
-    /// Line, counted from 1, where it is known.
+    /// Line, from 1 on, if it is known.
     pub line: Option<usize>,
-    /// What is wrong, fit for one log line.
+    /// What is wrong, on one line.
     pub what: String,
 }
 
 /// Reads one YAML document. An empty text is `null`.
 ///
 /// # Errors
-/// One fault, with the line where the parser stopped: broken YAML, a limit exceeded, or something that JSON has no
-/// word for (tags, `.nan`, merge keys, the same key twice).
+/// One fault, with the line where the parser stopped: malformed YAML, an exceeded limit, or something that JSON does not
+/// have (tags, `.nan`, merge keys, duplicate keys).
 pub fn parse(text: &str) -> Result<Value, YamlFault> {
     within_limits(text)?;
     let budget = Budget { nodes: Cell::new(MAX_NODES), bytes: Cell::new(MAX_STRING_BYTES) };
     let tree = Tree { budget: &budget, depth: 0 };
     tree.deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|error| {
-        let line = error.location().map(|place| place.line());
-        let what = without_places(&error.to_string());
+        let line = error.location().map(|location| location.line());
+        let what = without_locations(&error.to_string());
         YamlFault { line, what: shown(&what).to_string() }
     })
 }
 
-/// Finds the line, from 1, of the field at a dotted path; failing that the line of its nearest ancestor.
+/// Finds the line, from 1 on, of the field at a dotted path, or of its nearest ancestor that exists.
 ///
-/// A scan of keys and indentation, not a parser: right for block mappings, and for a flow mapping the line on which it
-/// starts. `None` if not even the first key is there.
+/// It reads only keys and indentation: the result is exact in block mappings; in a flow mapping it is the line on which
+/// the mapping starts. `None` if the first key of the path does not exist.
 #[must_use]
 pub fn line_of(text: &str, path: &str) -> Option<usize> {
-    let wanted: Vec<&str> = path.split('.').collect();
+    let keys: Vec<&str> = path.split('.').collect();
     let mut open: Vec<(usize, &str)> = Vec::new();
     let mut block_text: Option<usize> = None;
     let mut best: Option<(usize, usize)> = None;
@@ -84,17 +84,17 @@ pub fn line_of(text: &str, path: &str) -> Option<usize> {
         }
         open.push((indent, key.trim().trim_matches(['"', '\''])));
         let depth = open.len();
-        let on_the_way = depth <= wanted.len() && open.iter().zip(&wanted).all(|((_, key), want)| key == want);
-        if on_the_way && best.is_none_or(|(most, _)| depth > most) {
+        let is_on_path = depth <= keys.len() && open.iter().zip(&keys).all(|((_, key), expected)| key == expected);
+        if is_on_path && best.is_none_or(|(deepest, _)| depth > deepest) {
             best = Some((depth, number));
         }
     }
     best.map(|(_, line)| line)
 }
 
-/// The parser's sentence without its `at line 3 column 1`, which stands in front of ours already.
-fn without_places(sentence: &str) -> String {
-    let mut parts = sentence.split(" at line ");
+/// The message of the parser without `at line 3 column 1`: our message begins with the line.
+fn without_locations(message: &str) -> String {
+    let mut parts = message.split(" at line ");
     let mut kept = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         kept.push_str(
@@ -106,7 +106,7 @@ fn without_places(sentence: &str) -> String {
     kept
 }
 
-/// Refuses what would be slow before it is parsed: counts only, so that it cannot be outwitted by quoting.
+/// Refuses texts that would be slow to parse. It only counts, so quoting cannot evade it.
 fn within_limits(text: &str) -> Result<(), YamlFault> {
     let refuse = |line, what: String| Err(YamlFault { line, what });
     if text.len() > SIZE_LIMIT {
@@ -126,14 +126,14 @@ fn within_limits(text: &str) -> Result<(), YamlFault> {
     Ok(())
 }
 
-/// What may still be spent on the tree; shared by all levels, hence the cells.
+/// The remaining budget of the tree; all levels share it, so it needs cells.
 struct Budget {
     nodes: Cell<usize>,
     bytes: Cell<usize>,
 }
 
 impl Budget {
-    fn pay<E: de::Error>(&self, bytes: usize) -> Result<(), E> {
+    fn spend<E: de::Error>(&self, bytes: usize) -> Result<(), E> {
         let left = (self.nodes.get().checked_sub(1), self.bytes.get().checked_sub(bytes));
         let (Some(nodes), Some(bytes)) = left else {
             return Err(E::custom(format!(
@@ -176,36 +176,36 @@ impl<'de> Visitor<'de> for Tree<'_> {
         out.write_str("a mapping, a list, a text, a 64-bit number, true, false or null")
     }
     fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
-        self.budget.pay(0)?;
+        self.budget.spend(0)?;
         Ok(Value::Null)
     }
     fn visit_none<E: de::Error>(self) -> Result<Value, E> {
         self.visit_unit()
     }
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
-        self.budget.pay(0)?;
+        self.budget.spend(0)?;
         Ok(Value::Bool(value))
     }
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
-        self.budget.pay(0)?;
+        self.budget.spend(0)?;
         Ok(value.into())
     }
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
-        self.budget.pay(0)?;
+        self.budget.spend(0)?;
         Ok(value.into())
     }
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        self.budget.pay(0)?;
-        let number = Number::from_f64(value).ok_or_else(|| E::custom(format!("{value} is no finite number")))?;
+        self.budget.spend(0)?;
+        let number = Number::from_f64(value).ok_or_else(|| E::custom(format!("{value} is not a finite number")))?;
         Ok(Value::Number(number))
     }
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
-        self.budget.pay(value.len())?;
+        self.budget.spend(value.len())?;
         without_nul(value)?;
         Ok(value.into())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        self.budget.pay(0)?;
+        self.budget.spend(0)?;
         let inner = self.deeper()?;
         let mut list = Vec::new();
         while let Some(item) = items.next_element_seed(inner)? {
@@ -214,17 +214,17 @@ impl<'de> Visitor<'de> for Tree<'_> {
         Ok(Value::Array(list))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        self.budget.pay(0)?;
+        self.budget.spend(0)?;
         let inner = self.deeper()?;
         let mut map = Map::new();
         while let Some(key) = entries.next_key_seed(Key)? {
-            self.budget.pay(key.len())?;
+            self.budget.spend(key.len())?;
             without_nul(&key)?;
             if key == "<<" {
                 return Err(de::Error::custom("merge keys (<<) are not supported"));
             }
             if map.contains_key(&key) {
-                return Err(de::Error::custom(format!("the key {key:?} stands there twice")));
+                return Err(de::Error::custom(format!("duplicate key {key:?}")));
             }
             map.insert(key, entries.next_value_seed(inner)?);
         }
@@ -235,12 +235,12 @@ impl<'de> Visitor<'de> for Tree<'_> {
     }
 }
 
-/// PostgreSQL takes no text with a NUL in it.
+/// PostgreSQL does not accept text that contains NUL.
 fn without_nul<E: de::Error>(text: &str) -> Result<(), E> {
     if text.contains('\0') { Err(E::custom(format!("expected a text without NUL, got {text:?}"))) } else { Ok(()) }
 }
 
-/// A mapping's key: any scalar, taken as text.
+/// A key of a mapping: any scalar, as text.
 struct Key;
 
 impl<'de> DeserializeSeed<'de> for Key {
@@ -268,11 +268,11 @@ mod tests {
     }
 
     #[test]
-    fn faults_tell_line_and_reason() {
+    fn a_fault_has_a_line_and_a_reason() {
         let table = [
             ("a: 1\nb: [1, 2\n", Some(3), "did not find expected ',' or ']'"),
-            ("a: 1\na: 2\n", None, "the key \"a\" stands there twice"),
-            ("a:\n  b: .nan\n", Some(2), "no finite number"),
+            ("a: 1\na: 2\n", None, "duplicate key \"a\""),
+            ("a:\n  b: .nan\n", Some(2), "not a finite number"),
             ("a: !secret b\n", Some(1), "tags"),
             ("b: &b {x: 1}\na:\n  <<: *b\n", None, "merge keys"),
             ("a: *nowhere\n", Some(1), "unknown anchor"),
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_text_is_refused_quickly_and_cheaply() {
+    fn a_malicious_text_is_refused_quickly_and_with_little_memory() {
         let bomb = format!(
             "a: &a [x,x,x,x,x,x,x,x,x]\n{}",
             ('b'..='z').map(|c| format!("{c}: &{c} [{}]\n", vec![format!("*{}", (c as u8 - 1) as char); 9].join(","))).collect::<String>()
