@@ -206,7 +206,7 @@ impl Controller {
             }
             Finished::Failed(why) => {
                 self.rate_limit.warn(&topic, &why, now);
-                self.history.note(why);
+                self.history.add(why);
             }
             Finished::Dropped(why) => debug!("microphone {}: {why}", shown(&action.device)),
         }
@@ -285,7 +285,7 @@ impl Controller {
             Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{note}"),
             Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{note}"),
         }
-        self.history.note(note.to_string());
+        self.history.add(note.to_string());
     }
 
     /// Hands an action to a thread of its own.

@@ -1,23 +1,23 @@
-//! The last decisions, for a dump on SIGUSR1: a ring of fixed size, so that it costs the same after years.
+//! The last actions and their results, for the state dump on SIGUSR1. Their number is limited, so memory use is constant.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
 
 use crate::clock;
 
-/// How many are kept.
-const KEPT: usize = 64;
+/// Number of lines that are kept.
+const LIMIT: usize = 64;
 
-/// What was decided and what came of it, oldest first.
+/// The last lines, oldest first.
 #[derive(Debug, Default)]
 pub struct History {
     entries: VecDeque<(SystemTime, String)>,
 }
 
 impl History {
-    /// Notes one line; the oldest goes when there is no room.
-    pub fn note(&mut self, line: String) {
-        if self.entries.len() == KEPT {
+    /// Adds a line with the current time; drops the oldest one at the limit.
+    pub fn add(&mut self, line: String) {
+        if self.entries.len() == LIMIT {
             self.entries.pop_front();
         }
         self.entries.push_back((SystemTime::now(), line));
@@ -34,11 +34,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_last_ones_are_kept() {
-        let mut journal = History::default();
-        (0..1000).for_each(|n| journal.note(n.to_string()));
-        let lines: Vec<String> = journal.lines().collect();
-        assert_eq!(lines.len(), KEPT);
-        assert!(lines[0].ends_with(" 936") && lines[KEPT - 1].ends_with(" 999"), "{lines:?}");
+    fn only_the_last_lines_are_kept() {
+        let mut history = History::default();
+        (0..1000).for_each(|n| history.add(n.to_string()));
+        let lines: Vec<String> = history.lines().collect();
+        assert_eq!(lines.len(), LIMIT);
+        assert!(lines[0].ends_with(" 936") && lines[LIMIT - 1].ends_with(" 999"), "{lines:?}");
     }
 }

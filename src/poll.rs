@@ -1,7 +1,7 @@
-//! The `poll` thread: waits for everything that needs no work but an answer, in one system call.
+//! The `poll` thread: waits for signals and health clients in one system call.
 //!
-//! Signals and health clients come through sockets, and what they ask for is done at once or handed on. So one thread
-//! serves them all, and none of them can hold it up.
+//! Both arrive through sockets, and each is answered at once or passed on to the main loop. Invariant: only `poll` blocks,
+//! so no client delays a signal or another client.
 
 use std::io;
 use std::thread;
@@ -14,15 +14,15 @@ use rustix::io::Errno;
 use crate::health::http::Server;
 use crate::signals::Signals;
 
-/// Time between two attempts to deliver a signal that the main loop has no room for.
-const AGAIN: Duration = Duration::from_millis(50);
-/// Pause when the kernel has no memory for a poll.
-const SHORTAGE: Duration = Duration::from_millis(100);
+/// Time between two attempts to deliver a signal while the event queue is full.
+const RETRY: Duration = Duration::from_millis(50);
+/// Pause after a failed poll, such as when the kernel has no memory for it.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts the thread. Without a server it serves signals only.
 ///
 /// # Errors
-/// When the system gives no thread.
+/// When the thread cannot be started.
 pub fn start(signals: Signals, server: Option<Server>) -> io::Result<()> {
     let poller = Poller { signals, server };
     thread::Builder::new().name("poll".to_owned()).stack_size(256 << 10).spawn(move || poller.run()).map(|_| ())
@@ -36,11 +36,11 @@ struct Poller {
 impl Poller {
     fn run(mut self) {
         loop {
-            let again = (!self.signals.deliver()).then(|| Instant::now() + AGAIN);
-            let until = [again, self.server.as_ref().and_then(Server::deadline)].into_iter().flatten().min();
+            let retry = (!self.signals.deliver()).then(|| Instant::now() + RETRY);
+            let until = [retry, self.server.as_ref().and_then(Server::deadline)].into_iter().flatten().min();
             if let Err(error) = self.wait(until) {
-                warn!("poll: {error}");
-                thread::sleep(SHORTAGE);
+                warn!("cannot poll: {error}");
+                thread::sleep(PAUSE);
             }
             if let Some(server) = &mut self.server {
                 server.serve();
@@ -53,7 +53,7 @@ impl Poller {
         if let Some(server) = &self.server {
             server.descriptors(&mut fds);
         }
-        // A millisecond more, so that what is due then is due.
+        // One more millisecond, so that the deadline has passed after the wait.
         let left = until.map(|until| until.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, left.as_ref()) {

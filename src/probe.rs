@@ -1,9 +1,9 @@
-//! The `probe` thread: reads files that a device, a disk or the kernel may hold up.
+//! The `probe` thread: runs reads that a device, a disk or the kernel may block.
 //!
-//! The main loop must not wait for a sound card in reset or a disk that does not answer. It hands such reads over here;
-//! each one sends its result where its owner expects it. When a read takes longer than it was given, its thread is left
-//! behind, another one goes on with the next read, and the late result is still sent. An owner has at most one read of a
-//! kind under way, so the threads that are left behind are bounded by what can hang.
+//! The main loop must not wait for a sound card in reset or a disk that does not respond, so it submits such reads here.
+//! Each read sends its result to its owner. If a read exceeds its time limit, its thread is abandoned and another thread
+//! continues with the next read; the late result is still sent. Invariant: an owner has at most one read in progress,
+//! so the number of abandoned threads is limited.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,10 +11,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A scan walks sysfs.
+/// In bytes; enough for a scan of sysfs.
 const STACK: usize = 256 << 10;
 
-/// The way to the thread; clones share it.
+/// Handle of the thread; clones share it.
 #[derive(Clone, Debug)]
 pub struct Prober {
     shared: Arc<Shared>,
@@ -23,26 +23,26 @@ pub struct Prober {
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
-    filled: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Debug)]
 struct Queue {
     reads: VecDeque<Read>,
-    /// Which thread may take reads; those before it were left behind.
+    /// Number of the current thread; threads with lower numbers are abandoned.
     generation: u64,
-    /// Until when the present read may take.
-    until: Option<Instant>,
+    /// Deadline of the current read.
+    deadline: Option<Instant>,
 }
 
 struct Read {
-    patience: Duration,
+    limit: Duration,
     run: Box<dyn FnOnce() + Send>,
 }
 
 impl std::fmt::Debug for Read {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "read within {:?}", self.patience)
+        write!(f, "read within {:?}", self.limit)
     }
 }
 
@@ -50,29 +50,29 @@ impl Prober {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the thread cannot be started.
     pub fn start() -> io::Result<Self> {
-        let queue = Queue { reads: VecDeque::new(), generation: 0, until: None };
-        let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new() });
+        let queue = Queue { reads: VecDeque::new(), generation: 0, deadline: None };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), changed: Condvar::new() });
         spawn(&shared, 0)?;
         Ok(Self { shared })
     }
 
-    /// Hands over a read, which should take no longer than `patience`.
-    pub fn ask(&self, patience: Duration, read: impl FnOnce() + Send + 'static) {
-        self.tend(Instant::now());
-        self.shared.queue().reads.push_back(Read { patience, run: Box::new(read) });
-        self.shared.filled.notify_all();
+    /// Submits a read with a time limit.
+    pub fn submit(&self, limit: Duration, read: impl FnOnce() + Send + 'static) {
+        self.check_deadline(Instant::now());
+        self.shared.queue().reads.push_back(Read { limit, run: Box::new(read) });
+        self.shared.changed.notify_all();
     }
 
-    /// Leaves a read behind that takes too long. To be called now and then, as reads may wait behind it.
-    pub fn tend(&self, now: Instant) {
+    /// Abandons the current read if it exceeded its time limit. Must be called regularly, because other reads may wait.
+    pub fn check_deadline(&self, now: Instant) {
         let mut queue = self.shared.queue();
-        let is_late = queue.until.is_some_and(|until| now >= until);
-        // Without a thread for it, the others wait on and this is tried again.
+        let is_late = queue.deadline.is_some_and(|deadline| now >= deadline);
+        // If no thread can be started, the next call tries again.
         if is_late && spawn(&self.shared, queue.generation + 1).is_ok() {
             queue.generation += 1;
-            queue.until = None;
+            queue.deadline = None;
         }
     }
 }
@@ -93,19 +93,19 @@ impl Shared {
         }
     }
 
-    /// Waits for the next read; `None` for a thread that was left behind.
+    /// Waits for the next read; `None` if this thread was abandoned.
     fn next(&self, generation: u64) -> Option<Box<dyn FnOnce() + Send>> {
         let mut queue = self.queue();
         while queue.generation == generation {
-            queue.until = None;
+            queue.deadline = None;
             if let Some(read) = queue.reads.pop_front() {
-                queue.until = Some(Instant::now() + read.patience);
+                queue.deadline = Some(Instant::now() + read.limit);
                 return Some(read.run);
             }
-            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        // A wake-up meant for the present thread may have come here.
-        self.filled.notify_all();
+        // This thread may have consumed a notification for the current thread.
+        self.changed.notify_all();
         None
     }
 }
@@ -118,38 +118,38 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_read_that_hangs_holds_up_no_other_and_its_result_comes_late() {
+    fn a_read_that_hangs_delays_no_other_read_and_its_late_result_is_sent() {
         let prober = Prober::start().unwrap();
         let (results, inbox) = channel();
-        let (release, held) = channel::<()>();
+        let (release, blocked) = channel::<()>();
         let (begun, has_begun) = channel();
         let late = results.clone();
-        prober.ask(Duration::ZERO, move || {
+        prober.submit(Duration::ZERO, move || {
             begun.send(()).unwrap();
-            held.recv().unwrap();
+            blocked.recv().unwrap();
             late.send("late").unwrap();
         });
         has_begun.recv_timeout(SOON).unwrap();
         for name in ["first", "second"] {
             let results = results.clone();
-            prober.ask(SOON, move || results.send(name).unwrap());
+            prober.submit(SOON, move || results.send(name).unwrap());
         }
         assert_eq!(inbox.recv_timeout(SOON), Ok("first"));
         assert_eq!(inbox.recv_timeout(SOON), Ok("second"));
         release.send(()).unwrap();
         assert_eq!(inbox.recv_timeout(SOON), Ok("late"));
-        // The thread that came back late takes no further read from the other one.
+        // The abandoned thread runs no further read.
         let last = results.clone();
-        prober.ask(SOON, move || last.send("last").unwrap());
+        prober.submit(SOON, move || last.send("last").unwrap());
         assert_eq!(inbox.recv_timeout(SOON), Ok("last"));
     }
 
     #[test]
-    fn a_read_within_its_time_is_waited_for() {
+    fn a_read_within_its_time_limit_is_not_abandoned() {
         let prober = Prober::start().unwrap();
-        let (release, held) = channel::<()>();
-        prober.ask(SOON, move || held.recv().unwrap());
-        prober.tend(Instant::now());
+        let (release, blocked) = channel::<()>();
+        prober.submit(SOON, move || blocked.recv().unwrap());
+        prober.check_deadline(Instant::now());
         assert_eq!(prober.shared.queue().generation, 0);
         release.send(()).unwrap();
     }

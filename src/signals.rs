@@ -1,7 +1,7 @@
 //! Signals as bytes in sockets, for the `poll` thread.
 //!
-//! The first SIGTERM or SIGINT is delivered as a request to stop. The second one ends the process inside the signal
-//! handler, whatever any thread waits for.
+//! The first SIGTERM or SIGINT is delivered as a request to stop. The second one ends the process in the signal handler,
+//! so a blocked thread cannot prevent it.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
-/// What a signal asks for.
+/// The request that a signal makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM or SIGINT: stop.
@@ -22,24 +22,24 @@ pub enum Signal {
     Dump,
 }
 
-/// Signals that arrived and are not delivered yet.
+/// Signals that arrived and are not yet delivered.
 pub struct Signals {
     sockets: Vec<(Signal, UnixStream)>,
-    waiting: Vec<Signal>,
+    pending: Vec<Signal>,
     deliver: Box<dyn FnMut(Signal) -> bool + Send>,
 }
 
 impl fmt::Debug for Signals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} signals wait", self.waiting.len())
+        write!(f, "{} pending signals", self.pending.len())
     }
 }
 
 impl Signals {
-    /// Takes over SIGTERM, SIGINT and SIGUSR1. `deliver` must not block; it returns `false` for "not now, try again".
+    /// Handles SIGTERM, SIGINT and SIGUSR1 from now on. `deliver` must not block; it returns `false` to be called again.
     ///
     /// # Errors
-    /// When the system refuses a handler or a socket.
+    /// When a handler cannot be registered or a socket cannot be created.
     pub fn register(deliver: impl FnMut(Signal) -> bool + Send + 'static) -> io::Result<Self> {
         let terminated = Arc::new(AtomicBool::new(false));
         let mut sockets = Vec::new();
@@ -50,7 +50,7 @@ impl Signals {
             sockets.push((Signal::Terminate, socket(number)?));
         }
         sockets.push((Signal::Dump, socket(SIGUSR1)?));
-        Ok(Self { sockets, waiting: Vec::new(), deliver: Box::new(deliver) })
+        Ok(Self { sockets, pending: Vec::new(), deliver: Box::new(deliver) })
     }
 
     /// The sockets to poll.
@@ -58,16 +58,16 @@ impl Signals {
         self.sockets.iter().map(|(_, socket)| socket)
     }
 
-    /// Delivers what arrived; `false` if something has to be tried again.
+    /// Delivers the signals that arrived. Returns `false` if it must be called again for some of them.
     pub fn deliver(&mut self) -> bool {
         for (signal, socket) in &mut self.sockets {
             if drain(socket) {
-                self.waiting.push(*signal);
+                self.pending.push(*signal);
             }
         }
         let deliver = &mut self.deliver;
-        self.waiting.retain(|signal| !deliver(*signal));
-        self.waiting.is_empty()
+        self.pending.retain(|signal| !deliver(*signal));
+        self.pending.is_empty()
     }
 }
 
@@ -78,7 +78,7 @@ fn socket(number: i32) -> io::Result<UnixStream> {
     Ok(reader)
 }
 
-/// Whether anything was in the socket.
+/// Reads everything from the socket. Returns whether there was anything.
 fn drain(socket: &mut UnixStream) -> bool {
     let mut bytes = [0; 64];
     let mut found = false;

@@ -306,7 +306,7 @@ impl PcmMonitor {
 
     fn ask(&mut self, recorders: Vec<Recorder>) {
         let (root, outbox, mut folders) = (self.root.clone(), self.outbox.clone(), std::mem::take(&mut self.folders));
-        self.prober.ask(PATIENCE, move || {
+        self.prober.submit(PATIENCE, move || {
             folders.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
             let recorders =
                 recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut folders))).collect();

@@ -78,7 +78,7 @@ impl Scanner {
 
     /// Looks whether anything changed, and asks for a scan if so.
     pub fn poll(&mut self, now: Instant) -> Poll {
-        self.prober.tend(now);
+        self.prober.check_deadline(now);
         if let Some(asked) = self.asked {
             if now.saturating_duration_since(asked) < ANSWER {
                 return Poll::Asked;
@@ -126,7 +126,7 @@ impl Scanner {
     fn ask(&self) {
         let (root, events, generation, at) = (self.root.clone(), self.events.clone(), self.generation, Arc::clone(&self.at));
         let stuck: Vec<Card> = self.stuck.iter().map(|(_, card)| card.clone()).collect();
-        self.prober.ask(ANSWER, move || {
+        self.prober.submit(ANSWER, move || {
             let is_at = |card| *at.lock().unwrap_or_else(PoisonError::into_inner) = card;
             let scan = scan(&root, &stuck, |card, plugging| is_at(Some((card, plugging.clone()))));
             is_at(None);

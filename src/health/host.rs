@@ -117,7 +117,7 @@ impl Storage {
 
     fn ask(&self) {
         let (usage, outbox) = (Arc::clone(&self.usage), self.outbox.clone());
-        self.prober.ask(PATIENCE, move || {
+        self.prober.submit(PATIENCE, move || {
             // Nobody listens when the program ends.
             let _ = outbox.send(usage());
         });
