@@ -205,7 +205,7 @@ fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
 fn presences(config: &Config, registry: &Registry, notes: &mut Vec<String>) -> Presences {
     let now = Instant::now();
     let mut presences = Presences::new(Duration::ZERO);
-    registry.expect(&mut presences, now);
+    registry.add_devices_to(&mut presences, now);
     match sysfs::scan(&config.host_root, &[], |_, _| {}) {
         Ok(scan) => {
             notes.extend(scan.unclear.iter().map(|(card, why)| format!("card {card} cannot be told now: {}", shown(why))));

@@ -1,8 +1,10 @@
-//! What a microphone is, what it is called, and how it is known again. [p]
+//! The identity of a microphone: its stable id, and the name of its workspace.
 //!
-//! A microphone's **stable id** is the name of its row in `devices`, a label and part of log lines, so whatever a
-//! USB string holds, ids are printable ASCII of bounded length, and different strings give different ids. A **workspace
-//! name** is the folder of its recordings and, behind a prefix, the name of its container.
+//! The **stable id** is the key of the row in `devices`, the value of a container label and a part of log lines. The
+//! **workspace name** is the folder of the recordings and, after a prefix, the name of the container.
+//!
+//! Invariants: an id is printable ASCII of bounded length for any content of the USB strings, and different strings give
+//! different ids. A workspace name never leaves the workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::text::fingerprint;
 
-/// Longest serial that is taken over as it is; the USB specification allows 126 characters.
+/// Longest serial number that is used unchanged; the USB specification allows 126 characters.
 const SERIAL_LIMIT: usize = 64;
 
-/// Longest profile part of a workspace name.
+/// Maximum length of the profile part of a workspace name.
 const SLUG_LIMIT: usize = 64;
 
 /// A USB sound card that can capture.
@@ -21,24 +23,24 @@ const SLUG_LIMIT: usize = 64;
 pub struct Microphone {
     /// ALSA card index, the N of `hw:N,0`.
     pub card: u32,
-    /// Card name, as the driver made it from the product string.
+    /// Card name, which the driver derives from the product string.
     pub name: String,
-    /// Its USB device; without one the card index is all there is to know it by.
+    /// Its USB device; without one, only the card index identifies it.
     pub usb: Option<Usb>,
 }
 
-/// The USB side of a microphone.
+/// The USB device of a microphone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usb {
     /// Vendor id, four lower-case hexadecimal digits.
     pub vendor: String,
     /// Product id, likewise.
     pub product: String,
-    /// Serial, made fit for an id by [`serial`].
+    /// Serial number in the form that [`serial`] returns.
     pub serial: Option<String>,
-    /// Publisher path, such as `1-1.4`.
+    /// Port, such as `1-1.4`: bus, then the port numbers from the root hub on.
     pub bus_path: String,
-    /// Publisher and device number, such as `001/005`: another one after each plugging.
+    /// Bus and device number, such as `001/005`; it changes at each connection.
     pub address: String,
 }
 
@@ -68,10 +70,10 @@ impl Microphone {
     }
 }
 
-/// A serial as sysfs shows it -> text for ids, or `None` when it says nothing.
+/// Converts a serial number from sysfs to text for ids; `None` if it is empty.
 ///
-/// Serials of letters, digits, inner spaces and `._:+=-` up to 64 characters stay as they are. In any other one the
-/// strange bytes become `_` and a hash of all bytes is appended, so that two serials never fall together.
+/// Serial numbers of at most 64 letters, digits, inner spaces and `._:+=-` do not change. In others, each other byte
+/// becomes `_`, and a hash of all bytes is appended, so that different serial numbers stay different.
 #[must_use]
 pub fn serial(raw: &[u8]) -> Option<String> {
     let raw = raw.trim_ascii();
@@ -88,43 +90,45 @@ pub fn serial(raw: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// Gives every present microphone its stable id.
+/// Assigns a stable id to each connected microphone.
 ///
-/// `known` are the ids in the database with the bus path each was last seen at; `hidden` tells which of them may be on a
-/// card that cannot be told now. A serial that several present cards
-/// share identifies none of them: who owns the id at its port keeps it, the others are told apart by port. A card that
-/// got such an id once keeps it at that port, also when its twin is away. A microphone that could be taken for a hidden
-/// one is left out until that one can be told.
+/// `known` are the ids in the database, each with the port at which it was last observed. `may_be_unclear` returns
+/// whether a known microphone may be on a card that cannot be identified now.
+///
+/// A serial number that several connected microphones share does not identify them. The one at the known port keeps the
+/// id with the serial number; the others get ids with their ports. A microphone keeps such an id at that port, even if it
+/// is the only one with this serial number later. A microphone is omitted while its id may belong to one on a card that
+/// cannot be identified.
 #[must_use]
 pub fn identify(
     microphones: Vec<Microphone>,
     known: &BTreeMap<String, Option<String>>,
-    hidden: impl Fn(&str) -> bool,
+    may_be_unclear: impl Fn(&str) -> bool,
 ) -> BTreeMap<String, Microphone> {
-    let mut sharers: BTreeMap<String, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for microphone in &microphones {
-        *sharers.entry(plain_id(microphone)).or_default() += 1;
+        *counts.entry(plain_id(microphone)).or_default() += 1;
     }
-    let mut present = BTreeMap::new();
+    let mut identified = BTreeMap::new();
     for microphone in microphones {
         let plain = plain_id(&microphone);
         let by_port = microphone.usb.as_ref().map(|usb| format!("{plain}-port{}", usb.bus_path));
         let id = match by_port {
             Some(by_port) if microphone.usb.as_ref().is_some_and(|usb| usb.serial.is_some()) => {
                 let port = microphone.usb.as_ref().map(|usb| usb.bus_path.as_str());
-                let at_home = known.get(&plain).is_some_and(|at| at.as_deref() == port);
-                if !at_home && !known.contains_key(&by_port) && hidden(&plain) {
+                let at_known_port = known.get(&plain).is_some_and(|at| at.as_deref() == port);
+                if !at_known_port && !known.contains_key(&by_port) && may_be_unclear(&plain) {
                     continue;
                 }
-                if at_home || (sharers[&plain] == 1 && !known.contains_key(&by_port)) { plain } else { by_port }
+                if at_known_port || (counts[&plain] == 1 && !known.contains_key(&by_port)) { plain } else { by_port }
             }
             _ => plain,
         };
-        // One USB device with two sound cards: no known hardware does it, but no card may hide another.
-        let id = if present.contains_key(&id) { format!("{id}-card{}", microphone.card) } else { id };
-        present.insert(id, microphone);
+        // One USB device with two sound cards: no known hardware is built so, but no card may replace another.
+        let id = if identified.contains_key(&id) { format!("{id}-card{}", microphone.card) } else { id };
+        identified.insert(id, microphone);
     }
-    present
+    identified
 }
 
 fn plain_id(microphone: &Microphone) -> String {
@@ -135,23 +139,22 @@ fn plain_id(microphone: &Microphone) -> String {
     }
 }
 
-/// A workspace name for a device with this profile that none of `taken` is.
+/// A workspace name for a device with this profile, different from all `taken` ones.
 ///
-/// `{slug}-{suffix}`; the suffix is the shortest of these that is free: the serial's last four letters or digits, ever
-/// more of them, the port (`1-1.4` -> `p1d1d4`), both, a hash of the id. Without a serial it begins with the port,
-/// without both with the card (`c001`).
+/// The name is `{slug}-{suffix}` with the first free suffix of: the last four letters or digits of the serial number,
+/// five, and so on; the port (`1-1.4` -> `p1d1d4`); both; a hash of the id. Without a port the card (`c001`) replaces it.
 #[must_use]
 pub fn workspace_name(slug: &str, id: &str, serial: Option<&str>, bus_path: Option<&str>, card: u64, taken: &BTreeSet<&str>) -> String {
     let slug = slug_part(slug);
-    let letters: String = serial.unwrap_or("").chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
+    let characters: String = serial.unwrap_or("").chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
     let port = bus_path.map(port_part);
-    let shortest = letters.len().saturating_sub(4);
-    let endings = (0..=shortest).rev().map(|from| letters[from..].to_owned()).filter(|ending| !ending.is_empty());
+    let shortest = characters.len().saturating_sub(4);
+    let suffixes = (0..=shortest).rev().map(|from| characters[from..].to_owned()).filter(|suffix| !suffix.is_empty());
     let last = match &port {
-        Some(port) => [port.clone(), format!("{letters}{port}")],
-        None => [format!("c{card:03}"), format!("{letters}c{card:03}")],
+        Some(port) => [port.clone(), format!("{characters}{port}")],
+        None => [format!("c{card:03}"), format!("{characters}c{card:03}")],
     };
-    endings
+    suffixes
         .chain(last)
         .chain([short_hash(id.as_bytes())])
         .map(|suffix| format!("{slug}-{suffix}"))
@@ -159,7 +162,7 @@ pub fn workspace_name(slug: &str, id: &str, serial: Option<&str>, bus_path: Opti
         .unwrap_or_else(|| format!("{slug}-{}", fingerprint(id)))
 }
 
-/// Whether `name` was made for this profile: such a name is kept, as recordings lie below it.
+/// Whether `name` was created for this profile. Such a name is kept, because its folder contains recordings.
 #[must_use]
 pub fn belongs_to_profile(name: &str, slug: &str) -> bool {
     is_workspace_name(name)
@@ -177,13 +180,13 @@ pub fn is_workspace_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
-/// Name of the container that records into the workspace `folder`.
+/// Name of the container that records to the workspace `folder`.
 #[must_use]
 pub fn container_name(folder: &str) -> String {
     format!("silvasonic-recorder-{folder}")
 }
 
-/// Lower case, runs of anything but letters and digits become one `-`.
+/// The slug in lower case; other characters than letters and digits become a single `-`.
 fn slug_part(slug: &str) -> String {
     let mut part = String::new();
     for c in slug.chars().map(|c| c.to_ascii_lowercase()) {
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_serials_stay_as_they_are() {
+    fn ordinary_serial_numbers_do_not_change() {
         for text in ["034F6A21", "a b-c", "1.2:3", "0"] {
             assert_eq!(serial(format!("{text}\n").as_bytes()).as_deref(), Some(text));
         }
@@ -253,18 +256,18 @@ mod tests {
     }
 
     #[test]
-    fn strange_serials_become_well_formed_and_stay_different() {
-        let strange: &[&[u8]] =
+    fn other_serial_numbers_become_well_formed_and_stay_different() {
+        let unusual: &[&[u8]] =
             &[b"a/b/c", b"a_b/c", b"a\nb", b"../x", b"..", b"\xff\xfe", b"\xff\xfd", b"'; DROP", &[b'x'; 65], &[b'x'; 66]];
-        let seen: BTreeSet<String> = strange.iter().filter_map(|raw| serial(raw)).collect();
-        assert_eq!(seen.len(), strange.len());
+        let seen: BTreeSet<String> = unusual.iter().filter_map(|raw| serial(raw)).collect();
+        assert_eq!(seen.len(), unusual.len());
         for text in seen {
             assert!(text.len() <= SERIAL_LIMIT && text.chars().all(|c| c.is_ascii_alphanumeric() || " _:+=-~".contains(c)), "{text}");
         }
     }
 
     #[test]
-    fn ids_are_made_of_serial_else_port_else_card() {
+    fn an_id_contains_the_serial_number_else_the_port_else_the_card() {
         assert_eq!(ids(vec![usb(0, Some("S1"), "1-1")], &[]), [id("0869-0389-S1", 0)]);
         assert_eq!(ids(vec![usb(0, None, "1-1.4")], &[]), [id("0869-0389-port1-1.4", 0)]);
         let bare = Microphone { card: 3, name: String::new(), usb: None };
@@ -272,12 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn a_serial_is_followed_to_another_port() {
+    fn a_microphone_with_a_serial_number_keeps_its_id_at_another_port() {
         assert_eq!(ids(vec![usb(1, Some("S1"), "1-2")], &[("0869-0389-S1", "1-1")]), [id("0869-0389-S1", 1)]);
     }
 
     #[test]
-    fn a_shared_serial_is_kept_by_its_owner_at_its_port_and_told_apart_by_port_otherwise() {
+    fn microphones_with_the_same_serial_number_are_identified_by_port_except_the_one_at_its_known_port() {
         let twins = || vec![usb(0, Some("S"), "1-1"), usb(1, Some("S"), "1-2")];
         assert_eq!(ids(twins(), &[]), [id("0869-0389-S-port1-1", 0), id("0869-0389-S-port1-2", 1)]);
         assert_eq!(ids(twins(), &[("0869-0389-S", "1-2")]), [id("0869-0389-S", 1), id("0869-0389-S-port1-1", 0)]);
@@ -285,26 +288,26 @@ mod tests {
     }
 
     #[test]
-    fn a_twin_keeps_its_id_while_the_other_is_away() {
+    fn a_microphone_with_a_shared_serial_number_keeps_its_id_while_the_other_is_disconnected() {
         let known = [("0869-0389-S", "1-1"), ("0869-0389-S-port1-2", "1-2")];
         assert_eq!(ids(vec![usb(1, Some("S"), "1-2")], &known), [id("0869-0389-S-port1-2", 1)]);
         assert_eq!(ids(vec![usb(0, Some("S"), "1-1")], &known), [id("0869-0389-S", 0)]);
     }
 
     #[test]
-    fn nobody_takes_the_id_of_a_microphone_that_cannot_be_told_now() {
+    fn no_microphone_gets_the_id_of_one_that_cannot_be_identified_now() {
         let known = [("0869-0389-hidden", "1-1")];
         assert_eq!(ids(vec![usb(1, Some("hidden"), "1-2")], &known), []);
         assert_eq!(ids(vec![usb(1, Some("hidden"), "1-1")], &known), [id("0869-0389-hidden", 1)]);
     }
 
     #[test]
-    fn no_card_hides_another() {
+    fn two_cards_never_get_the_same_id() {
         assert_eq!(ids(vec![usb(0, None, "1-1"), usb(1, None, "1-1")], &[]).len(), 2);
     }
 
     #[test]
-    fn workspace_names_lengthen_until_they_are_free() {
+    fn a_workspace_name_gets_longer_until_it_is_free() {
         let name =
             |serial, port, taken: &[&str]| workspace_name("ultramic_384_evo", "id", serial, port, 2, &taken.iter().copied().collect());
         assert_eq!(name(Some("034F6A21"), Some("1-1"), &[]), "ultramic-384-evo-6a21");
@@ -336,13 +339,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_device_says_names_are_sound_and_its_own(
+        fn ids_and_workspace_names_are_valid_and_unique_for_any_usb_strings(
             serials in vec(vec(any::<u8>(), 0..130), 1..6),
             slug in vec(any::<char>(), 0..100).prop_map(String::from_iter),
         ) {
             let microphones = serials.iter().zip(1..).map(|(raw, n)| usb(n, serial(raw).as_deref(), &format!("1-{n}"))).collect();
             let found = identify(microphones, &BTreeMap::new(), |_| false);
-            prop_assert_eq!(found.len(), serials.len(), "each has an id of its own");
+            prop_assert_eq!(found.len(), serials.len(), "each has its own id");
             let mut names: BTreeSet<String> = BTreeSet::new();
             for (id, microphone) in &found {
                 prop_assert!(id.len() <= 128 && !id.contains("..") && !id.contains('/'), "{id:?}");
@@ -353,7 +356,7 @@ mod tests {
                 prop_assert!(is_workspace_name(&name), "{name:?}");
                 let folder = std::path::Path::new("/workspace/recorder").join(&name);
                 prop_assert_eq!(folder.parent(), Some(std::path::Path::new("/workspace/recorder")));
-                prop_assert!(names.insert(name), "two of one name");
+                prop_assert!(names.insert(name), "the name is used twice");
             }
         }
 

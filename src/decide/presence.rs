@@ -1,99 +1,112 @@
-//! Which known microphones are there? [p]
+//! The presence of each known microphone: online, missing or offline.
 //!
-//! | state   | seen    | not seen                         | unknown |
-//! | ------- | ------- | -------------------------------- | ------- |
-//! | online  | online  | missing since now                | online  |
-//! | missing | online  | offline after the grace period   | missing, and the period begins anew |
-//! | offline | online  | offline                          | offline |
+//! | state   | observed | not observed                   | unknown                               |
+//! | ------- | -------- | ------------------------------ | ------------------------------------- |
+//! | online  | online   | missing since now              | online                                |
+//! | missing | online   | offline after the grace period | missing; the grace period begins again |
+//! | offline | online   | offline                        | offline                               |
 //!
-//! Time is the monotonic clock's, so stepping the wall clock changes nothing. A microphone that the database calls
-//! online begins as missing: it gets the grace period to show itself.
+//! Times are those of the monotonic clock, so a step of the wall clock has no effect. A microphone that is online in the
+//! database begins as missing: it becomes offline only after the grace period.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::decide::device::Microphone;
 
-/// State of one microphone.
+/// Presence of one microphone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Plugged in.
+    /// Connected.
     Online(Microphone),
-    /// Not seen, but within the grace period it counts as online.
+    /// Not observed; during the grace period it counts as online.
     Missing {
-        /// When it was first not seen.
+        /// The first scan without it.
         since: Instant,
     },
-    /// Gone.
+    /// Disconnected.
     Offline,
 }
 
-/// What one observation changed, for the log and for whoever reacts.
+/// A change of a presence.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// Was offline or never seen.
+    /// Connected; it was offline or unknown before.
     Appeared,
-    /// Was missing, or is plugged in differently; counts as having been online all the time.
+    /// Connected again within the grace period, or with another card or port; it counts as online in between.
     Returned,
-    /// Was not seen; the grace period begins.
+    /// No longer observed; the grace period begins.
     Vanished,
     /// The grace period is over.
     Left,
 }
 
-/// All microphones ever seen in this run.
+/// The presence of all microphones of the database and of this run.
 #[derive(Debug)]
 pub struct Presences {
     grace: Duration,
     states: BTreeMap<String, Presence>,
-    /// Card and port at which each was seen last.
+    /// Card and port at which each was last observed.
     last: BTreeMap<String, (u32, Option<String>)>,
 }
 
 impl Presences {
-    /// Nobody seen yet.
+    /// No microphone is known yet.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
         Self { grace, states: BTreeMap::new(), last: BTreeMap::new() }
     }
 
-    /// State of one microphone, `None` if it was never expected or seen.
+    /// Presence of one microphone; `None` if it is not known.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Presence> {
         self.states.get(id)
     }
 
-    /// All states, by stable id.
+    /// All presences, by stable id.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Presence)> {
         self.states.iter()
     }
 
-    /// The port at which a microphone was last seen in this run.
+    /// The port at which a microphone was last observed in this run.
     #[must_use]
     pub fn last_port(&self, id: &str) -> Option<&str> {
         self.last.get(id)?.1.as_deref()
     }
 
-    /// Whether a microphone was last on one of these cards and may still be there.
+    /// Whether a microphone that is not offline was last observed on one of these unidentified cards.
     #[must_use]
     pub fn may_be_on(&self, id: &str, unclear: &[(u32, String)]) -> bool {
         !matches!(self.states.get(id), None | Some(Presence::Offline)) && on_one_of(&self.last, id, unclear)
     }
 
-    /// Takes note of a microphone that the database calls online (or offline) and that was not seen in this run yet,
-    /// with the card that it was last on.
-    pub fn expect(&mut self, id: &str, online: bool, card: Option<u32>, now: Instant) {
+    /// Adds a microphone that is online in the database, last on `card`, unless it is known.
+    pub fn add_online(&mut self, id: &str, card: Option<u32>, now: Instant) {
+        self.add(id, Presence::Missing { since: now }, card);
+    }
+
+    /// Adds a microphone that is offline in the database, last on `card`, unless it is known.
+    pub fn add_offline(&mut self, id: &str, card: Option<u32>) {
+        self.add(id, Presence::Offline, card);
+    }
+
+    fn add(&mut self, id: &str, state: Presence, card: Option<u32>) {
         if !self.states.contains_key(id) {
-            let state = if online { Presence::Missing { since: now } } else { Presence::Offline };
             self.states.insert(id.to_owned(), state);
             self.last.extend(card.map(|card| (id.to_owned(), (card, None))));
         }
     }
 
-    /// The hardware was read: `seen` is there; who was last on one of the `unclear` cards may be.
-    pub fn observe(&mut self, seen: &BTreeMap<String, Microphone>, unclear: &[(u32, String)], now: Instant) -> Vec<(String, Transition)> {
+    /// Applies a scan: `observed` are connected, and the `unclear` cards could not be identified. Whether a microphone
+    /// that was last on one of these is connected is unknown.
+    pub fn observe(
+        &mut self,
+        observed: &BTreeMap<String, Microphone>,
+        unclear: &[(u32, String)],
+        now: Instant,
+    ) -> Vec<(String, Transition)> {
         let mut changes = Vec::new();
-        for (id, microphone) in seen {
+        for (id, microphone) in observed {
             let state = Presence::Online(microphone.clone());
             let port = microphone.usb.as_ref().map(|usb| usb.bus_path.clone());
             self.last.insert(id.clone(), (microphone.card, port));
@@ -104,7 +117,7 @@ impl Presences {
             };
             changes.push((id.clone(), change));
         }
-        for (id, state) in self.states.iter_mut().filter(|(id, _)| !seen.contains_key(*id)) {
+        for (id, state) in self.states.iter_mut().filter(|(id, _)| !observed.contains_key(*id)) {
             let unknown = on_one_of(&self.last, id, unclear);
             match state {
                 Presence::Online(_) if !unknown => {
@@ -122,8 +135,8 @@ impl Presences {
         changes
     }
 
-    /// The hardware could not be read: whoever is missing keeps its whole grace period.
-    pub fn observe_nothing(&mut self, now: Instant) {
+    /// Applies a failed scan: the grace period of each missing microphone begins again.
+    pub fn observe_unknown(&mut self, now: Instant) {
         for state in self.states.values_mut() {
             if let Presence::Missing { since } = state {
                 *since = now;
@@ -131,7 +144,7 @@ impl Presences {
         }
     }
 
-    /// Forgets a microphone that neither the database nor the hardware knows any more.
+    /// Removes microphones that are offline and not known to the database.
     pub fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.states.retain(|id, state| !matches!(state, Presence::Offline) || known(id));
         self.last.retain(|id, _| self.states.contains_key(id));
@@ -161,79 +174,79 @@ mod tests {
         }
 
         /// `cards`: `a@0` is microphone `a` on card 0, `?0` an unclear card.
-        fn see(&mut self, seconds: u64, cards: &[&str]) -> String {
-            let mut seen = BTreeMap::new();
+        fn scan(&mut self, seconds: u64, cards: &[&str]) -> String {
+            let mut observed = BTreeMap::new();
             let mut unclear = Vec::new();
             for card in cards {
                 match card.split_once('@') {
-                    Some((id, card)) => drop(seen.insert(id.to_owned(), microphone(card.parse().unwrap()))),
+                    Some((id, card)) => drop(observed.insert(id.to_owned(), microphone(card.parse().unwrap()))),
                     None => unclear.push((card[1..].parse().unwrap(), String::new())),
                 }
             }
-            let changes = self.presences.observe(&seen, &unclear, self.start + Duration::from_secs(seconds));
-            let words: Vec<String> = changes.iter().map(|(id, change)| format!("{id} {change:?}")).collect();
-            words.join(", ")
+            let changes = self.presences.observe(&observed, &unclear, self.start + Duration::from_secs(seconds));
+            let lines: Vec<String> = changes.iter().map(|(id, change)| format!("{id} {change:?}")).collect();
+            lines.join(", ")
         }
     }
 
     #[test]
     fn online_at_once_and_offline_after_the_grace_period() {
         let mut fake = Fake::new();
-        assert_eq!(fake.see(0, &["a@0"]), "a Appeared");
-        assert_eq!(fake.see(1, &["a@0"]), "");
-        assert_eq!(fake.see(2, &[]), "a Vanished");
-        assert_eq!(fake.see(4, &[]), "");
-        assert_eq!(fake.see(5, &[]), "a Left");
-        assert_eq!(fake.see(6, &[]), "");
-        assert_eq!(fake.see(7, &["a@1"]), "a Appeared");
+        assert_eq!(fake.scan(0, &["a@0"]), "a Appeared");
+        assert_eq!(fake.scan(1, &["a@0"]), "");
+        assert_eq!(fake.scan(2, &[]), "a Vanished");
+        assert_eq!(fake.scan(4, &[]), "");
+        assert_eq!(fake.scan(5, &[]), "a Left");
+        assert_eq!(fake.scan(6, &[]), "");
+        assert_eq!(fake.scan(7, &["a@1"]), "a Appeared");
     }
 
     #[test]
-    fn a_flap_within_the_grace_period_is_no_departure() {
+    fn a_short_disconnection_within_the_grace_period_is_not_offline() {
         let mut fake = Fake::new();
-        fake.see(0, &["a@0"]);
-        fake.see(1, &[]);
-        assert_eq!(fake.see(3, &["a@0"]), "a Returned");
-        assert_eq!(fake.see(4, &[]), "a Vanished");
-        assert_eq!(fake.see(6, &[]), "");
-        assert_eq!(fake.see(7, &[]), "a Left");
+        fake.scan(0, &["a@0"]);
+        fake.scan(1, &[]);
+        assert_eq!(fake.scan(3, &["a@0"]), "a Returned");
+        assert_eq!(fake.scan(4, &[]), "a Vanished");
+        assert_eq!(fake.scan(6, &[]), "");
+        assert_eq!(fake.scan(7, &[]), "a Left");
     }
 
     #[test]
-    fn unknown_never_counts_as_absence() {
+    fn a_failed_scan_never_makes_a_microphone_offline() {
         let mut fake = Fake::new();
-        fake.see(0, &["a@0"]);
-        fake.see(1, &[]);
-        fake.presences.observe_nothing(fake.start + Duration::from_secs(100));
-        assert_eq!(fake.see(101, &[]), "");
-        assert_eq!(fake.see(103, &[]), "a Left");
+        fake.scan(0, &["a@0"]);
+        fake.scan(1, &[]);
+        fake.presences.observe_unknown(fake.start + Duration::from_secs(100));
+        assert_eq!(fake.scan(101, &[]), "");
+        assert_eq!(fake.scan(103, &[]), "a Left");
     }
 
     #[test]
     fn a_microphone_on_an_unclear_card_is_not_missing() {
         let mut fake = Fake::new();
-        fake.see(0, &["a@0", "b@1"]);
-        assert_eq!(fake.see(1, &["?0"]), "b Vanished");
-        assert_eq!(fake.see(10, &["?0"]), "b Left");
+        fake.scan(0, &["a@0", "b@1"]);
+        assert_eq!(fake.scan(1, &["?0"]), "b Vanished");
+        assert_eq!(fake.scan(10, &["?0"]), "b Left");
         assert_eq!(fake.presences.get("a"), Some(&Presence::Online(microphone(0))));
     }
 
     #[test]
-    fn who_is_expected_gets_the_grace_period_to_show_up() {
+    fn a_microphone_that_is_online_in_the_database_is_offline_only_after_the_grace_period() {
         let mut fake = Fake::new();
-        fake.presences.expect("a", true, None, fake.start);
-        fake.presences.expect("b", false, None, fake.start);
-        assert_eq!(fake.see(1, &[]), "");
-        assert_eq!(fake.see(3, &[]), "a Left");
-        assert_eq!(fake.see(4, &["b@0"]), "b Appeared");
+        fake.presences.add_online("a", None, fake.start);
+        fake.presences.add_offline("b", None);
+        assert_eq!(fake.scan(1, &[]), "");
+        assert_eq!(fake.scan(3, &[]), "a Left");
+        assert_eq!(fake.scan(4, &["b@0"]), "b Appeared");
     }
 
     #[test]
-    fn who_is_expected_on_an_unclear_card_is_not_gone() {
+    fn a_microphone_of_the_database_on_an_unclear_card_is_not_offline() {
         let mut fake = Fake::new();
-        fake.presences.expect("a", true, Some(2), fake.start);
-        assert_eq!(fake.see(1, &["?2"]), "");
-        assert_eq!(fake.see(10, &["?2"]), "");
-        assert_eq!(fake.see(11, &["a@2"]), "a Returned");
+        fake.presences.add_online("a", Some(2), fake.start);
+        assert_eq!(fake.scan(1, &["?2"]), "");
+        assert_eq!(fake.scan(10, &["?2"]), "");
+        assert_eq!(fake.scan(11, &["a@2"]), "a Returned");
     }
 }

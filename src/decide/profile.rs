@@ -1,11 +1,11 @@
-//! Microphone profiles: their schema, defaults and matching. [p]
+//! Microphone profiles: their schema, defaults and matching.
 //!
-//! One table describes every field. A profile's `config` (`audio`, `processing`, `stream`) is checked the same way
-//! wherever it comes from: a file, a database row, a Recorder's environment. Keys that the schema does not know pass
-//! through, for Recorders that know more.
+//! One table describes every field. The `config` of a profile (`audio`, `processing`, `stream`) is validated in the same
+//! way for every source: a file, a database row, the environment of a Recorder. Unknown keys are kept, for Recorders
+//! that use them.
 //!
-//! Criteria that are wrong make a profile unfit for matching, not for recording: whoever edits them must not stop the
-//! microphones that the profile is assigned to. A file with wrong criteria is refused all the same.
+//! Invariant: a profile with invalid match criteria matches no microphone, but still serves for recording, so an edit of
+//! the criteria never stops a Recorder. In a file, invalid criteria are a fault.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use crate::decide::device::Microphone;
 use crate::text::shown;
 use crate::yaml;
 
-/// What one field holds.
+/// Allowed values of a field.
 enum FieldKind {
     /// A whole number from 1 to this.
     Count(u64),
@@ -24,17 +24,17 @@ enum FieldKind {
     Number(f64, f64),
     /// `true` or `false`.
     Switch,
-    /// One of these words.
-    Word(&'static [&'static str]),
+    /// One of these texts.
+    OneOf(&'static [&'static str]),
 }
 
-/// Name, kind, and the default as JSON; an empty default makes the field mandatory, `null` lets it be absent.
+/// Name, kind, and the default as JSON. With an empty default the field is mandatory, with `null` it may be absent.
 type Field = (&'static str, FieldKind, &'static str);
 
 const AUDIO: &[Field] = &[
     ("sample_rate", FieldKind::Count(10_000_000), ""),
     ("channels", FieldKind::Count(64), "1"),
-    ("format", FieldKind::Word(&["S16LE", "S24LE", "S32LE"]), "\"S16LE\""),
+    ("format", FieldKind::OneOf(&["S16LE", "S24LE", "S32LE"]), "\"S16LE\""),
 ];
 const PROCESSING: &[Field] = &[
     ("gain_db", FieldKind::Number(-200.0, 200.0), "0.0"),
@@ -48,15 +48,15 @@ const STREAM: &[Field] = &[
     ("segment_duration_s", FieldKind::Count(86_400), "10"),
 ];
 
-/// The only schema there is.
+/// The only schema version.
 const SCHEMA_VERSION: &str = "1.0";
 
-/// A field with a value that the schema does not allow.
+/// A field with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldFault {
     /// `audio.sample_rate`
     pub field: String,
-    /// What was expected, and what is there.
+    /// What was expected, and what was found.
     pub what: String,
 }
 
@@ -77,7 +77,7 @@ pub fn joined(faults: &[FieldFault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// What a profile asks for.
+/// The capture format that a profile requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AudioFormat {
     /// Hz.
@@ -88,7 +88,7 @@ pub struct AudioFormat {
     pub format: String,
 }
 
-/// By what a microphone is recognised.
+/// Match criteria for a microphone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Criteria {
     vendor: Option<String>,
@@ -104,20 +104,20 @@ impl Criteria {
     }
 }
 
-/// A valid `{audio, processing, stream}`, defaults filled in.
+/// A valid `{audio, processing, stream}` with its defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProfileConfig {
     fields: Map<String, Value>,
     recorder_json: String,
     criteria: Criteria,
-    unmatched: Vec<FieldFault>,
+    criteria_faults: Vec<FieldFault>,
 }
 
 impl ProfileConfig {
-    /// Checks a configuration and fills in its defaults.
+    /// Validates a configuration and adds its defaults.
     ///
     /// # Errors
-    /// Every field that is wrong.
+    /// Every invalid field.
     pub fn from_json(value: &Value) -> Result<Self, Vec<FieldFault>> {
         let Some(fields) = value.as_object() else {
             return Err(vec![FieldFault { field: "config".to_owned(), what: fault("", "an object", value).what }]);
@@ -134,19 +134,19 @@ impl ProfileConfig {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let mut unmatched = Vec::new();
-        let criteria = read_criteria(&fields["audio"]["match"], &mut unmatched);
-        let criteria = if unmatched.is_empty() { criteria } else { Criteria::default() };
-        Ok(Self { recorder_json: recorder_json(&fields), fields, criteria, unmatched })
+        let mut criteria_faults = Vec::new();
+        let criteria = read_criteria(&fields["audio"]["match"], &mut criteria_faults);
+        let criteria = if criteria_faults.is_empty() { criteria } else { Criteria::default() };
+        Ok(Self { recorder_json: recorder_json(&fields), fields, criteria, criteria_faults })
     }
 
-    /// What is wrong with the criteria; while anything is, they match nothing.
+    /// Faults of the match criteria; if there are any, the profile matches no microphone.
     #[must_use]
     pub fn criteria_faults(&self) -> &[FieldFault] {
-        &self.unmatched
+        &self.criteria_faults
     }
 
-    /// What the sound card should deliver.
+    /// The format in which the sound card should capture.
     #[must_use]
     pub fn capture(&self) -> AudioFormat {
         let audio = &self.fields["audio"];
@@ -155,7 +155,7 @@ impl ProfileConfig {
         AudioFormat { rate: number("sample_rate"), channels: number("channels"), format }
     }
 
-    /// By what a microphone for this profile is recognised.
+    /// The match criteria.
     #[must_use]
     pub fn criteria(&self) -> &Criteria {
         &self.criteria
@@ -167,8 +167,8 @@ impl ProfileConfig {
         Value::Object(self.fields.clone())
     }
 
-    /// What a Recorder is given, keys sorted. Without the criteria: another way of recognising a microphone is no
-    /// reason to interrupt its recording.
+    /// The part that is passed to a Recorder, with sorted keys. It does not contain the match criteria, because a change
+    /// of these must not interrupt a recording.
     #[must_use]
     pub fn recorder_json(&self) -> &str {
         &self.recorder_json
@@ -190,7 +190,7 @@ fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, 
         fields.insert((*name).to_owned(), serde_json::from_str(default).unwrap_or_default());
         return;
     }
-    let (fits, expected) = match kind {
+    let (is_valid, expected) = match kind {
         FieldKind::Count(most) => {
             (value.as_u64().is_some_and(|count| (1..=*most).contains(&count)), format!("a whole number from 1 to {most}"))
         }
@@ -198,12 +198,12 @@ fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, 
             (value.as_f64().is_some_and(|number| (*least..=*most).contains(&number)), format!("a number from {least} to {most}"))
         }
         FieldKind::Switch => (value.is_boolean(), "true or false".to_owned()),
-        FieldKind::Word(words) => (value.as_str().is_some_and(|word| words.contains(&word)), words.join(" or ")),
+        FieldKind::OneOf(words) => (value.as_str().is_some_and(|word| words.contains(&word)), words.join(" or ")),
     };
-    if let (true, FieldKind::Number(..), Some(number)) = (fits, kind, value.as_f64()) {
-        // 12 and 12.0 are one setting and must not look like two to whoever compares texts.
+    if let (true, FieldKind::Number(..), Some(number)) = (is_valid, kind, value.as_f64()) {
+        // 12 and 12.0 are the same setting, so their texts must be equal, too.
         fields.insert((*name).to_owned(), number.into());
-    } else if !fits {
+    } else if !is_valid {
         faults.push(fault(&format!("{section}.{name}"), &expected, value));
     }
 }
@@ -212,9 +212,9 @@ fn read_criteria(value: &Value, faults: &mut Vec<FieldFault>) -> Criteria {
     if !value.is_null() && !value.is_object() {
         faults.push(fault("audio.match", "an object", value));
     }
-    let mut text = |name: &str, expected: &str, fits: fn(&str) -> bool| match &value[name] {
+    let mut text = |name: &str, expected: &str, is_valid: fn(&str) -> bool| match &value[name] {
         Value::Null => None,
-        Value::String(text) if fits(text) => Some(text.to_lowercase()),
+        Value::String(text) if is_valid(text) => Some(text.to_lowercase()),
         other => {
             faults.push(fault(&format!("audio.match.{name}"), expected, other));
             None
@@ -234,11 +234,11 @@ fn read_criteria(value: &Value, faults: &mut Vec<FieldFault>) -> Criteria {
 pub struct Profile {
     /// Primary key.
     pub slug: String,
-    /// Name for people.
+    /// Name for users.
     pub name: String,
-    /// More for people.
+    /// Description for users.
     pub description: Option<String>,
-    /// What a Recorder needs to know.
+    /// Settings for the Recorder, and match criteria.
     pub config: ProfileConfig,
 }
 
@@ -246,7 +246,7 @@ impl Profile {
     /// Reads a profile file.
     ///
     /// # Errors
-    /// Every fault, as `line: field: what`, ready to follow the file's name.
+    /// Every fault, as `line: field: what`.
     pub fn from_yaml(text: &str) -> Result<Self, Vec<String>> {
         let located = |line: Option<usize>, what: String| line.map_or_else(|| what.clone(), |line| format!("{line}: {what}"));
         let value = yaml::parse(text).map_err(|fault| vec![located(fault.line, fault.what)])?;
@@ -254,7 +254,8 @@ impl Profile {
         if value["schema_version"] != SCHEMA_VERSION {
             faults.push(fault("schema_version", &format!("{SCHEMA_VERSION:?}"), &value["schema_version"]));
         }
-        let mut required = |name: &str, expected: &str, fits: fn(&str) -> bool| match value[name].as_str().filter(|text| fits(text)) {
+        let mut required = |name: &str, expected: &str, is_valid: fn(&str) -> bool| match value[name].as_str().filter(|text| is_valid(text))
+        {
             Some(text) => text.to_owned(),
             None => {
                 faults.push(fault(name, expected, &value[name]));
@@ -272,7 +273,7 @@ impl Profile {
         }
         let sections = ["audio", "processing", "stream"].into_iter().filter_map(|name| Some((name.to_owned(), value.get(name)?.clone())));
         let checked = ProfileConfig::from_json(&Value::Object(by_insertion(sections)));
-        faults.extend(checked.iter().flat_map(|config| config.unmatched.iter().cloned()));
+        faults.extend(checked.iter().flat_map(|config| config.criteria_faults.iter().cloned()));
         match checked {
             Ok(config) if faults.is_empty() => {
                 Ok(Self { slug, name, description: value["description"].as_str().map(str::to_owned), config })
@@ -288,16 +289,16 @@ impl Profile {
 /// The best of several profiles for one microphone.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Match {
-    /// None fits at all.
+    /// No profile matches.
     None,
-    /// One fits best.
+    /// One profile matches best.
     One {
         /// Its slug.
         slug: String,
-        /// 100 by ids, 50 by name.
+        /// 100 by USB ids, 50 by name.
         score: u8,
     },
-    /// Several fit equally well.
+    /// Several profiles match equally.
     Ambiguous {
         /// Their slugs.
         slugs: Vec<String>,
@@ -306,10 +307,11 @@ pub enum Match {
     },
 }
 
-/// How well criteria fit: 100 by both USB ids, 50 by the card's name, else 0.
+/// Score of match criteria: 100 if both USB ids are equal, 50 if the card name contains the name, else 0.
 #[must_use]
 pub fn score(criteria: &Criteria, vendor: Option<&str>, product: Option<&str>, card_name: &str) -> u8 {
-    let same = |wanted: &Option<String>, is: Option<&str>| wanted.is_some() && wanted.as_deref() == is.map(str::to_lowercase).as_deref();
+    let same =
+        |expected: &Option<String>, id: Option<&str>| expected.is_some() && expected.as_deref() == id.map(str::to_lowercase).as_deref();
     if same(&criteria.vendor, vendor) && same(&criteria.product, product) {
         100
     } else if criteria.name.as_ref().is_some_and(|part| card_name.to_lowercase().contains(part)) {
@@ -319,14 +321,14 @@ pub fn score(criteria: &Criteria, vendor: Option<&str>, product: Option<&str>, c
     }
 }
 
-/// The profiles that fit a microphone at all, and how well.
+/// The profiles that match a microphone, with their scores.
 pub fn scores<'a>(profiles: impl Iterator<Item = (&'a str, &'a Criteria)>, microphone: &Microphone) -> impl Iterator<Item = (&'a str, u8)> {
     let usb = microphone.usb.as_ref();
     let (vendor, product) = (usb.map(|usb| usb.vendor.as_str()), usb.map(|usb| usb.product.as_str()));
     profiles.map(move |(slug, criteria)| (slug, score(criteria, vendor, product, &microphone.name))).filter(|(_, score)| *score > 0)
 }
 
-/// Finds the best of profiles that fit.
+/// The profile with the highest score.
 pub fn best<'a>(scores: impl Iterator<Item = (&'a str, u8)>) -> Match {
     let scored: Vec<(&str, u8)> = scores.collect();
     let Some(score) = scored.iter().map(|(_, score)| *score).max() else { return Match::None };
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_filled_in_and_unknown_keys_kept() {
+    fn defaults_are_added_and_unknown_keys_are_kept() {
         let config = ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 384_000, "x": 1 }, "y": 2 })).unwrap();
         assert_eq!(
             config.to_json(),
@@ -363,14 +365,14 @@ mod tests {
     }
 
     #[test]
-    fn criteria_do_not_reach_the_recorder() {
+    fn the_recorder_does_not_get_the_criteria() {
         let config = ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 1, "match": { "alsa_name_contains": "x" } } })).unwrap();
         assert!(!config.recorder_json().contains("match"));
         assert!(ProfileConfig::from_json(&serde_json::from_str(config.recorder_json()).unwrap()).is_ok());
     }
 
     #[test]
-    fn every_wrong_field_is_named_with_value_and_expectation() {
+    fn every_invalid_field_is_reported_with_its_value_and_the_allowed_values() {
         let cases = [
             (json!("x"), "config: expected an object, got \"x\""),
             (json!(7), "config: expected an object, got 7"),
@@ -391,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_criteria_match_nothing_but_do_not_stop_a_recording() {
+    fn invalid_criteria_match_nothing_but_do_not_stop_a_recording() {
         let cases = [
             (json!("x"), "audio.match: expected an object, got \"x\""),
             (json!({ "usb_vendor_id": 869 }), "audio.match.usb_vendor_id: expected four hexadecimal digits in quotes, got 869"),
@@ -417,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_is_reported_with_lines() {
+    fn faults_in_a_file_are_reported_with_lines() {
         let text = "schema_version: \"1.0\"\nslug: Bad Slug\nname: x\naudio:\n  sample_rate: fast\n";
         assert_eq!(
             Profile::from_yaml(text).unwrap_err(),
@@ -430,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_follow_ids_then_name() {
+    fn scores_depend_on_the_ids_then_the_name() {
         let both = criteria(Some("0869"), Some("0389"), Some("ultra"));
         let upper = criteria(Some("19F7"), Some("00AB"), None);
         let cases = [

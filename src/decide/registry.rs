@@ -1,14 +1,14 @@
-//! What the database says, and which of its rows must change. [p]
+//! The rows of the database, and the changes that the Controller makes to them.
 //!
-//! Rows come as JSON text, so that a row of another schema or with a strange value spoils itself only. What a user
-//! wrote is not overwritten: the Controller sets the columns that follow the hardware, and a profile and an enrolment
-//! once, for a device that nobody decided about. It notes in `devices.config` what it did:
+//! Rows arrive as JSON text, so a row of another schema or with an invalid value affects only itself. Invariant: the
+//! Controller does not overwrite the decisions of a user. It sets the columns that follow the hardware. It sets a profile
+//! and an enrolment once, for a device without a decision, and records this in `devices.config`:
 //!
-//! | key                     | meaning                                                                  |
-//! | ----------------------- | ------------------------------------------------------------------------ |
-//! | `auto_enrolled_at`      | enrolled by the Controller; it will not do so again                       |
-//! | `auto_suggested`        | profile that the Controller suggested; not suggested again                |
-//! | `enrollment_decided_at` | was found enrolled or ignored, so a later `pending` is somebody's wish    |
+//! | key                     | meaning                                                                         |
+//! | ----------------------- | ------------------------------------------------------------------------------- |
+//! | `auto_enrolled_at`      | the Controller enrolled the device, and does not do it again                    |
+//! | `auto_suggested`        | the profile that the Controller suggested; it does not suggest it again         |
+//! | `enrollment_decided_at` | the device was enrolled or ignored; if it is `pending` later, a user decided so |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -22,30 +22,30 @@ use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::{self, Match, ProfileConfig};
 use crate::text::shown;
 
-/// One row as it was fetched.
+/// One row as it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Row {
     /// `device`, `profile` or `system`.
     pub kind: String,
     /// Primary key.
     pub key: String,
-    /// The row, or for `system` its value, as JSON; `None` if it is too large to be looked at.
+    /// The row, or for `system` its value, as JSON; `None` if it is too large.
     pub body: Option<String>,
 }
 
-/// Everything that the database says.
+/// All rows that the Controller reads.
 #[derive(Debug, Default)]
 pub struct Registry {
-    /// Devices by stable id, or why a row cannot be used.
+    /// Devices by stable id, or why a row is invalid.
     pub devices: BTreeMap<String, Result<Device, String>>,
-    /// Profiles by slug, or why one cannot be used.
+    /// Profiles by slug, or why a row is invalid.
     pub profiles: BTreeMap<String, Result<ProfileConfig, String>>,
     /// Station-wide settings.
     pub system: System,
-    /// What is wrong with single rows, one line each, naming row, value and expectation.
+    /// The faults of single rows, one line each, with row, value and allowed values.
     pub faults: BTreeSet<String>,
     serial_numbers: BTreeSet<String>,
-    /// Publisher path that each device was last seen at, also of unusable rows.
+    /// USB port at which each device was last observed; invalid rows included.
     ports: BTreeMap<String, Option<String>>,
     workspace_names: BTreeMap<String, String>,
 }
@@ -53,9 +53,9 @@ pub struct Registry {
 /// The part of `system_config.system` that the Controller needs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct System {
-    /// Most Recorders at a time; `None` if the value is unusable.
+    /// Maximum number of Recorders; `None` (no limit) if the value is invalid.
     pub max_recorders: Option<usize>,
-    /// Whether a perfect match enrols.
+    /// Whether a profile with the USB ids of a new device enrols it.
     pub auto_enrollment: bool,
 }
 
@@ -66,55 +66,55 @@ impl Default for System {
 }
 
 impl System {
-    /// What an unusable row says: no limit that would stop anybody, and nothing that a user may not want.
-    const UNUSABLE: Self = Self { max_recorders: None, auto_enrollment: false };
+    /// Replaces an invalid row: no limit that would stop a Recorder, and no enrolment that a user may not want.
+    const INVALID: Self = Self { max_recorders: None, auto_enrollment: false };
 }
 
 /// Longest key of a row, in bytes.
 const KEY_LIMIT: usize = 256;
 
-/// How many Recorders run when the setting is absent or unusable.
+/// Maximum number of Recorders if the setting is absent.
 pub const DEFAULT_MAX_RECORDERS: usize = 5;
 
-/// What a user wants with a device.
+/// The decision about a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enrollment {
-    /// Nobody decided yet.
+    /// No decision yet.
     Pending,
     /// Record it.
     Enrolled,
-    /// Leave it alone.
+    /// Do not record it.
     Ignored,
 }
 
-/// A usable row of `devices`.
+/// A valid row of `devices`.
 #[derive(Debug)]
 pub struct Device {
     /// `status = 'online'`
     pub online: bool,
-    /// Card name at the last sight.
+    /// Card name when it was last observed.
     pub model: String,
-    /// What the user wants with it.
+    /// The decision about it.
     pub enrollment: Enrollment,
-    /// The user's switch.
+    /// Whether recording is enabled.
     pub enabled: bool,
     /// Profile, if any.
     pub profile: Option<String>,
-    /// Hardware facts, our notes, and what others put there.
+    /// Facts about the hardware, the keys in the table above, and keys of other programs.
     pub config: Map<String, Value>,
-    /// Usable workspace name, if any.
+    /// Workspace name, if there is a valid one.
     pub workspace: Option<String>,
 }
 
 impl Device {
-    /// Whether it was ever enrolled or ignored, by the Controller or a user.
+    /// Whether the Controller or a user ever enrolled or ignored it.
     #[must_use]
     pub fn is_decided(&self) -> bool {
         ["auto_enrolled_at", "enrollment_decided_at"].iter().any(|key| self.config.get(*key).is_some_and(|value| !value.is_null()))
     }
 
-    /// ALSA card index that it was last seen at.
+    /// ALSA card index at which it was last observed.
     #[must_use]
     pub fn last_card(&self) -> Option<u32> {
         self.config.get("alsa_card_index")?.as_u64()?.try_into().ok()
@@ -133,12 +133,12 @@ struct DeviceRow {
     workspace_name: Option<String>,
 }
 
-/// One row to write.
+/// A change of one row of `devices`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowChange {
     /// Stable id.
     pub device: String,
-    /// A new row's own columns; `None` changes an existing one.
+    /// Columns of a new row; `None` changes an existing row.
     pub insert: Option<Insert>,
     /// `online` or `offline`; also sets `last_seen`.
     pub status: Option<&'static str>,
@@ -146,30 +146,30 @@ pub struct RowChange {
     pub model: Option<String>,
     /// Keys to set in `config`.
     pub config: Map<String, Value>,
-    /// Profile and enrolment to set, if still nobody decided.
+    /// Profile and enrolment to set, if there is still no decision.
     pub enroll: Option<(String, Enrollment)>,
     /// Workspace name to set.
     pub workspace: Option<String>,
-    /// What to tell the log when it is done.
+    /// Log line for when it is written.
     pub note: Option<String>,
 }
 
-/// Columns that only a new row gets.
+/// Columns that are set only in a new row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Insert {
-    /// Unique: the serial, or the stable id where there is none or another device has it.
+    /// Unique: the serial number, or the stable id if there is none or another device has the same one.
     pub serial_number: String,
 }
 
 impl Registry {
-    /// Reads all rows; those that make no sense are told in `faults` and spoil themselves only.
+    /// Reads all rows. An invalid row is reported in `faults` and affects only itself.
     #[must_use]
     pub fn read(rows: &[Row]) -> Self {
         let mut registry = Self::default();
         for row in rows {
             let name = format!("{} {:?}", row.kind, shown(&row.key).to_string());
             let value = match &row.body {
-                // Keys stand in log lines, labels and names.
+                // Log lines, labels and names contain the key.
                 _ if row.key.chars().any(char::is_control) || row.key.len() > KEY_LIMIT => {
                     Err(format!("expected a key of at most {KEY_LIMIT} bytes without control characters"))
                 }
@@ -196,7 +196,7 @@ impl Registry {
                     fault
                 }
                 _ => {
-                    let (system, fault) = value.map_or_else(|why| (System::UNUSABLE, Some(why)), |value| read_system(&value));
+                    let (system, fault) = value.map_or_else(|why| (System::INVALID, Some(why)), |value| read_system(&value));
                     registry.system = system;
                     fault
                 }
@@ -207,22 +207,22 @@ impl Registry {
     }
 
     fn read_device(&mut self, id: &str, value: Value) -> Result<Device, String> {
-        // These two are unique columns: also a row that is unusable otherwise holds its values.
+        // These two columns are unique: their values are taken, even if the row is otherwise invalid.
         self.serial_numbers.extend(value["serial_number"].as_str().map(str::to_owned));
         if let Some(name) = value["workspace_name"].as_str() {
             self.workspace_names.insert(name.to_owned(), id.to_owned());
         }
         let row: DeviceRow = serde_json::from_value(value).map_err(|error| shown(&error.to_string()).to_string())?;
         let workspace = row.workspace_name.filter(|name| {
-            let usable = is_workspace_name(name);
-            if !usable {
+            let is_valid = is_workspace_name(name);
+            if !is_valid {
                 let name = shown(name).to_string();
                 self.faults.insert(format!(
                     "device {:?}: workspace_name: expected letters, digits, `.`, `_`, `-`, got {name:?}",
                     shown(id).to_string()
                 ));
             }
-            usable
+            is_valid
         });
         let config = match row.config {
             Value::Object(config) => config,
@@ -239,22 +239,25 @@ impl Registry {
         })
     }
 
-    /// Every id with the bus path it was last seen at, to know microphones again.
+    /// Each id with the USB port at which it was last observed, to identify microphones again.
     #[must_use]
     pub fn known_ports(&self) -> BTreeMap<String, Option<String>> {
         self.ports.clone()
     }
 
-    /// Tells which devices the database calls online, and where each was last.
-    pub fn expect(&self, presences: &mut Presences, now: Instant) {
+    /// Adds all devices to `presences`, with the state and card of each in the database.
+    pub fn add_devices_to(&self, presences: &mut Presences, now: Instant) {
         for (id, device) in &self.devices {
-            let (online, card) = device.as_ref().map_or((false, None), |device| (device.online, device.last_card()));
-            presences.expect(id, online, card, now);
+            match device {
+                Ok(device) if device.online => presences.add_online(id, device.last_card(), now),
+                Ok(device) => presences.add_offline(id, device.last_card()),
+                Err(_) => presences.add_offline(id, None),
+            }
         }
     }
 
-    /// The rows that must change so that the database tells what is plugged in, and every microphone that somebody
-    /// should decide about is there. `at` is the wall-clock time for notes.
+    /// The changes that make the rows agree with the connected microphones, with a new row for each unknown one. `at` is
+    /// the wall-clock time for `devices.config`.
     #[must_use]
     pub fn changes(&self, presences: &Presences, at: &str) -> Vec<RowChange> {
         let mut taken = self.workspace_names.clone();
@@ -272,13 +275,13 @@ impl Registry {
         changes
     }
 
-    /// Slugs of usable profiles and how well each fits the microphone, where it does at all.
+    /// Slugs and scores of the valid profiles that match the microphone.
     pub fn scores<'a>(&'a self, microphone: &'a Microphone) -> impl Iterator<Item = (&'a str, u8)> {
-        let usable = self.profiles.iter().filter_map(|(slug, config)| Some((slug.as_str(), config.as_ref().ok()?.criteria())));
-        profile::scores(usable, microphone)
+        let valid = self.profiles.iter().filter_map(|(slug, config)| Some((slug.as_str(), config.as_ref().ok()?.criteria())));
+        profile::scores(valid, microphone)
     }
 
-    /// The usable profile that fits the microphone best.
+    /// The valid profile that matches the microphone best.
     #[must_use]
     pub fn fit(&self, microphone: &Microphone) -> Match {
         profile::best(self.scores(microphone))
@@ -333,7 +336,7 @@ impl Registry {
                 change.config.insert("enrollment_decided_at".to_owned(), at.into());
             }
         }
-        // The same suggestion again is no change.
+        // The profile is already suggested.
         if change.enroll.as_ref().is_some_and(|(slug, to)| *to == Enrollment::Pending && suggested == Some(slug)) {
             change.enroll = None;
             change.note = None;
@@ -350,9 +353,9 @@ impl Registry {
         (change != RowChange::of(id)).then_some(change)
     }
 
-    /// Matches the microphone with the profiles: enrols, suggests, or leaves it to the user.
+    /// Matches the microphone with the profiles: enrols it, suggests a profile, or requests a decision by the user.
     fn enroll(&self, change: &mut RowChange, microphone: &Microphone, at: &str) {
-        let known = change.insert.is_none();
+        let is_new = change.insert.is_some();
         match self.fit(microphone) {
             Match::One { slug, score: 100 } if self.system.auto_enrollment => {
                 change.config.insert("auto_enrolled_at".to_owned(), at.into());
@@ -361,13 +364,14 @@ impl Registry {
             }
             Match::One { slug, score } => {
                 change.config.insert("auto_suggested".to_owned(), slug.clone().into());
-                change.note = Some(format!("waits for the user; profile {} is suggested (score {score})", shown(&slug)));
+                change.note = Some(format!("needs a decision by the user: profile {} is suggested (score {score})", shown(&slug)));
                 change.enroll = Some((slug, Enrollment::Pending));
             }
-            Match::Ambiguous { slugs, score } if !known => {
-                change.note = Some(format!("waits for the user: profiles {} match alike (score {score})", shown(&slugs.join(", "))));
+            Match::Ambiguous { slugs, score } if is_new => {
+                change.note =
+                    Some(format!("needs a decision by the user: profiles {} match equally (score {score})", shown(&slugs.join(", "))));
             }
-            Match::None if !known => change.note = Some("waits for the user: no profile matches".to_owned()),
+            Match::None if is_new => change.note = Some("needs a decision by the user: no profile matches".to_owned()),
             Match::Ambiguous { .. } | Match::None => {}
         }
     }
@@ -405,7 +409,7 @@ fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<
 fn read_system(value: &Value) -> (System, Option<String>) {
     let mut system = System::default();
     let Some(fields) = value.as_object() else {
-        return (System::UNUSABLE, Some(format!("expected an object, got {}", shown(&value.to_string()))));
+        return (System::INVALID, Some(format!("expected an object, got {}", shown(&value.to_string()))));
     };
     let mut faults = Vec::new();
     match fields.get("max_recorders") {

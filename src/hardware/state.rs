@@ -137,7 +137,7 @@ impl HardwareState {
             debug!("{line}");
         }
         self.state = Err(why);
-        self.presences.observe_nothing(now);
+        self.presences.observe_unknown(now);
     }
 
     fn note(&mut self, scan: Scan, registry: Option<&Registry>) -> Changes {
@@ -154,7 +154,7 @@ impl HardwareState {
             }
         }
         let seen = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));
-        registry.expect(&mut self.presences, now);
+        registry.add_devices_to(&mut self.presences, now);
         let changes = self.presences.observe(&seen, &scan.unclear, now);
         changes.iter().for_each(|(id, change)| self.tell(id, change));
         self.presences.retain(|id| registry.devices.contains_key(id));

@@ -112,8 +112,8 @@ fn without_auto_enrollment_a_match_is_a_suggestion() {
     station.tree.set(&[Card::ultramic(), Card::ultramic().ids("0869:0999").no_serial().index(1).id("r4_1").at("1-5")]);
     let line = controller.wait_log("profile ultramic_384_evo is suggested (score 100)", SOON);
     assert!(line.contains("0869-0389-034F6A21"), "{line}");
-    // By name alone two profiles match alike.
-    let line = controller.wait_log("match alike (score 50)", SOON);
+    // Two profiles match equally, by name only.
+    let line = controller.wait_log("match equally (score 50)", SOON);
     assert!(line.contains("0869-0999-port1-5") && line.contains("ultramic_192k, ultramic_384_evo"), "{line}");
     let rows = "SELECT string_agg(enrollment_status || ' ' || coalesce(profile_slug, '-'), ', ' ORDER BY name) FROM devices";
     assert_eq!(station.postgres.value::<String>(rows).as_deref(), Some("pending ultramic_384_evo, pending -"));
@@ -209,7 +209,7 @@ fn a_lost_database_stops_nobody() {
     let controller = recording(&station);
     // One that only a user could have enrolled.
     station.tree.set(&[Card::ultramic(), Card::rode().index(1), Card::generic(2, "1-4")]);
-    controller.wait_log("0d8c-0014-port1-4 waits for the user", SOON);
+    controller.wait_log("0d8c-0014-port1-4 needs a decision by the user", SOON);
     station
         .postgres
         .exec("UPDATE devices SET enrollment_status = 'enrolled', profile_slug = 'generic_usb' WHERE name = '0d8c-0014-port1-4'");

@@ -120,7 +120,7 @@ fn two_identical_microphones_without_serials_on_one_hub_have_their_own_recorders
     station.tree.set(&[Card::generic(0, "1-4.1"), Card::generic(1, "1-4.2")]);
     let controller = quick(&station);
     wait_devices(&station, "0d8c-0014-port1-4.1 online, 0d8c-0014-port1-4.2 online");
-    controller.wait_log("0d8c-0014-port1-4.2 waits for the user: no profile matches", SOON);
+    controller.wait_log("0d8c-0014-port1-4.2 needs a decision by the user: no profile matches", SOON);
     enroll(&station, "generic_usb");
     station.podman.wait_running(SOON, &["silvasonic-recorder-generic-usb-p1d4d1", "silvasonic-recorder-generic-usb-p1d4d2"]);
     for (name, device, port) in [("generic-usb-p1d4d1", "hw:0,0", "1-4.1"), ("generic-usb-p1d4d2", "hw:1,0", "1-4.2")] {
