@@ -1,11 +1,11 @@
-//! The Recorder of this milestone: stands in for one microphone's recording, without touching any audio device.
+//! The Recorder of this milestone: a placeholder that opens no audio device.
 //!
-//! It proves the chain from a plugged-in microphone to a running container: reads what the Controller gives it,
-//! refuses what is wrong, reports its health and ends when told to. Capture itself is another program's task, which
-//! takes its place by image name.
+//! It tests the chain from a connected microphone to a running container: it reads and validates the settings that the
+//! Controller passes, reports its health, and ends on SIGTERM. It does not capture sound: an image with a program that
+//! does replaces it.
 //!
-//! Invariants: wrong settings end it at once with one line per fault; nothing outside (Redis, a health check, a full
-//! pipe) keeps it from ending within a second of SIGTERM or makes it end by itself.
+//! Invariants: with malformed settings it ends at once and reports each fault. Redis, a health check or a full pipe
+//! neither end it nor delay its end after SIGTERM by more than a second.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -26,17 +26,17 @@ use silvasonic_controller::signals::{Signal, Signals};
 use silvasonic_controller::text::shown;
 use silvasonic_controller::{clock, health::http, poll};
 
-const STOPPED: u8 = 0;
-const CANNOT_GO_ON: u8 = 1;
+const SUCCESS: u8 = 0;
+const FAILURE: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 
 const INTERVAL: Duration = Duration::from_secs(10);
-/// How long Redis remembers a heartbeat.
+/// How long Redis keeps a heartbeat.
 const TTL: Duration = Duration::from_secs(30);
-/// For the last heartbeat.
-const FAREWELL: Duration = Duration::from_millis(300);
-/// When the program ends after a signal, whatever still blocks it.
-const LAST_RESORT: Duration = Duration::from_millis(800);
+/// Time limit for publishing the last heartbeat.
+const LAST_HEARTBEAT: Duration = Duration::from_millis(300);
+/// Time limit for the end of the program after a signal.
+const EXIT_DEADLINE: Duration = Duration::from_millis(800);
 const NAME: &str = "at most 256 bytes without control characters";
 /// Where the Controller mounts this Recorder's folder.
 const WORKSPACE: &str = "/app/workspace";
@@ -51,7 +51,7 @@ const VARIABLES: [(&str, Option<&str>, &str); 6] = [
     ("SILVASONIC_RECORDER_PORT", Some("9500"), "port of /healthy; 0 takes any free port and logs it"),
 ];
 
-/// What the Controller gave this Recorder.
+/// The settings that the Controller passes.
 struct Settings {
     device: String,
     profile: String,
@@ -69,19 +69,19 @@ fn main() -> ExitCode {
         [Some("--help" | "-h")] => return print(&help()),
         [Some("--version" | "-V")] => return print(concat!("silvasonic-recorder ", env!("CARGO_PKG_VERSION"), "\n")),
         _ => {
-            complain("expected no arguments, --help or --version");
+            report("expected no arguments, --help or --version");
             return ExitCode::from(WRONG_USAGE);
         }
     }
-    // Before all else: process 1 has no default action for signals, so one that comes earlier would be lost.
+    // First of all: process 1 has no default action for signals, so an earlier signal would be lost.
     let (signals, stop) = match forward_signals() {
         Ok(forwarded) => forwarded,
         Err(why) => {
-            complain(&format!("cannot start: signals: {why}"));
-            return ExitCode::from(CANNOT_GO_ON);
+            report(&format!("cannot start: signals: {why}"));
+            return ExitCode::from(FAILURE);
         }
     };
-    // Fails only if there is a logger already.
+    // Fails only if a logger is already set.
     let _ = log::set_logger(&JsonLines).map(|()| log::set_max_level(LevelFilter::Info));
     std::panic::set_hook(Box::new(|panic| {
         error!("bug in thread {}: {panic}", thread::current().name().unwrap_or("?"));
@@ -90,15 +90,15 @@ fn main() -> ExitCode {
     let settings = match read(|name| std::env::var_os(name)) {
         Ok(settings) => settings,
         Err(faults) => {
-            faults.iter().for_each(|fault| complain(fault));
+            faults.iter().for_each(|fault| report(fault));
             return ExitCode::from(WRONG_USAGE);
         }
     };
     match run(&settings, signals, &stop) {
-        Ok(()) => ExitCode::from(STOPPED),
+        Ok(()) => ExitCode::from(SUCCESS),
         Err(why) => {
-            error!("cannot go on: {why}");
-            ExitCode::from(CANNOT_GO_ON)
+            error!("cannot start: {why}");
+            ExitCode::from(FAILURE)
         }
     }
 }
@@ -120,9 +120,9 @@ fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result
         settings.config.recorder_json()
     );
     match served {
-        Ok(port) => info!("health on port {port}"),
-        // A health check that nobody can reach is no reason not to record.
-        Err(error) => error!("no health check: port {}: {error}", settings.port),
+        Ok(port) => info!("serving /healthy on port {port}"),
+        // Recording does not need the health check.
+        Err(error) => error!("cannot serve /healthy on port {}: {error}", settings.port),
     }
     let mut meter = Meter::new(Path::new(WORKSPACE), &Prober::start()?);
     let mut heartbeat = || {
@@ -137,37 +137,37 @@ fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result
             Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    let _ = publisher.finish(heartbeat(), TTL, Instant::now() + FAREWELL);
+    let _ = publisher.finish(heartbeat(), TTL, Instant::now() + LAST_HEARTBEAT);
     info!("recorder stopped");
     Ok(())
 }
 
-/// Turns the first SIGTERM or SIGINT into a message. A second one, or [`LAST_RESORT`], ends the program where it stands.
+/// Sends a message after the first SIGTERM or SIGINT. A second signal, or [`EXIT_DEADLINE`], ends the program at once.
 ///
-/// The handlers are what lets it end as process 1 of a container, where signals have no default action.
+/// As process 1 of a container the program needs handlers, because signals have no default action there.
 fn forward_signals() -> io::Result<(Signals, Receiver<()>)> {
     let (stop, stopped) = sync_channel(1);
     let signals = Signals::register(move |signal| {
         if signal == Signal::Terminate {
-            last_resort(&stop);
+            request_stop(&stop);
         }
         true
     })?;
     Ok((signals, stopped))
 }
 
-fn last_resort(stop: &SyncSender<()>) {
+fn request_stop(stop: &SyncSender<()>) {
     let end = || {
-        thread::sleep(LAST_RESORT);
-        std::process::exit(STOPPED.into());
+        thread::sleep(EXIT_DEADLINE);
+        std::process::exit(SUCCESS.into());
     };
-    let timer = thread::Builder::new().name("last-resort".to_owned()).stack_size(64 << 10).spawn(end);
+    let timer = thread::Builder::new().name("exit-deadline".to_owned()).stack_size(64 << 10).spawn(end);
     if matches!(stop.try_send(()), Err(TrySendError::Disconnected(()))) || timer.is_err() {
-        std::process::exit(STOPPED.into());
+        std::process::exit(SUCCESS.into());
     }
 }
 
-/// Reads the environment; all faults together, without secrets. An empty value counts as absent.
+/// Reads the environment. Returns all faults together, without secrets. An empty value counts as unset.
 fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<String>> {
     let mut faults = Vec::new();
     let mut values = VARIABLES.map(|(name, default, meaning)| match (lookup(name).filter(|value| !value.is_empty()), default) {
@@ -178,14 +178,14 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<Strin
             None
         }
     });
-    let mut check = |index: usize, expected: &str, fits: fn(&str) -> bool| {
+    let mut check = |index: usize, expected: &str, is_valid: fn(&str) -> bool| {
         let value = values[index].take()?;
-        if fits(&value) {
+        if is_valid(&value) {
             return Some(value);
         }
         let name = VARIABLES[index].0;
-        let seen = if name == "SILVASONIC_REDIS_URL" { redacted(&value) } else { shown(&value).to_string() };
-        faults.push(format!("{name}: expected {expected}, got \"{seen}\""));
+        let shown = if name == "SILVASONIC_REDIS_URL" { redacted(&value) } else { shown(&value).to_string() };
+        faults.push(format!("{name}: expected {expected}, got \"{shown}\""));
         None
     };
     let device = check(0, "hw:N,M with two numbers", is_device);
@@ -196,8 +196,8 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<Strin
     let port = check(5, "a port number from 0 to 65535", |text| text.parse::<u16>().is_ok());
     let config = config.and_then(|text| {
         let value = serde_json::from_str(&text).unwrap_or_default();
-        let refuse = |found: Vec<_>| faults.extend(found.iter().map(|fault| format!("SILVASONIC_RECORDER_CONFIG_JSON: {fault}")));
-        ProfileConfig::from_json(&value).map_err(refuse).ok()
+        let add_faults = |found: Vec<_>| faults.extend(found.iter().map(|fault| format!("SILVASONIC_RECORDER_CONFIG_JSON: {fault}")));
+        ProfileConfig::from_json(&value).map_err(add_faults).ok()
     });
     match (device, profile, config, instance, redis_url, port.and_then(|port| port.parse().ok())) {
         (Some(device), Some(profile), Some(config), Some(instance), Some(redis_url), Some(port)) if faults.is_empty() => {
@@ -212,12 +212,12 @@ fn is_device(text: &str) -> bool {
     text.strip_prefix("hw:").and_then(|rest| rest.split_once(',')).is_some_and(|(card, pcm)| is_number(card) && is_number(pcm))
 }
 
-/// Names come from the database, where people choose them; they only have to be sayable.
+/// Users choose names in the database; a name only has to fit into a log line.
 fn is_name(text: &str) -> bool {
     text.len() <= 256 && !text.chars().any(char::is_control)
 }
 
-/// Writes each log line as a JSON object on standard output: what the Controller forwards to Redis.
+/// Writes each log line as a JSON object to standard output; the Controller forwards it to Redis.
 struct JsonLines;
 
 impl Log for JsonLines {
@@ -227,7 +227,7 @@ impl Log for JsonLines {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let line = line(&record.level().as_str().to_lowercase(), &record.args().to_string());
-            // One write a line. Without standard output there is nobody to tell.
+            // One write for each line. If standard output is closed, there is no other place to report.
             let _ = io::stdout().lock().write_all(line.as_bytes());
         }
     }
@@ -242,7 +242,7 @@ fn line(level: &str, event: &str) -> String {
 
 fn help() -> String {
     let mut text = String::from(
-        "Stands in for the recording of one microphone: reports health and heartbeats, opens no audio device.\n\n\
+        "Placeholder for the recording of one microphone: reports health and heartbeats, opens no audio device.\n\n\
          Usage: silvasonic-recorder [--help | --version]\n\nSettings are environment variables:\n",
     );
     for (name, default, meaning) in VARIABLES {
@@ -253,13 +253,13 @@ fn help() -> String {
 
 fn print(text: &str) -> ExitCode {
     match io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::from(STOPPED),
-        Err(_) => ExitCode::from(CANNOT_GO_ON),
+        Ok(()) => ExitCode::from(SUCCESS),
+        Err(_) => ExitCode::from(FAILURE),
     }
 }
 
-fn complain(text: &str) {
-    // Without standard error there is nobody to tell.
+fn report(text: &str) {
+    // If standard error is closed, there is no other place to report.
     let _ = io::stderr().write_all(line("error", text).as_bytes());
 }
 
@@ -280,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_absent_has_a_default() {
+    fn optional_variables_have_a_default() {
         let settings = read_with(&[]).map_err(|faults| faults.join("\n")).unwrap();
         assert_eq!((settings.redis_url.as_str(), settings.port), ("redis://localhost:6379/0", 9500));
     }
 
     #[test]
-    fn every_fault_is_told_at_once_and_without_secrets() {
+    fn all_faults_are_reported_together_and_without_secrets() {
         let faults = read_with(&[
             ("SILVASONIC_RECORDER_DEVICE", "default"),
             ("SILVASONIC_RECORDER_PROFILE_SLUG", "a\nb"),

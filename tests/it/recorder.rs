@@ -44,7 +44,7 @@ impl Recorder {
     }
 
     pub(crate) fn port(&self) -> u16 {
-        let line = self.logs("health on port ");
+        let line = self.logs("serving /healthy on port ");
         line["event"].as_str().unwrap().rsplit(' ').next().unwrap().parse().unwrap()
     }
 
