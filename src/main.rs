@@ -1,4 +1,4 @@
-//! The Controller of a Silvasonic station: commands, settings, logger, signals, exit code. No decisions.
+//! The program: command line, settings, logger, threads and exit code. It makes no decisions.
 
 use std::backtrace::Backtrace;
 use std::io::{LineWriter, Write};
@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 
 use log::{error, info};
-use silvasonic_controller::cli::arguments::{self, Arguments, Invocation, Name};
+use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
 use silvasonic_controller::config::{Config, SettingFault};
@@ -23,84 +23,86 @@ use silvasonic_controller::redis::publisher::Publisher;
 use silvasonic_controller::signals::{Signal, Signals};
 use simplelog::{ConfigBuilder, WriteLogger};
 
-const STOPPED: u8 = 0;
-const CANNOT_GO_ON: u8 = 1;
+const SUCCESS: u8 = 0;
+const FAILURE: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 
-/// Events that wait while the main loop is busy; senders wait beyond.
-const INBOX: usize = 64;
+/// Capacity of the event queue; when it is full, senders wait.
+const QUEUE: usize = 64;
 
-/// What a command prints and whether all is well, or why it failed.
+/// Whether the result is good, and the text to print; or why the command failed.
 type CommandResult = Result<(bool, String), String>;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match arguments::parse(&words) {
-        Ok(Invocation::Do(given)) => perform(&given).unwrap_or_else(|code| code),
-        Ok(Invocation::Help(entry)) => print(&arguments::help(entry)),
+        Ok(Invocation::Execute(given)) => execute(&given).unwrap_or_else(|code| code),
+        Ok(Invocation::Help(spec)) => print(&arguments::help(spec)),
         Ok(Invocation::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),
-        Err(misuse) => {
-            complain(&misuse.to_string());
+        Err(error) => {
+            report(&error.to_string());
             ExitCode::from(WRONG_USAGE)
         }
     }
 }
 
-/// Does what was asked for; an exit code instead of an error once it has been told.
-fn perform(given: &Arguments) -> Result<ExitCode, ExitCode> {
-    Ok(match given.name {
-        Name::Run => run(settings()?),
-        Name::Logs => match logs::show(&settings()?.redis_url, &given.log_view()) {
-            Ok(()) => ExitCode::from(STOPPED),
-            Err(why) => cannot_go_on(&why.to_string()),
+/// Executes a command. The error is an exit code: what is wrong was reported already.
+fn execute(given: &Arguments) -> Result<ExitCode, ExitCode> {
+    Ok(match given.command {
+        Command::Run => run(settings()?),
+        Command::Logs => match logs::show(&settings()?.redis_url, &given.log_view()) {
+            Ok(()) => ExitCode::from(SUCCESS),
+            Err(why) => fail(&why.to_string()),
         },
-        Name::Devices => conclude(devices::show(&settings()?, given)),
-        Name::Enroll | Name::Ignore | Name::Reset | Name::Enable | Name::Disable => conclude(devices::decide(&settings()?, given)),
-        Name::Check => conclude(Ok(check::examine(environment(), given.has("--json")))),
-        Name::Scan => conclude(scan(&settings()?, given)),
-        Name::CheckProfiles => conclude(profiles::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
-        Name::Health => conclude(health::ask(settings()?.port)),
-        Name::Completions => print(&completions::script(given.value("SHELL").unwrap_or_default())),
-        Name::Man => print(&man::page(env!("CARGO_PKG_VERSION"))),
+        Command::Devices => finish(devices::show(&settings()?, given)),
+        Command::Enroll | Command::Ignore | Command::Reset | Command::Enable | Command::Disable => {
+            finish(devices::decide(&settings()?, given))
+        }
+        Command::Check => finish(Ok(check::check(read_settings(), given.format()))),
+        Command::Scan => finish(scan(&settings()?, given)),
+        Command::CheckProfiles => finish(profiles::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
+        Command::Health => finish(health::show(settings()?.port)),
+        Command::Completions => print(&completions::script(given.value("SHELL").unwrap_or_default())),
+        Command::Man => print(&man::page(env!("CARGO_PKG_VERSION"))),
     })
 }
 
 fn scan(config: &Config, given: &Arguments) -> CommandResult {
-    // Without profiles, what is plugged in can be shown all the same.
+    // Unreadable profiles are reported, and the microphones are shown without them.
     let (profiles, faults) = Seeder::new(config.config_dir.clone()).read_profiles().unwrap_or_else(|why| (Vec::new(), vec![why]));
-    faults.iter().for_each(|fault| complain(fault));
+    faults.iter().for_each(|fault| report(fault));
     let card = given.value("--card").and_then(|card| card.parse().ok());
-    let findings = ScanReport::look(&config.host_root, &profiles, card)?;
-    let text = match (given.has("--profile"), given.has("--json")) {
-        (true, _) => findings.profile(&profiles)?,
-        (false, true) => format!("{}\n", findings.to_json()),
-        (false, false) => findings.table(),
+    let scan = ScanReport::read(&config.host_root, &profiles, card)?;
+    let text = match given.format() {
+        _ if given.has("--profile") => scan.profile(&profiles)?,
+        Format::Json => format!("{}\n", scan.to_json()),
+        Format::Text => scan.table(),
     };
     Ok((true, text))
 }
 
-fn conclude(outcome: CommandResult) -> ExitCode {
-    match outcome {
-        Ok((well, text)) => match print(&text) {
-            printed if well => printed,
-            _ => ExitCode::from(CANNOT_GO_ON),
+fn finish(result: CommandResult) -> ExitCode {
+    match result {
+        Ok((is_good, text)) => match print(&text) {
+            printed if is_good => printed,
+            _ => ExitCode::from(FAILURE),
         },
-        Err(why) => cannot_go_on(&why),
+        Err(why) => fail(&why),
     }
 }
 
-fn cannot_go_on(why: &str) -> ExitCode {
-    complain(why);
-    ExitCode::from(CANNOT_GO_ON)
+fn fail(why: &str) -> ExitCode {
+    report(why);
+    ExitCode::from(FAILURE)
 }
 
-fn environment() -> Result<Config, Vec<SettingFault>> {
+fn read_settings() -> Result<Config, Vec<SettingFault>> {
     Config::read(|name| std::env::var_os(name))
 }
 
 fn settings() -> Result<Config, ExitCode> {
-    environment().map_err(|faults| {
-        faults.iter().for_each(|fault| complain(&fault.to_string()));
+    read_settings().map_err(|faults| {
+        faults.iter().for_each(|fault| report(&fault.to_string()));
         ExitCode::from(WRONG_USAGE)
     })
 }
@@ -113,16 +115,16 @@ fn run(config: Config) -> ExitCode {
         std::process::abort();
     }));
     info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
-    let (events, inbox) = sync_channel(INBOX);
+    let (events, inbox) = sync_channel(QUEUE);
     match start(config, events, inbox) {
         Ok(controller) => controller.run(),
         Err(why) => {
             error!("cannot start: {why}");
-            return ExitCode::from(CANNOT_GO_ON);
+            return ExitCode::from(FAILURE);
         }
     }
     info!("stopped");
-    ExitCode::from(STOPPED)
+    ExitCode::from(SUCCESS)
 }
 
 fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> std::io::Result<Controller> {
@@ -133,7 +135,7 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
                 Signal::Terminate => Event::Terminate,
                 Signal::Dump => Event::Dump,
             };
-            // Without an inbox the program is ending already.
+            // If the queue is disconnected, the program is already ending.
             !matches!(events.try_send(event), Err(TrySendError::Full(_)))
         }
     })?;
@@ -145,14 +147,14 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     let (server, served) = http::listen(config.port, board).map_or_else(|why| (None, Err(why)), |(server, port)| (Some(server), Ok(port)));
     poll::start(signals, server)?;
     match served {
-        Ok(port) => info!("health is served on port {port}"),
-        // A health check that nobody can reach is no reason not to record.
-        Err(why) => error!("no health check: port {}: {why}", config.port),
+        Ok(port) => info!("serving /healthy on port {port}"),
+        // Recording does not need the health check.
+        Err(why) => error!("cannot serve /healthy on port {}: {why}", config.port),
     }
     Controller::new(config, (&events, inbox), &prober, heartbeat, publisher)
 }
 
-/// Lines on standard error, each written at once and whole.
+/// Logs to standard error, one write for each line.
 fn start_logger(config: &Config) {
     let format = ConfigBuilder::new()
         .set_time_format_rfc3339()
@@ -161,18 +163,18 @@ fn start_logger(config: &Config) {
         .set_location_level(log::LevelFilter::Off)
         .add_filter_allow_str("silvasonic")
         .build();
-    // Fails only if there is a logger already.
+    // Fails only if a logger is already set.
     let _ = WriteLogger::init(config.log_level, format, LineWriter::new(std::io::stderr()));
 }
 
 fn print(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::from(STOPPED),
-        Err(_) => ExitCode::from(CANNOT_GO_ON),
+        Ok(()) => ExitCode::from(SUCCESS),
+        Err(_) => ExitCode::from(FAILURE),
     }
 }
 
-fn complain(text: &str) {
-    // Without standard error there is nobody to tell.
+fn report(text: &str) {
+    // If standard error is closed, there is no other place to report.
     let _ = writeln!(std::io::stderr(), "silvasonic-controller: {text}");
 }

@@ -1,219 +1,247 @@
-//! The command line: one table, from which parsing, help, completions and the manual page are made. [p]
+//! The command line: one table, from which parsing, help, completions and the manual page are generated.
 //!
-//! A new command is a variant of [`Name`], an entry of [`COMMANDS`], and an arm in `main`; the compiler asks for the arm.
+//! To add a command, add a variant to [`Command`], an entry to [`COMMANDS`] and an arm to `execute` in `main.rs`; the
+//! compiler reports a missing arm.
 
 use std::fmt;
 
 use crate::config::VARIABLES;
 
-/// What the program is called.
+/// Name of the program.
 pub const PROGRAM: &str = "silvasonic-controller";
-/// What it is for.
+/// Purpose of the program, one sentence.
 pub const ABOUT: &str = "Finds USB microphones and keeps a Recorder container running for each.";
 
-/// What the program can be asked for.
+/// A command of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Name {
+pub enum Command {
     /// Control the station.
     Run,
-    /// Show the log lines of Recorders as they come.
+    /// Show new log lines of Recorders.
     Logs,
     /// Show microphones and why they are recorded or not.
     Devices,
     /// Record a microphone.
     Enroll,
-    /// Leave a microphone alone.
+    /// Do not record a microphone.
     Ignore,
-    /// Ask again about a microphone.
+    /// Reset the decision about a microphone.
     Reset,
-    /// Switch a microphone on.
+    /// Resume recording a microphone.
     Enable,
-    /// Switch a microphone off.
+    /// Suspend recording a microphone.
     Disable,
-    /// Look whether everything that a station needs is there.
+    /// Check everything that a station needs.
     Check,
-    /// Show what is plugged in.
+    /// Show the connected microphones.
     Scan,
-    /// Validate the settings' files.
+    /// Validate defaults and profiles.
     CheckProfiles,
-    /// Ask a running Controller how it is.
+    /// Show the health of a running Controller.
     Health,
-    /// Print a shell's completions.
+    /// Print shell completions.
     Completions,
     /// Print the manual page.
     Man,
 }
 
-/// One command.
+/// Syntax and help of one command.
 #[derive(Debug)]
-pub struct Entry {
-    /// Which one.
-    pub name: Name,
-    /// What is typed, one word or two.
+pub struct CommandSpec {
+    /// The command.
+    pub command: Command,
+    /// The one or two words that the user types.
     pub words: &'static str,
-    /// What may follow it, in this order, and whether it must.
-    pub operands: &'static [(Placeholder, bool)],
+    /// Its operands, in this order.
+    pub operands: &'static [OperandSpec],
     /// Its options.
-    pub options: &'static [Choice],
-    /// One line, beginning with a verb.
+    pub options: &'static [OptionSpec],
+    /// One line, beginning with an imperative verb.
     pub about: &'static str,
-    /// More for who asks; sentences, or empty.
+    /// More sentences for the help of this command; may be empty.
     pub more: &'static str,
 }
 
 /// An option of a command.
 #[derive(Debug)]
-pub struct Choice {
-    /// With its dashes.
+pub struct OptionSpec {
+    /// Name with its dashes.
     pub name: &'static str,
-    /// What it takes.
-    pub value: Option<Placeholder>,
+    /// Its value, if it takes one.
+    pub value: Option<ValueSpec>,
     /// One line.
     pub about: &'static str,
 }
 
-/// What an option takes, or a command behind its options.
+/// An operand of a command.
 #[derive(Debug)]
-pub struct Placeholder {
-    /// As help shows it.
+pub enum OperandSpec {
+    /// The command fails without it.
+    Required(ValueSpec),
+    /// The command has a default for it.
+    Optional(ValueSpec),
+}
+
+impl OperandSpec {
+    /// Its name and allowed values.
+    #[must_use]
+    pub fn value(&self) -> &ValueSpec {
+        match self {
+            Self::Required(value) | Self::Optional(value) => value,
+        }
+    }
+}
+
+/// The value of an option, or an operand.
+#[derive(Debug)]
+pub struct ValueSpec {
+    /// Name in the help text.
     pub name: &'static str,
-    /// What may stand there.
+    /// Allowed values.
     pub kind: ValueKind,
 }
 
-/// What may stand in a place.
+/// Allowed values.
 #[derive(Debug)]
 pub enum ValueKind {
-    /// Anything.
+    /// Any text.
     Text,
     /// A whole number.
     Number,
-    /// A folder's path.
+    /// Path of a folder.
     Folder,
-    /// One of these or the beginning of one, upper or lower case.
-    Word(&'static [&'static str]),
+    /// One of these words, or the beginning of one; upper or lower case.
+    OneOf(&'static [&'static str]),
 }
 
-const JSON: &str = "as JSON, for programs";
-const ID: (Placeholder, bool) = (Placeholder { name: "ID", kind: ValueKind::Text }, true);
+const JSON: OptionSpec = OptionSpec { name: "--json", value: None, about: "print JSON" };
+const ID: OperandSpec = OperandSpec::Required(ValueSpec { name: "ID", kind: ValueKind::Text });
 
-/// Every command; the first is what happens without one.
-pub const COMMANDS: &[Entry] = &[
-    Entry {
-        name: Name::Run,
+/// All commands; the first one is the default.
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        command: Command::Run,
         words: "run",
         operands: &[],
         options: &[],
-        about: "control the station until SIGTERM; also without a command",
-        more: "SIGTERM and SIGINT stop all Recorders, unless SILVASONIC_SHUTDOWN says otherwise; a second one ends the program at once.",
+        about: "control the station until SIGTERM; this is the default command",
+        more: "SIGTERM and SIGINT stop all Recorders, unless SILVASONIC_SHUTDOWN is keep; a second signal ends the program at once.",
     },
-    Entry {
-        name: Name::Logs,
+    CommandSpec {
+        command: Command::Logs,
         words: "logs",
         operands: &[],
         options: &[
-            Choice {
+            OptionSpec {
                 name: "--device",
-                value: Some(Placeholder { name: "ID", kind: ValueKind::Text }),
-                about: "only those of this microphone",
+                value: Some(ValueSpec { name: "ID", kind: ValueKind::Text }),
+                about: "only lines of this microphone",
             },
-            Choice {
+            OptionSpec {
                 name: "--level",
-                value: Some(Placeholder { name: "LEVEL", kind: ValueKind::Word(&["debug", "info", "warning", "error", "critical"]) }),
-                about: "only those at least as severe",
+                value: Some(ValueSpec { name: "LEVEL", kind: ValueKind::OneOf(&["debug", "info", "warning", "error", "critical"]) }),
+                about: "only lines of at least this level",
             },
-            Choice { name: "--json", value: None, about: "as they were published" },
+            OptionSpec { name: "--json", value: None, about: "print lines as they were published" },
         ],
-        about: "show log lines of Recorders as they come",
-        more: "They come from Redis; it is waited for.",
+        about: "show new log lines of Recorders",
+        more: "Reads the lines from Redis. If Redis is unavailable, retries every second.",
     },
-    Entry {
-        name: Name::Devices,
+    CommandSpec {
+        command: Command::Devices,
         words: "devices",
         operands: &[],
-        options: &[
-            Choice { name: "--watch", value: None, about: "again every second" },
-            Choice { name: "--json", value: None, about: JSON },
-        ],
+        options: &[OptionSpec { name: "--watch", value: None, about: "refresh every second" }, JSON],
         about: "show all microphones, and why each is recorded or not",
-        more: "Reads hardware, database and Podman, so it works without a running Controller; without the database by what that said \
-               last. What only the Controller knows, such as when a \
-               failed Recorder is tried again and whether sound comes in, is taken from its last heartbeat.",
+        more: "Reads hardware, database and Podman, so it works without a running Controller. Without the database it shows the \
+               last known state. The time of the next attempt to start a failed Recorder and the state of the sound card are \
+               read from the last heartbeat of the Controller.",
     },
-    Entry {
-        name: Name::Enroll,
+    CommandSpec {
+        command: Command::Enroll,
         words: "enroll",
-        operands: &[ID, (Placeholder { name: "PROFILE", kind: ValueKind::Text }, false)],
+        operands: &[ID, OperandSpec::Optional(ValueSpec { name: "PROFILE", kind: ValueKind::Text })],
         options: &[],
         about: "record a microphone with a profile",
-        more: "Without PROFILE with the one that it has or that was suggested. The beginning of an ID is enough if no other begins so.",
+        more: "Without PROFILE, uses the assigned or suggested profile. The beginning of an ID is sufficient if it is unique.",
     },
-    Entry { name: Name::Ignore, words: "ignore", operands: &[ID], options: &[], about: "leave a microphone alone, for good", more: "" },
-    Entry {
-        name: Name::Reset,
+    CommandSpec { command: Command::Ignore, words: "ignore", operands: &[ID], options: &[], about: "do not record a microphone", more: "" },
+    CommandSpec {
+        command: Command::Reset,
         words: "reset",
         operands: &[ID],
         options: &[],
-        about: "forget what was decided about a microphone",
-        more: "It is pending then, without a profile, and is not enrolled by itself again.",
+        about: "reset the decision about a microphone",
+        more: "The microphone becomes pending, without a profile, and is not enrolled automatically again.",
     },
-    Entry { name: Name::Enable, words: "enable", operands: &[ID], options: &[], about: "switch a microphone on again", more: "" },
-    Entry {
-        name: Name::Disable,
+    CommandSpec {
+        command: Command::Enable,
+        words: "enable",
+        operands: &[ID],
+        options: &[],
+        about: "resume recording a microphone",
+        more: "",
+    },
+    CommandSpec {
+        command: Command::Disable,
         words: "disable",
         operands: &[ID],
         options: &[],
-        about: "switch a microphone off; its enrolment stays",
-        more: "",
+        about: "suspend recording a microphone",
+        more: "The enrolment does not change.",
     },
-    Entry {
-        name: Name::Check,
+    CommandSpec {
+        command: Command::Check,
         words: "check",
         operands: &[],
-        options: &[Choice { name: "--json", value: None, about: JSON }],
-        about: "look whether everything that a station needs is there",
-        more: "Changes nothing. One line each: ok, warning or failed, and the cure. Exits with 1 if anything failed.",
+        options: &[JSON],
+        about: "check everything that a station needs",
+        more: "Changes nothing. Prints one line for each finding: ok, warning or failed, and how to fix it. Exits with 1 if \
+               anything failed.",
     },
-    Entry {
-        name: Name::Scan,
+    CommandSpec {
+        command: Command::Scan,
         words: "scan",
         operands: &[],
         options: &[
-            Choice { name: "--profile", value: None, about: "print a profile file for the microphone" },
-            Choice { name: "--card", value: Some(Placeholder { name: "N", kind: ValueKind::Number }), about: "only this sound card" },
-            Choice { name: "--json", value: None, about: JSON },
+            OptionSpec { name: "--profile", value: None, about: "print a profile file for the microphone" },
+            OptionSpec { name: "--card", value: Some(ValueSpec { name: "N", kind: ValueKind::Number }), about: "only this sound card" },
+            JSON,
         ],
-        about: "show the USB microphones that are plugged in",
-        more: "Reads the hardware and the profiles' files only, so it works without any service. A microphone without a serial, or whose \
-               serial another one has, too, may be known by another id to the database. Exits with 1 if the hardware cannot be read.",
+        about: "show the connected USB microphones",
+        more: "Reads only the hardware and the profile files, so it works without any service. The database may use another ID \
+               for a microphone that has no serial number or shares it with another one. Exits with 1 if the hardware cannot \
+               be read.",
     },
-    Entry {
-        name: Name::CheckProfiles,
+    CommandSpec {
+        command: Command::CheckProfiles,
         words: "profiles check",
-        operands: &[(Placeholder { name: "DIR", kind: ValueKind::Folder }, false)],
+        operands: &[OperandSpec::Optional(ValueSpec { name: "DIR", kind: ValueKind::Folder })],
         options: &[],
         about: "validate defaults.yml and profiles/*.yml of a folder",
-        more: "Without DIR those that the Controller would use: in SILVASONIC_CONFIG_DIR, or built in. A folder without profiles/ may \
-               hold the profiles itself. One line a file: ok, or file:line: field: reason. Exits with 1 if anything is wrong.",
+        more: "Without DIR, validates the files that the Controller uses: those in SILVASONIC_CONFIG_DIR, or the built-in ones. \
+               A folder without profiles/ may contain the profiles itself. Prints `file: ok` for each valid file, and \
+               `file:line: field: reason` for each fault. Exits with 1 if there is a fault.",
     },
-    Entry {
-        name: Name::Health,
+    CommandSpec {
+        command: Command::Health,
         words: "health",
         operands: &[],
         options: &[],
-        about: "ask the Controller that runs on this machine how it is",
-        more: "Exits with 0 if it is well, with 1 if it is not or does not answer within 3 seconds: a health check for containers.",
+        about: "show the health of the Controller that runs on this machine",
+        more: "Exits with 0 if the Controller is healthy, with 1 if it is not or does not respond within 3 seconds. Containers \
+               can use this command as their health check.",
     },
-    Entry {
-        name: Name::Completions,
+    CommandSpec {
+        command: Command::Completions,
         words: "completions",
-        operands: &[(Placeholder { name: "SHELL", kind: ValueKind::Word(&["bash", "zsh", "fish"]) }, true)],
+        operands: &[OperandSpec::Required(ValueSpec { name: "SHELL", kind: ValueKind::OneOf(&["bash", "zsh", "fish"]) })],
         options: &[],
-        about: "print the completions of this command line for a shell",
+        about: "print completions for a shell",
         more: "",
     },
-    Entry {
-        name: Name::Man,
+    CommandSpec {
+        command: Command::Man,
         words: "man",
         operands: &[],
         options: &[],
@@ -222,34 +250,44 @@ pub const COMMANDS: &[Entry] = &[
     },
 ];
 
-/// Which lines `logs` shows, and how.
+/// Which lines `logs` shows, and in which format.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LogView {
-    /// Only those of this device.
+    /// Only lines of this device.
     pub device: Option<String>,
-    /// Only those at least as severe.
+    /// Only lines of at least this level.
     pub level: Option<Level>,
-    /// As they were published.
-    pub json: bool,
+    /// Format of a line.
+    pub format: Format,
 }
 
-/// Severity of a line of a Recorder.
+/// Output format of a command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Severity of a log line of a Recorder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// For those who look for a fault.
+    /// Details for finding a fault.
     Debug,
     /// Also lines without a level.
     Info,
-    /// Something is not as it should be.
+    /// Something is wrong, but the program continues normally.
     Warning,
     /// Something failed.
     Error,
-    /// Nothing goes on.
+    /// The program cannot continue.
     Critical,
 }
 
 impl Level {
-    /// Reads a level as loggers write it; any case.
+    /// Reads a level in the usual spellings of loggers, in upper or lower case.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text.to_ascii_lowercase().as_str() {
@@ -263,13 +301,13 @@ impl Level {
     }
 }
 
-/// What was typed.
+/// The parsed command line.
 #[derive(Debug)]
 pub enum Invocation<'a> {
-    /// Do something.
-    Do(Arguments<'a>),
-    /// Print how the program or one of its commands is used.
-    Help(Option<&'static Entry>),
+    /// Execute a command.
+    Execute(Arguments<'a>),
+    /// Print the help of the program or of one command.
+    Help(Option<&'static CommandSpec>),
     /// Print the version.
     Version,
 }
@@ -277,8 +315,8 @@ pub enum Invocation<'a> {
 /// A command with its options and operands.
 #[derive(Debug)]
 pub struct Arguments<'a> {
-    /// Which command.
-    pub name: Name,
+    /// The command.
+    pub command: Command,
     values: Vec<(&'static str, &'a str)>,
 }
 
@@ -289,156 +327,169 @@ impl<'a> Arguments<'a> {
         self.value(name).is_some()
     }
 
-    /// The value of an option (`--card`) or operand (`DIR`); of words, the whole one.
+    /// The value of an option (`--card`) or operand (`DIR`); an abbreviated word is completed.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<&'a str> {
         self.values.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| *value)
     }
 
-    /// Which log lines are wanted.
+    /// The output format that the user chose.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        if self.has("--json") { Format::Json } else { Format::Text }
+    }
+
+    /// The log lines that the user selected.
     #[must_use]
     pub fn log_view(&self) -> LogView {
         let level = self.value("--level").and_then(Level::parse);
-        LogView { device: self.value("--device").map(str::to_owned), level, json: self.has("--json") }
+        LogView { device: self.value("--device").map(str::to_owned), level, format: self.format() }
     }
 }
 
-/// A word that makes no sense.
+/// A command line that is not valid.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Misuse(String);
+pub struct UsageError(String);
 
-impl fmt::Display for Misuse {
+impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; see --help", self.0)
     }
 }
 
-/// Reads the arguments behind the program's name.
+/// Reads the arguments after the program name.
 ///
 /// # Errors
-/// The first word that makes no sense, and what was expected.
-pub fn parse(words: &[String]) -> Result<Invocation<'_>, Misuse> {
-    let (entry, rest) = match words {
+/// The first word that is not valid, and what was expected.
+pub fn parse(words: &[String]) -> Result<Invocation<'_>, UsageError> {
+    let (spec, rest) = match words {
         [] => (&COMMANDS[0], words),
         [word, ..] if matches!(word.as_str(), "--help" | "-h" | "help") => return Ok(Invocation::Help(None)),
         [word] if matches!(word.as_str(), "--version" | "-V") => return Ok(Invocation::Version),
-        _ => command(words)?,
+        _ => find_command(words)?,
     };
-    let mut given = Arguments { name: entry.name, values: Vec::new() };
+    let mut given = Arguments { command: spec.command, values: Vec::new() };
     let mut rest = rest.iter().map(String::as_str);
     while let Some(word) = rest.next() {
         let (name, attached) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
-        let choice = entry.options.iter().find(|choice| choice.name == name);
-        // The first one that is not given yet.
-        match (choice, entry.operands.iter().find(|(value, _)| !given.has(value.name))) {
-            _ if matches!(word, "--help" | "-h") => return Ok(Invocation::Help(Some(entry))),
-            (Some(Choice { name, value: None, .. }), _) if attached.is_none() => given.values.push((name, "")),
-            (Some(Choice { name, value: Some(value), .. }), _) => {
-                let text = attached.or_else(|| rest.next()).ok_or_else(|| Misuse(format!("{name}: expected {}", expected(value))))?;
+        let option = spec.options.iter().find(|option| option.name == name);
+        let next_operand = spec.operands.iter().map(OperandSpec::value).find(|value| !given.has(value.name));
+        match (option, next_operand) {
+            _ if matches!(word, "--help" | "-h") => return Ok(Invocation::Help(Some(spec))),
+            (Some(OptionSpec { name, value: None, .. }), _) if attached.is_none() => given.values.push((name, "")),
+            (Some(OptionSpec { name, value: Some(value), .. }), _) => {
+                let missing = || UsageError(format!("{name}: expected {}", expected(value)));
+                let text = attached.or_else(|| rest.next()).ok_or_else(missing)?;
                 given.values.push((name, checked(name, value, text)?));
             }
-            (None, Some((value, _))) if !word.starts_with('-') => {
+            (None, Some(value)) if !word.starts_with('-') => {
                 given.values.push((value.name, checked(value.name, value, word)?));
             }
-            _ => return Err(Misuse(format!("expected {}, got {word:?}", usage(entry)))),
+            _ => return Err(UsageError(format!("expected {}, got {word:?}", usage(spec)))),
         }
     }
-    match entry.operands.iter().find(|(value, must)| *must && !given.has(value.name)) {
-        Some((value, _)) => Err(Misuse(format!("{}: expected {}", entry.words, expected(value)))),
-        None => Ok(Invocation::Do(given)),
+    let is_missing = |operand: &&OperandSpec| matches!(operand, OperandSpec::Required(value) if !given.has(value.name));
+    match spec.operands.iter().find(is_missing) {
+        Some(operand) => Err(UsageError(format!("{}: expected {}", spec.words, expected(operand.value())))),
+        None => Ok(Invocation::Execute(given)),
     }
 }
 
-/// The command that the words begin with, and the words behind it.
-fn command(words: &[String]) -> Result<(&'static Entry, &[String]), Misuse> {
-    for entry in COMMANDS {
-        let own = entry.words.split(' ').count();
-        if words.len() >= own && entry.words.split(' ').eq(words[..own].iter().map(String::as_str)) {
-            return Ok((entry, &words[own..]));
+/// The command that the words begin with, and the words after it.
+fn find_command(words: &[String]) -> Result<(&'static CommandSpec, &[String]), UsageError> {
+    for spec in COMMANDS {
+        let own = spec.words.split(' ').count();
+        if words.len() >= own && spec.words.split(' ').eq(words[..own].iter().map(String::as_str)) {
+            return Ok((spec, &words[own..]));
         }
     }
-    let known: Vec<&str> = COMMANDS.iter().map(|entry| entry.words).collect();
-    Err(Misuse(format!("expected {}, --help, --version or nothing, got {:?}", known.join(", "), words[0])))
+    let known: Vec<&str> = COMMANDS.iter().map(|spec| spec.words).collect();
+    Err(UsageError(format!("expected {}, --help, --version or nothing, got {:?}", known.join(", "), words[0])))
 }
 
-fn checked<'a>(name: &str, value: &Placeholder, text: &'a str) -> Result<&'a str, Misuse> {
+/// The text, with an abbreviated word completed; an error if the text is not allowed.
+fn checked<'a>(name: &str, value: &ValueSpec, text: &'a str) -> Result<&'a str, UsageError> {
     let found = match value.kind {
         ValueKind::Text | ValueKind::Folder => (!text.is_empty()).then_some(text),
         ValueKind::Number => text.parse::<u32>().ok().map(|_| text),
-        ValueKind::Word(words) => {
+        ValueKind::OneOf(words) => {
             let start = text.to_ascii_lowercase();
             words.iter().copied().find(|word| !start.is_empty() && word.starts_with(&start))
         }
     };
-    found.ok_or_else(|| Misuse(format!("{name}: expected {}, got {text:?}", expected(value))))
+    found.ok_or_else(|| UsageError(format!("{name}: expected {}, got {text:?}", expected(value))))
 }
 
-fn expected(value: &Placeholder) -> String {
+fn expected(value: &ValueSpec) -> String {
     match value.kind {
         ValueKind::Text => value.name.to_owned(),
         ValueKind::Number => "a whole number".to_owned(),
         ValueKind::Folder => "a folder".to_owned(),
-        ValueKind::Word(words) => words.join(", "),
+        ValueKind::OneOf(words) => words.join(", "),
     }
 }
 
 /// `logs [--device ID] [--level LEVEL] [--json]`
 #[must_use]
-pub fn usage(entry: &Entry) -> String {
-    let mut text = entry.words.to_owned();
-    for choice in entry.options {
-        text.push_str(&format!(" [{}]", shape(choice)));
+pub fn usage(spec: &CommandSpec) -> String {
+    let mut text = spec.words.to_owned();
+    for option in spec.options {
+        text.push_str(&format!(" [{}]", option_syntax(option)));
     }
-    for (value, must) in entry.operands {
-        text.push_str(&if *must { format!(" {}", value.name) } else { format!(" [{}]", value.name) });
+    for operand in spec.operands {
+        match operand {
+            OperandSpec::Required(value) => text.push_str(&format!(" {}", value.name)),
+            OperandSpec::Optional(value) => text.push_str(&format!(" [{}]", value.name)),
+        }
     }
     text
 }
 
 /// `--level LEVEL`
 #[must_use]
-pub fn shape(choice: &Choice) -> String {
-    match &choice.value {
-        Some(value) => format!("{} {}", choice.name, value.name),
-        None => choice.name.to_owned(),
+pub fn option_syntax(option: &OptionSpec) -> String {
+    match &option.value {
+        Some(value) => format!("{} {}", option.name, value.name),
+        None => option.name.to_owned(),
     }
 }
 
-/// The options of a command and the operands that are one of some words: how they look, and what they mean.
+/// Syntax and meaning of each option, and of each operand that has a fixed set of values.
 #[must_use]
-pub fn details(entry: &Entry) -> Vec<(String, String)> {
-    let meaning = |about: &str, value: Option<&Placeholder>| match value.map(|value| &value.kind) {
-        Some(ValueKind::Word(words)) if about.is_empty() => words.join(", "),
-        Some(ValueKind::Word(words)) => format!("{about}: {}", words.join(", ")),
+pub fn details(spec: &CommandSpec) -> Vec<(String, String)> {
+    let meaning = |about: &str, value: Option<&ValueSpec>| match value.map(|value| &value.kind) {
+        Some(ValueKind::OneOf(words)) if about.is_empty() => words.join(", "),
+        Some(ValueKind::OneOf(words)) => format!("{about}: {}", words.join(", ")),
         _ => about.to_owned(),
     };
-    let options = entry.options.iter().map(|choice| (shape(choice), meaning(choice.about, choice.value.as_ref())));
-    let operands = entry.operands.iter().map(|(value, _)| (value.name.to_owned(), meaning("", Some(value))));
+    let option = |option: &OptionSpec| (option_syntax(option), meaning(option.about, option.value.as_ref()));
+    let options = spec.options.iter().map(option);
+    let operands = spec.operands.iter().map(|operand| (operand.value().name.to_owned(), meaning("", Some(operand.value()))));
     options.chain(operands).filter(|(_, meaning)| !meaning.is_empty()).collect()
 }
 
-/// What `--help` prints.
+/// Text of `--help`, of the program or of one command.
 #[must_use]
-pub fn help(entry: Option<&Entry>) -> String {
+pub fn help(spec: Option<&CommandSpec>) -> String {
     let mut text = String::new();
     let table = |text: &mut String, rows: Vec<(String, String)>| {
         let width = rows.iter().map(|(left, _)| left.len()).max().unwrap_or(0);
         rows.iter().for_each(|(left, right)| text.push_str(&format!("  {left:width$}  {right}\n")));
     };
-    if let Some(entry) = entry {
-        text.push_str(&format!("{PROGRAM} {}: {}\n\nUsage: {PROGRAM} {}\n\n", entry.words, entry.about, usage(entry)));
-        let rows = details(entry);
+    if let Some(spec) = spec {
+        text.push_str(&format!("{PROGRAM} {}: {}\n\nUsage: {PROGRAM} {}\n\n", spec.words, spec.about, usage(spec)));
+        let rows = details(spec);
         if !rows.is_empty() {
             table(&mut text, rows);
             text.push('\n');
         }
-        text.push_str(&wrapped(entry.more));
+        text.push_str(&wrapped(spec.more));
         return text.trim_end().to_owned() + "\n";
     }
     text.push_str(&format!(
         "{ABOUT}\n\nUsage: {PROGRAM} [COMMAND] [OPTIONS]\n       {PROGRAM} [COMMAND] --help | --version\n\nCommands:\n"
     ));
-    table(&mut text, COMMANDS.iter().map(|entry| (entry.words.to_owned(), entry.about.to_owned())).collect());
+    table(&mut text, COMMANDS.iter().map(|spec| (spec.words.to_owned(), spec.about.to_owned())).collect());
     text.push_str("\nSettings are environment variables:\n");
     for (name, default, meaning) in VARIABLES {
         text.push_str(&format!("  {name}\n      {meaning} [{default}]\n"));
@@ -473,14 +524,14 @@ fn wrapped(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// What is done, and the values; or the misuse.
+    /// The parsed command and its values, or the error text.
     fn parse_line(line: &str) -> String {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         match parse(&words) {
-            Ok(Invocation::Do(given)) => format!("{:?} {:?}", given.name, given.values),
-            Ok(Invocation::Help(entry)) => format!("help {}", entry.map_or("", |entry| entry.words)),
+            Ok(Invocation::Execute(given)) => format!("{:?} {:?}", given.command, given.values),
+            Ok(Invocation::Help(spec)) => format!("help {}", spec.map_or("", |spec| spec.words)),
             Ok(Invocation::Version) => "version".to_owned(),
-            Err(misuse) => misuse.to_string(),
+            Err(error) => error.to_string(),
         }
     }
 
@@ -504,12 +555,12 @@ mod tests {
             assert_eq!(parse_line(line), expected, "{line}");
         }
         let words = ["logs", "--device=a", "--level", "e"].map(str::to_owned);
-        let Ok(Invocation::Do(given)) = parse(&words) else { panic!("no command") };
-        assert_eq!(given.log_view(), LogView { device: Some("a".to_owned()), level: Some(Level::Error), json: false });
+        let Ok(Invocation::Execute(given)) = parse(&words) else { panic!("no command") };
+        assert_eq!(given.log_view(), LogView { device: Some("a".to_owned()), level: Some(Level::Error), format: Format::Text });
     }
 
     #[test]
-    fn what_makes_no_sense_is_named_with_what_was_expected() {
+    fn an_error_names_the_first_wrong_word_and_what_was_expected() {
         let commands = "expected run, logs, devices, enroll, ignore, reset, enable, disable, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
         let table = [
             ("log", format!("{commands} \"log\"; see --help")),
@@ -534,11 +585,11 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for text in COMMANDS.iter().map(|entry| help(Some(entry))) {
+        for text in COMMANDS.iter().map(|spec| help(Some(spec))) {
             let lines: Vec<&str> = text.lines().collect();
             assert!(lines.iter().all(|line| line.len() <= 90 && line.trim_end() == *line), "{text}");
         }
         let logs = help(Some(&COMMANDS[1]));
-        assert!(logs.contains("\n  --level LEVEL  only those at least as severe: debug, info, warning, error, critical\n"), "{logs}");
+        assert!(logs.contains("\n  --level LEVEL  only lines of at least this level: debug, info, warning, error, critical\n"), "{logs}");
     }
 }

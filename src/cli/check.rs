@@ -1,23 +1,27 @@
-//! `silvasonic-controller check`: is everything there that a station needs? Looks, and changes nothing.
+//! `silvasonic-controller check`: checks everything that a station needs, and changes nothing.
 
 use std::path::Path;
 
 use rustix::fs::{Access, access, statvfs};
 use serde_json::{Value, json};
 
+use crate::cli::arguments::Format;
 use crate::cli::devices::connect;
 use crate::cli::profiles;
 use crate::config::{Config, SettingFault};
 use crate::database::connection::{Connection, reason};
 use crate::database::seed::Seeder;
+use crate::decide::container::Engine;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::hardware::sysfs;
 use crate::podman::client::Podman;
 use crate::redis::publisher::redacted;
 use crate::text::{shown, table};
 
-/// An hour of one microphone at 384 kHz takes 2.8 GB.
-const LITTLE_SPACE: u64 = 4 << 30;
+/// A microphone at 384 kHz writes 2.8 GB per hour.
+const LOW_SPACE: u64 = 4 << 30;
+
+const DELEGATE: &str = "delegate the control groups to the user: Delegate=memory cpu for user@.service";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -27,7 +31,7 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn word(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
@@ -36,12 +40,13 @@ impl Verdict {
     }
 }
 
-/// What was looked at, what was found, and the cure.
+/// The result of one check.
 struct Finding {
     subject: &'static str,
     verdict: Verdict,
     text: String,
-    cure: String,
+    /// How to fix it; empty if nothing is wrong.
+    fix: String,
 }
 
 #[derive(Default)]
@@ -49,21 +54,21 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn ok(&mut self, subject: &'static str, text: String) {
-        self.0.push(Finding { subject, verdict: Verdict::Ok, text, cure: String::new() });
+        self.0.push(Finding { subject, verdict: Verdict::Ok, text, fix: String::new() });
     }
 
-    fn warn(&mut self, subject: &'static str, text: String, cure: &str) {
-        self.0.push(Finding { subject, verdict: Verdict::Warning, text, cure: cure.to_owned() });
+    fn warn(&mut self, subject: &'static str, text: String, fix: &str) {
+        self.0.push(Finding { subject, verdict: Verdict::Warning, text, fix: fix.to_owned() });
     }
 
-    fn fail(&mut self, subject: &'static str, text: String, cure: &str) {
-        self.0.push(Finding { subject, verdict: Verdict::Failed, text, cure: cure.to_owned() });
+    fn fail(&mut self, subject: &'static str, text: String, fix: &str) {
+        self.0.push(Finding { subject, verdict: Verdict::Failed, text, fix: fix.to_owned() });
     }
 }
 
-/// Looks at everything; returns whether nothing failed, and a line for each thing.
+/// Checks everything. Returns whether nothing failed, and the findings as text.
 #[must_use]
-pub fn examine(settings: Result<Config, Vec<SettingFault>>, as_json: bool) -> (bool, String) {
+pub fn check(settings: Result<Config, Vec<SettingFault>>, format: Format) -> (bool, String) {
     let mut findings = Findings::default();
     match settings {
         Err(faults) => {
@@ -80,8 +85,15 @@ pub fn examine(settings: Result<Config, Vec<SettingFault>>, as_json: bool) -> (b
         }
     }
     let Findings(findings) = findings;
-    let well = findings.iter().all(|finding| finding.verdict != Verdict::Failed);
-    (well, if as_json { to_json(&findings, well) } else { to_text(&findings) })
+    let text = match format {
+        Format::Text => to_text(&findings),
+        Format::Json => to_json(&findings),
+    };
+    (is_passed(&findings), text)
+}
+
+fn is_passed(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.verdict != Verdict::Failed)
 }
 
 fn podman(config: &Config, findings: &mut Findings) {
@@ -89,50 +101,53 @@ fn podman(config: &Config, findings: &mut Findings) {
     let (engine, controllers) = match podman.ping().and_then(|version| podman.examine(version)) {
         Ok(examined) => examined,
         Err(why) => {
-            let cure = "start its API: `systemctl enable --now podman.socket`, and set SILVASONIC_CONTAINER_SOCKET to its socket";
-            return findings.fail("podman", format!("{}: {why}", config.socket.display()), cure);
+            let fix = "start its API with `systemctl enable --now podman.socket`, and set SILVASONIC_CONTAINER_SOCKET to its socket";
+            return findings.fail("podman", format!("{}: {why}", config.socket.display()), fix);
         }
     };
     let kind = if engine.rootless { "rootless" } else { "rootful" };
     findings.ok("podman", format!("{} ({kind}, {}, cgroups {})", engine.version, engine.runtime, engine.cgroups));
-    limits(&controllers, engine.rootless, findings);
+    limits(&engine, &controllers, findings);
     let image = &config.recorder.image;
     match podman.image_exists(image) {
         Ok(true) => findings.ok("image", image.clone()),
-        Ok(false) => findings.fail("image", format!("{image} is not on this machine"), "build it, or load it with `podman load`"),
-        Err(why) => findings.fail("image", format!("{image}: {why}"), "look at Podman's own log"),
+        Ok(false) => findings.fail("image", format!("{image} is not in Podman's local storage"), "build it, or load it with `podman load`"),
+        Err(why) => findings.fail("image", format!("{image}: {why}"), "see Podman's log"),
     }
     let network = &config.recorder.network;
     match podman.network_exists(network) {
         Ok(true) => findings.ok("network", network.clone()),
-        Ok(false) => findings.fail("network", format!("{network} does not exist"), &format!("`podman network create {network}`")),
-        Err(why) => findings.fail("network", format!("{network}: {why}"), "look at Podman's own log"),
+        Ok(false) => {
+            let fix = format!("create it with `podman network create {network}`");
+            findings.fail("network", format!("{network} does not exist"), &fix);
+        }
+        Err(why) => findings.fail("network", format!("{network}: {why}"), "see Podman's log"),
     }
 }
 
-/// What the kernel will hold of what is asked for.
-fn limits(controllers: &[String], rootless: bool, findings: &mut Findings) {
+/// Which limits of a Recorder the kernel enforces; `controllers` are the control groups that Podman can use.
+fn limits(engine: &Engine, controllers: &[String], findings: &mut Findings) {
     let has = |name: &str| controllers.iter().any(|controller| controller.split(',').any(|part| part == name));
     if has("memory") {
-        findings.ok("memory limit", "holds".to_owned());
+        findings.ok("memory limit", "enforced".to_owned());
     } else {
-        let cure = match rootless {
-            true => "delegate the controller to the user: Delegate=memory cpu for user@.service",
-            false => "add `cgroup_enable=memory cgroup_memory=1` to the kernel's command line (/boot/firmware/cmdline.txt)",
+        let fix = if engine.rootless {
+            DELEGATE
+        } else {
+            "add `cgroup_enable=memory cgroup_memory=1` to the kernel command line (/boot/firmware/cmdline.txt)"
         };
-        findings.warn("memory limit", "will not hold: there is no memory control group".to_owned(), cure);
+        findings.warn("memory limit", "not enforced: no memory control group".to_owned(), fix);
     }
     if has("cpu") {
-        findings.ok("cpu limit", "holds".to_owned());
+        findings.ok("cpu limit", "enforced".to_owned());
     } else {
-        let cure = "delegate the controller to the user: Delegate=memory cpu for user@.service";
-        findings.warn("cpu limit", "will not hold: there is no cpu control group".to_owned(), cure);
+        findings.warn("cpu limit", "not enforced: no cpu control group".to_owned(), DELEGATE);
     }
-    if rootless {
-        let cure = "give the user's service manager OOMScoreAdjust=-999, or run Podman as root";
-        findings.warn("oom_score_adj", format!("{OOM_SCORE_ADJ} will not hold: Podman is rootless"), cure);
+    if engine.rootless {
+        let fix = "set OOMScoreAdjust=-999 for user@.service, or run Podman as root";
+        findings.warn("oom_score_adj", format!("{OOM_SCORE_ADJ} is not enforced: Podman is rootless"), fix);
     } else {
-        findings.ok("oom_score_adj", format!("{OOM_SCORE_ADJ} is asked for by root"));
+        findings.ok("oom_score_adj", format!("{OOM_SCORE_ADJ} is requested as root"));
     }
 }
 
@@ -141,20 +156,20 @@ fn sound(config: &Config, findings: &mut Findings) {
     if folder.is_dir() {
         findings.ok("/dev/snd", folder.display().to_string());
     } else {
-        let cure = "plug a sound card in, or load snd-usb-audio; in a container, where only Recorders need it, this says nothing";
-        findings.warn("/dev/snd", format!("{} is not there", folder.display()), cure);
+        let fix = "connect a sound card, or load snd-usb-audio; ignore this in a container, as only Recorders need it";
+        findings.warn("/dev/snd", format!("{} does not exist", folder.display()), fix);
     }
     match std::fs::read_to_string("/etc/group").map(|groups| groups.lines().any(|line| line.starts_with("audio:"))) {
         Ok(true) => findings.ok("audio group", "exists".to_owned()),
-        // Seen from within a container without users, this says nothing about the host.
-        Ok(false) | Err(_) => findings.warn("audio group", "not in /etc/group here".to_owned(), "on the host: `groupadd --system audio`"),
+        // In a container, /etc/group is not that of the host, so this is no failure.
+        Ok(false) | Err(_) => findings.warn("audio group", "not in /etc/group".to_owned(), "on the host: `groupadd --system audio`"),
     }
     match sysfs::scan(&config.host_root, &[], |_, _| {}) {
         Ok(scan) => {
             for (card, why) in &scan.unclear {
-                findings.warn("microphones", format!("card {card} cannot be told: {}", shown(why)), "plug it in again");
+                findings.warn("microphones", format!("cannot identify card {card}: {}", shown(why)), "disconnect and reconnect it");
             }
-            findings.ok("microphones", format!("{} plugged in", scan.microphones.len()));
+            findings.ok("microphones", format!("{} connected", scan.microphones.len()));
         }
         Err(why) => {
             findings.fail("microphones", why.to_string(), "mount the host's /proc/asound and /sys, and set SILVASONIC_HOST_ROOT");
@@ -166,50 +181,52 @@ fn database(config: &Config, findings: &mut Findings) {
     let mut db = match Connection::connect(&config.database) {
         Ok(db) => db,
         Err(error) => {
-            let cure = "start PostgreSQL; SILVASONIC_DB_HOST, SILVASONIC_DB_PORT, POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB";
-            return findings.fail("postgresql", format!("{:?}: {}", config.database, reason(&error)), cure);
+            let fix = "start PostgreSQL, and check SILVASONIC_DB_HOST, SILVASONIC_DB_PORT, POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB";
+            return findings.fail("postgresql", format!("{:?}: {}", config.database, reason(&error)), fix);
         }
     };
     findings.ok("postgresql", format!("{:?}", config.database));
     match db.missing() {
         Ok((missing, _)) if missing.is_empty() => findings.ok("schema", "complete".to_owned()),
-        Ok((missing, _)) => findings.warn("schema", format!("missing: {}", missing.join(", ")), "made at the Controller's start"),
-        Err(error) => findings.fail("schema", reason(&error), "the user needs rights on the tables"),
+        Ok((missing, _)) => findings.warn("schema", format!("missing: {}", missing.join(", ")), "the Controller creates it at its start"),
+        Err(error) => findings.fail("schema", reason(&error), "grant the database user access to the tables"),
     }
-    let default = Seeder::new(config.config_dir.clone()).credentials();
-    let Ok((user, password)) = default else { return };
+    let defaults = Seeder::new(config.config_dir.clone()).credentials();
+    let Ok((user, password)) = defaults else { return };
     match db.password_hash(&user) {
         Ok(Some(hash)) if bcrypt::verify(&password, &hash).unwrap_or(false) => {
             findings.warn("password", format!("user {} still has the default password", shown(&user)), "change it in the web interface");
         }
-        Ok(Some(_)) => findings.ok("password", format!("user {} has one of their own", shown(&user))),
-        Ok(None) => findings.warn("password", format!("there is no user {}", shown(&user)), "made at the Controller's start"),
+        Ok(Some(_)) => findings.ok("password", format!("user {} has changed the default one", shown(&user))),
+        Ok(None) => {
+            findings.warn("password", format!("user {} does not exist", shown(&user)), "the Controller creates the user at its start");
+        }
         Err(_) => {}
     }
 }
 
 fn redis(config: &Config, findings: &mut Findings) {
-    let place = redacted(&config.redis_url);
+    let url = redacted(&config.redis_url);
     let ping = connect(&config.redis_url).and_then(|mut redis| redis::cmd("PING").query::<String>(&mut redis));
     match ping {
-        Ok(_) => findings.ok("redis", place),
-        // Recording goes on without.
-        Err(why) => findings.warn("redis", format!("{place}: {}", shown(&why.to_string())), "start Redis; SILVASONIC_REDIS_URL"),
+        Ok(_) => findings.ok("redis", url),
+        // Recording continues without Redis.
+        Err(why) => findings.warn("redis", format!("{url}: {}", shown(&why.to_string())), "start Redis, and check SILVASONIC_REDIS_URL"),
     }
 }
 
 fn workspace(config: &Config, findings: &mut Findings) {
     let folder = &config.workspace_local;
-    // It is made at the first start, so what counts is the first folder above it that is there.
-    let Some(there) = folder.ancestors().find(|folder| folder.exists()) else {
-        return findings.fail("workspace", format!("{} is not there", folder.display()), "set SILVASONIC_WORKSPACE_PATH");
+    // The Controller creates it at its first start, so the nearest folder that exists must be writable.
+    let Some(existing) = folder.ancestors().find(|folder| folder.exists()) else {
+        return findings.fail("workspace", format!("{} does not exist", folder.display()), "set SILVASONIC_WORKSPACE_PATH");
     };
-    if let Err(why) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
-        let cure = "give it to the user that runs the Controller, or mount it writable";
-        return findings.fail("workspace", format!("{} cannot be written to: {why}", there.display()), cure);
+    if let Err(why) = access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+        let fix = "make it writable for the user that runs the Controller, and mount it writable";
+        return findings.fail("workspace", format!("cannot write to {}: {why}", existing.display()), fix);
     }
     findings.ok("workspace", folder.display().to_string());
-    space(there, findings);
+    space(existing, findings);
 }
 
 fn space(folder: &Path, findings: &mut Findings) {
@@ -217,13 +234,13 @@ fn space(folder: &Path, findings: &mut Findings) {
         Ok(disk) => {
             let free = disk.f_bavail.saturating_mul(disk.f_frsize);
             let text = format!("{:.1} of {:.1} GB free", gigabytes(free), gigabytes(disk.f_blocks.saturating_mul(disk.f_frsize)));
-            if free < LITTLE_SPACE {
-                findings.warn("disk", text, "make room: one microphone at 384 kHz writes 2.8 GB an hour");
+            if free < LOW_SPACE {
+                findings.warn("disk", text, "free space on the disk with the workspace: a microphone at 384 kHz writes 2.8 GB per hour");
             } else {
                 findings.ok("disk", text);
             }
         }
-        Err(why) => findings.warn("disk", format!("{}: {why}", folder.display()), "look at the mount"),
+        Err(why) => findings.warn("disk", format!("{}: {why}", folder.display()), "check the mount"),
     }
 }
 
@@ -232,12 +249,12 @@ fn gigabytes(bytes: u64) -> f64 {
 }
 
 fn profiles(config: &Config, findings: &mut Findings) {
-    let cure = "`silvasonic-controller profiles check` shows each file";
+    let fix = "run `silvasonic-controller profiles check`";
     match profiles::check(config.config_dir.clone()) {
         Ok((true, lines)) => findings.ok("profiles", format!("{} files are valid", lines.lines().count())),
         Ok((false, lines)) => {
             let faults = lines.lines().filter(|line| !line.ends_with(": ok")).map(|line| shown(line).to_string());
-            faults.for_each(|fault| findings.fail("profiles", fault, cure));
+            faults.for_each(|fault| findings.fail("profiles", fault, fix));
         }
         Err(why) => findings.fail("profiles", why, "set SILVASONIC_CONFIG_DIR, or leave it empty for the built-in copies"),
     }
@@ -245,16 +262,16 @@ fn profiles(config: &Config, findings: &mut Findings) {
 
 fn to_text(findings: &[Finding]) -> String {
     let line = |finding: &Finding| {
-        let cure = if finding.cure.is_empty() { String::new() } else { format!(" -> {}", finding.cure) };
-        [finding.verdict.word().to_owned(), finding.subject.to_owned(), format!("{}{cure}", finding.text)]
+        let fix = if finding.fix.is_empty() { String::new() } else { format!(" -> {}", finding.fix) };
+        [finding.verdict.name().to_owned(), finding.subject.to_owned(), format!("{}{fix}", finding.text)]
     };
     table(&findings.iter().map(line).collect::<Vec<_>>())
 }
 
-fn to_json(findings: &[Finding], well: bool) -> String {
+fn to_json(findings: &[Finding]) -> String {
     let one = |finding: &Finding| {
-        let cure = Some(&finding.cure).filter(|cure| !cure.is_empty());
-        json!({"subject": finding.subject, "verdict": finding.verdict.word(), "text": finding.text, "cure": cure})
+        let fix = Some(&finding.fix).filter(|fix| !fix.is_empty());
+        json!({"subject": finding.subject, "verdict": finding.verdict.name(), "text": finding.text, "fix": fix})
     };
-    json!({"ok": well, "findings": findings.iter().map(one).collect::<Value>()}).to_string() + "\n"
+    json!({"ok": is_passed(findings), "findings": findings.iter().map(one).collect::<Value>()}).to_string() + "\n"
 }

@@ -1,19 +1,22 @@
-//! Shell completions, made from the table of commands. [p]
+//! Shell completions, generated from the table of commands.
 
-use crate::cli::arguments::{COMMANDS, Entry, PROGRAM, Placeholder, ValueKind};
+use crate::cli::arguments::{COMMANDS, CommandSpec, OperandSpec, PROGRAM, ValueKind, ValueSpec};
 
-/// Words that can stand in a place, each with its meaning.
+const HELP: &str = "show the help";
+const VERSION: &str = "show the version";
+
+/// Words that the shell suggests, each with its meaning.
 type Words<'a> = Vec<(&'a str, &'a str)>;
 
-/// What can stand behind the words typed so far.
-struct Place<'a> {
-    /// The words from the command on, as a pattern of the shells' `case`.
-    behind: String,
+/// Suggestions after the words that match a pattern.
+struct Suggestion<'a> {
+    /// Pattern for the words after the program name, as in a `case` statement of the shells.
+    pattern: String,
     words: Words<'a>,
     folders: bool,
 }
 
-/// The completions for `bash`, `zsh` or `fish`.
+/// The completion script for `bash`, `zsh` or `fish`.
 #[must_use]
 pub fn script(shell: &str) -> String {
     match shell {
@@ -23,48 +26,50 @@ pub fn script(shell: &str) -> String {
     }
 }
 
-/// Every place, the more special ones first.
-fn places() -> Vec<Place<'static>> {
-    let mut places = Vec::new();
-    for entry in COMMANDS {
-        for choice in entry.options {
-            if let Some(value) = &choice.value {
-                let (words, folders) = choices(value);
-                places.push(Place { behind: format!("\" {} \"*\"{} \"", entry.words, choice.name), words, folders });
+/// All suggestions; the shell uses the first pattern that matches, so specific patterns come first.
+fn suggestions() -> Vec<Suggestion<'static>> {
+    let mut suggestions = Vec::new();
+    for spec in COMMANDS {
+        for option in spec.options {
+            if let Some(value) = &option.value {
+                let (words, folders) = allowed(value);
+                suggestions.push(Suggestion { pattern: format!("\" {} \"*\"{} \"", spec.words, option.name), words, folders });
             }
         }
-        let (mut words, folders) = entry.operands.first().map_or((Vec::new(), false), |(value, _)| choices(value));
-        words.extend(entry.options.iter().map(|choice| (choice.name, choice.about)));
-        words.push(("--help", "show how it is used"));
-        places.push(Place { behind: format!("\" {} \"*", entry.words), words, folders });
-        if let Some((first, second)) = entry.words.split_once(' ') {
-            places.push(Place { behind: format!("\" {first} \""), words: vec![(second, entry.about)], folders: false });
+        let first_operand = spec.operands.first().map(OperandSpec::value);
+        let (mut words, folders) = first_operand.map_or((Vec::new(), false), allowed);
+        words.extend(spec.options.iter().map(|option| (option.name, option.about)));
+        words.push(("--help", HELP));
+        suggestions.push(Suggestion { pattern: format!("\" {} \"*", spec.words), words, folders });
+        if let Some((first, second)) = spec.words.split_once(' ') {
+            suggestions.push(Suggestion { pattern: format!("\" {first} \""), words: vec![(second, spec.about)], folders: false });
         }
     }
-    let mut words: Words = COMMANDS.iter().map(|entry| (first_word(entry), entry.about)).collect();
-    words.extend([("--help", "show how it is used"), ("--version", "show the version")]);
-    places.push(Place { behind: "\"  \"".to_owned(), words, folders: false });
-    places
+    let mut words: Words = COMMANDS.iter().map(|spec| (first_word(spec), spec.about)).collect();
+    words.extend([("--help", HELP), ("--version", VERSION)]);
+    suggestions.push(Suggestion { pattern: "\"  \"".to_owned(), words, folders: false });
+    suggestions
 }
 
-fn choices(value: &'static Placeholder) -> (Words<'static>, bool) {
+/// The allowed words of a value, and whether it is a folder.
+fn allowed(value: &'static ValueSpec) -> (Words<'static>, bool) {
     match value.kind {
         ValueKind::Text | ValueKind::Number => (Vec::new(), false),
         ValueKind::Folder => (Vec::new(), true),
-        ValueKind::Word(words) => (words.iter().map(|word| (*word, "")).collect(), false),
+        ValueKind::OneOf(words) => (words.iter().map(|word| (*word, "")).collect(), false),
     }
 }
 
-fn first_word(entry: &Entry) -> &'static str {
-    entry.words.split(' ').next().unwrap_or_default()
+fn first_word(spec: &CommandSpec) -> &'static str {
+    spec.words.split(' ').next().unwrap_or_default()
 }
 
 fn bash() -> String {
     let mut cases = String::new();
-    for place in places() {
-        let words: Vec<&str> = place.words.iter().map(|(word, _)| *word).collect();
-        let folders = if place.folders { " COMPREPLY=($(compgen -d -- \"$cur\"));" } else { "" };
-        cases.push_str(&format!("    {}){folders} words='{}' ;;\n", place.behind, words.join(" ")));
+    for suggestion in suggestions() {
+        let words: Vec<&str> = suggestion.words.iter().map(|(word, _)| *word).collect();
+        let folders = if suggestion.folders { " COMPREPLY=($(compgen -d -- \"$cur\"));" } else { "" };
+        cases.push_str(&format!("    {}){folders} words='{}' ;;\n", suggestion.pattern, words.join(" ")));
     }
     format!(
         "# bash completion of {PROGRAM}\n_silvasonic_controller() {{\n    local cur=${{COMP_WORDS[COMP_CWORD]}} words=\n    COMPREPLY=()\n    \
@@ -75,12 +80,12 @@ fn bash() -> String {
 
 fn zsh() -> String {
     let mut cases = String::new();
-    for place in places() {
-        let words: Vec<String> = place.words.iter().map(|(word, about)| quoted(&format!("{word}:{about}"))).collect();
-        let folders = if place.folders { " _files -/;" } else { "" };
-        cases.push_str(&format!("    {}){folders} found=({}) ;;\n", place.behind, words.join(" ")));
+    for suggestion in suggestions() {
+        let words: Vec<String> = suggestion.words.iter().map(|(word, about)| quoted(&format!("{word}:{about}"))).collect();
+        let folders = if suggestion.folders { " _files -/;" } else { "" };
+        cases.push_str(&format!("    {}){folders} found=({}) ;;\n", suggestion.pattern, words.join(" ")));
     }
-    // Serves as a file in $fpath and as one that is sourced.
+    // Works as a file in $fpath and when it is sourced.
     format!(
         "#compdef {PROGRAM}\n_{PROGRAM}() {{\n    local -a found\n    case \" ${{words[2,CURRENT-1]}} \" in\n{cases}    esac\n    \
          _describe '' found\n}}\nif [ \"$funcstack[1]\" = _{PROGRAM} ]; then _{PROGRAM} \"$@\"; else compdef _{PROGRAM} {PROGRAM}; fi\n"
@@ -92,39 +97,39 @@ fn fish() -> String {
     let mut line = |when: &str, what: &str, about: &str| {
         lines.push_str(&format!("complete -c {PROGRAM} -n {} {what} -d {}\n", quoted(when), quoted(about)));
     };
-    line("__fish_use_subcommand", "-l version", "show the version");
-    line("true", "-l help", "show how it is used");
-    for entry in COMMANDS {
-        let mut words = entry.words.split(' ');
-        line("__fish_use_subcommand", &format!("-a {}", words.next().unwrap_or_default()), entry.about);
-        if let Some((first, second)) = entry.words.split_once(' ') {
+    line("__fish_use_subcommand", "-l version", VERSION);
+    line("true", "-l help", HELP);
+    for spec in COMMANDS {
+        let mut words = spec.words.split(' ');
+        line("__fish_use_subcommand", &format!("-a {}", words.next().unwrap_or_default()), spec.about);
+        if let Some((first, second)) = spec.words.split_once(' ') {
             let when = format!("__fish_seen_subcommand_from {first}; and not __fish_seen_subcommand_from {second}");
-            line(&when, &format!("-a {second}"), entry.about);
+            line(&when, &format!("-a {second}"), spec.about);
         }
-        // `check` is a command of its own, and one behind `profiles`.
-        let longer = COMMANDS.iter().filter_map(|other| other.words.split_once(' ')).find(|(_, second)| *second == entry.words);
+        // `check` is a command, and also the second word of `profiles check`.
+        let longer = COMMANDS.iter().filter_map(|other| other.words.split_once(' ')).find(|(_, second)| *second == spec.words);
         let seen = |word: &str| format!("__fish_seen_subcommand_from {word}");
-        let when = match (entry.words.split_once(' '), longer) {
+        let when = match (spec.words.split_once(' '), longer) {
             (Some((first, second)), _) => format!("{}; and {}", seen(first), seen(second)),
-            (None, Some((first, _))) => format!("{}; and not {}", seen(entry.words), seen(first)),
-            (None, None) => seen(entry.words),
+            (None, Some((first, _))) => format!("{}; and not {}", seen(spec.words), seen(first)),
+            (None, None) => seen(spec.words),
         };
-        let words = |value: &'static Placeholder| match choices(value) {
+        let words = |value: &'static ValueSpec| match allowed(value) {
             (_, true) => "-a '(__fish_complete_directories)'".to_owned(),
             (words, _) => format!("-a '{}'", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" ")),
         };
-        for choice in entry.options {
-            let value = choice.value.as_ref().map_or_else(String::new, |value| format!(" -r {}", words(value)));
-            line(&when, &format!("-l {}{value}", choice.name.trim_start_matches('-')), choice.about);
+        for option in spec.options {
+            let value = option.value.as_ref().map_or_else(String::new, |value| format!(" -r {}", words(value)));
+            line(&when, &format!("-l {}{value}", option.name.trim_start_matches('-')), option.about);
         }
-        for (value, _) in entry.operands {
+        for value in spec.operands.iter().map(OperandSpec::value) {
             line(&when, &words(value), value.name);
         }
     }
     lines
 }
 
-/// In single quotes; right for all three shells.
+/// Text in single quotes, valid in all three shells.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }

@@ -1,8 +1,8 @@
-//! `silvasonic-controller devices`, and the commands by which a user decides about a microphone.
+//! `silvasonic-controller devices`, and the commands that write a user's decision about a microphone.
 //!
-//! The table is made from hardware, database and Podman by the same rules that the running Controller goes by, so it needs
-//! none. What only that one knows (back-off, proof of capture) is taken from its last heartbeat, if Redis has one. The
-//! decisions write the columns that the web interface writes, and nudge.
+//! The table is computed from hardware, database and Podman with the functions that the Controller uses, so it does not
+//! need a running Controller. What only the Controller knows (back-off, PCM state) is read from its last heartbeat in
+//! Redis, if there is one. A decision writes the columns that the web interface writes, and nudges the Controller.
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
@@ -13,7 +13,7 @@ use redis::{Client, Connection, RedisError};
 use serde_json::{Map, Value, json};
 
 use crate::cache;
-use crate::cli::arguments::{Arguments, Name};
+use crate::cli::arguments::{Arguments, Command, Format};
 use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::lister::recorders;
@@ -30,12 +30,12 @@ use crate::podman::client::Podman;
 use crate::redis::nudge;
 use crate::text::{shown, table};
 
-const REDIS: Duration = Duration::from_secs(2);
-const STATUS: &str = "silvasonic:status:controller";
-/// Time between two pictures of `--watch`.
-const WATCH: Duration = Duration::from_secs(1);
+const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
+const HEARTBEAT_KEY: &str = "silvasonic:status:controller";
+/// Refresh interval of `--watch`.
+const REFRESH: Duration = Duration::from_secs(1);
 
-/// What a microphone's line shows.
+/// One line of the table.
 #[derive(Debug)]
 struct TableRow {
     id: String,
@@ -50,105 +50,105 @@ struct TableRow {
     capture: Option<Value>,
 }
 
-/// Shows the microphones once, or again and again.
+/// Shows the microphones, once or with `--watch` repeatedly.
 ///
 /// # Errors
-/// Why the database cannot be read, when nothing was kept of it either.
+/// Why the database cannot be read, if there is no saved state either.
 pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
-    let render = |lines: &[TableRow], notes: &[String]| match given.has("--json") {
-        true => json!({"microphones": lines.iter().map(TableRow::to_json).collect::<Value>(), "notes": notes}).to_string() + "\n",
-        false => text(lines, notes),
+    let render = |rows: &[TableRow], notes: &[String]| match given.format() {
+        Format::Json => json!({"microphones": rows.iter().map(TableRow::to_json).collect::<Value>(), "notes": notes}).to_string() + "\n",
+        Format::Text => to_text(rows, notes),
     };
     if !given.has("--watch") {
-        let (lines, notes) = look(config)?;
-        return Ok((true, render(&lines, &notes)));
+        let (rows, notes) = read_all(config)?;
+        return Ok((true, render(&rows, &notes)));
     }
-    let home = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+    let clear = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {
-        let picture = look(config).map_or_else(|why| format!("{why}\n"), |(lines, notes)| render(&lines, &notes));
+        let screen = read_all(config).map_or_else(|why| format!("{why}\n"), |(rows, notes)| render(&rows, &notes));
         let mut output = io::stdout().lock();
-        if output.write_all(format!("{home}{picture}").as_bytes()).and_then(|()| output.flush()).is_err() {
+        if output.write_all(format!("{clear}{screen}").as_bytes()).and_then(|()| output.flush()).is_err() {
             return Ok((true, String::new()));
         }
         drop(output);
-        thread::sleep(WATCH);
+        thread::sleep(REFRESH);
     }
 }
 
-/// Writes what the user decided about one microphone, and nudges.
+/// Writes a user's decision about one microphone to the database, and nudges the Controller.
 ///
 /// # Errors
-/// No such microphone or profile, or why the database refused.
+/// No such microphone or profile, or why the database cannot be read or written.
 pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
-    let mut db = connection::Connection::connect(&config.database).map_err(|error| unreadable(&reason(&error)))?;
-    let registry = Registry::read(&db.snapshot().map_err(|error| unreadable(&reason(&error)))?);
-    let id = find(&registry, given.value("ID").unwrap_or_default())?;
+    let mut db = connection::Connection::connect(&config.database).map_err(|error| cannot_read(&reason(&error)))?;
+    let registry = Registry::read(&db.snapshot().map_err(|error| cannot_read(&reason(&error)))?);
+    let id = find_id(&registry, given.value("ID").unwrap_or_default())?;
     let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
     let profile = given.value("PROFILE").map(str::to_owned).or_else(|| device?.profile.clone());
-    let (decision, told) = match given.name {
-        Name::Enroll => {
+    let (decision, outcome) = match given.command {
+        Command::Enroll => {
             let slugs: Vec<&str> = registry.profiles.keys().map(String::as_str).collect();
             let slugs = slugs.join(", ");
-            let Some(profile) = profile else { return Err(format!("{id} has no profile yet; name one: {slugs}")) };
+            let Some(profile) = profile else { return Err(format!("{id} has no profile; specify one of {slugs}")) };
             match registry.profiles.get(&profile) {
                 None => return Err(format!("PROFILE: expected one of {slugs}, got {:?}", shown(&profile).to_string())),
                 Some(Err(why)) => return Err(format!("profile {profile} is invalid: {why}")),
                 Some(Ok(_)) => {}
             }
-            let told = format!("enrolled with profile {profile}");
-            (Decision::Enroll(profile), told)
+            let outcome = format!("enrolled with profile {profile}");
+            (Decision::Enroll(profile), outcome)
         }
-        Name::Ignore => (Decision::Ignore, "ignored".to_owned()),
-        Name::Reset => (Decision::Reset, "pending, without a profile; a user has to decide anew".to_owned()),
-        Name::Enable => (Decision::Enabled(true), "enabled".to_owned()),
+        Command::Ignore => (Decision::Ignore, "ignored".to_owned()),
+        Command::Reset => (Decision::Reset, "pending, without a profile, until a user decides again".to_owned()),
+        Command::Enable => (Decision::Enabled(true), "enabled".to_owned()),
         _ => (Decision::Enabled(false), "disabled".to_owned()),
     };
     db.decide(&id, &decision).map_err(|error| format!("{id}: {}", reason(&error)))?;
     let nudged = connect(&config.redis_url)
         .and_then(|mut redis| redis::cmd("PUBLISH").arg(nudge::CHANNEL).arg(nudge::PAYLOAD).query::<i64>(&mut redis));
-    let late = match nudged {
+    let delay = match nudged {
         Ok(1..) => "",
-        Ok(_) => "; no Controller listens now",
-        Err(_) => "; Redis is away, a running Controller sees it at its next tick",
+        Ok(_) => "; no Controller received the nudge",
+        Err(_) => "; Redis is unavailable, so it takes effect at the next tick of a running Controller",
     };
-    Ok((true, format!("{id} is {told}{late}\n")))
+    Ok((true, format!("{id} is {outcome}{delay}\n")))
 }
 
-/// The id that was typed, or the only one that begins so.
-fn find(registry: &Registry, typed: &str) -> Result<String, String> {
+/// The id that equals `typed`, or the only id that begins with it.
+fn find_id(registry: &Registry, typed: &str) -> Result<String, String> {
     if registry.devices.contains_key(typed) {
         return Ok(typed.to_owned());
     }
-    let fits: Vec<&String> = registry.devices.keys().filter(|id| id.starts_with(typed)).collect();
-    match fits[..] {
+    let matches: Vec<&String> = registry.devices.keys().filter(|id| id.starts_with(typed)).collect();
+    match matches[..] {
         [one] => Ok(one.clone()),
         [] => {
             let known: Vec<String> = registry.devices.keys().map(|id| shown(id).to_string()).collect();
             Err(format!("ID: expected one of {}, got {:?}", known.join(", "), shown(typed).to_string()))
         }
-        _ => Err(format!("ID: {:?} is the beginning of {} ids; type more of it", shown(typed).to_string(), fits.len())),
+        _ => Err(format!("ID: {} ids begin with {:?}; specify more characters", matches.len(), shown(typed).to_string())),
     }
 }
 
-fn unreadable(why: &str) -> String {
-    format!("PostgreSQL cannot be read: {why}")
+fn cannot_read(why: &str) -> String {
+    format!("cannot read PostgreSQL: {why}")
 }
 
-/// Reads hardware, database and Podman; what could not be read is among the notes.
-fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
+/// Reads hardware, database and Podman. The notes list what could not be read.
+fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let mut notes = Vec::new();
     let rows =
-        connection::Connection::connect(&config.database).and_then(|mut db| db.snapshot()).map_err(|error| unreadable(&reason(&error)));
+        connection::Connection::connect(&config.database).and_then(|mut db| db.snapshot()).map_err(|error| cannot_read(&reason(&error)));
     let database_known = rows.is_ok();
     let rows = rows.or_else(|why| match cache::load(&config.workspace_local) {
         Ok(Some(rows)) => {
-            notes.push(format!("{why}; shown is what it said last"));
+            notes.push(format!("{why}; showing the last known state"));
             Ok(rows)
         }
         _ => Err(why),
     })?;
     let registry = Registry::read(&rows);
-    notes.extend(registry.faults.iter().map(|fault| format!("unusable in the database: {fault}")));
+    notes.extend(registry.faults.iter().map(|fault| format!("invalid row in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
     let containers = recorders(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());
     let desired = desired(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
@@ -166,14 +166,14 @@ fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     });
     let containers = containers.as_deref().map_err(String::as_str);
     let holds = by_insertion(plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())));
-    let known = ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers };
-    let told = heartbeat(config);
-    let lines = reasons(&known).into_iter().map(|(id, reason)| {
+    let input = ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers };
+    let reported = heartbeat(config);
+    let rows = reasons(&input).into_iter().map(|(id, reason)| {
         let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
         let microphone = online(&presences, &id);
         let text = |key: &str| device.and_then(|device| device.config.get(key)?.as_str()).map(str::to_owned);
-        // A Controller that sees the same knows more.
-        let same = told.get(&id).filter(|told| told["recording"].as_bool() == reason.recording);
+        // If the last heartbeat agrees, it has more details.
+        let reported = reported.get(&id).filter(|reported| reported["recording"].as_bool() == reason.recording);
         let enrollment = device.map(|device| match (device.enabled, device.enrollment) {
             (false, _) => "disabled",
             (_, Enrollment::Pending) => "pending",
@@ -193,37 +193,37 @@ fn look(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
                 .unwrap_or_default(),
             enrollment: enrollment.unwrap_or("-").to_owned(),
             recording: reason.recording,
-            reason: same.and_then(|told| told["reason"].as_str()).map_or(reason.text, str::to_owned),
-            capture: same.map(|told| told["capture"].clone()).filter(|capture| !capture.is_null()),
+            reason: reported.and_then(|reported| reported["reason"].as_str()).map_or(reason.text, str::to_owned),
+            capture: reported.map(|reported| reported["capture"].clone()).filter(|capture| !capture.is_null()),
             id,
         }
     });
-    Ok((lines.collect(), notes))
+    Ok((rows.collect(), notes))
 }
 
-/// Who is plugged in now, without a grace period.
+/// The microphones that are connected now, without a grace period.
 fn presences(config: &Config, registry: &Registry, notes: &mut Vec<String>) -> Presences {
     let now = Instant::now();
     let mut presences = Presences::new(Duration::ZERO);
     registry.add_devices_to(&mut presences, now);
     match sysfs::scan(&config.host_root, &[], |_, _| {}) {
         Ok(scan) => {
-            notes.extend(scan.unclear.iter().map(|(card, why)| format!("card {card} cannot be told now: {}", shown(why))));
+            notes.extend(scan.unclear.iter().map(|(card, why)| format!("cannot identify card {card}: {}", shown(why))));
             let seen = identify(scan.microphones, &registry.known_ports(), |id| presences.may_be_on(id, &scan.unclear));
             presences.observe(&seen, &scan.unclear, now);
         }
-        Err(why) => notes.push(format!("the hardware cannot be read: {why}")),
+        Err(why) => notes.push(format!("cannot read sound cards: {why}")),
     }
     presences
 }
 
-/// `meta.devices` of the running Controller's last heartbeat.
+/// `meta.devices` of the last heartbeat of the Controller; empty if there is none.
 fn heartbeat(config: &Config) -> Map<String, Value> {
     let read = || -> Option<Map<String, Value>> {
         let mut redis = connect(&config.redis_url).ok()?;
-        let text: String = redis::cmd("GET").arg(STATUS).query(&mut redis).ok()?;
-        let beat: Value = serde_json::from_str(&text).ok()?;
-        beat["meta"]["devices"].as_object().cloned()
+        let text: String = redis::cmd("GET").arg(HEARTBEAT_KEY).query(&mut redis).ok()?;
+        let heartbeat: Value = serde_json::from_str(&text).ok()?;
+        heartbeat["meta"]["devices"].as_object().cloned()
     };
     read().unwrap_or_default()
 }
@@ -231,11 +231,11 @@ fn heartbeat(config: &Config) -> Map<String, Value> {
 /// A connection for one or two commands.
 ///
 /// # Errors
-/// Why there is none.
+/// Why Redis is unavailable.
 pub fn connect(url: &str) -> Result<Connection, RedisError> {
-    let connection = Client::open(url)?.get_connection_with_timeout(REDIS)?;
-    connection.set_read_timeout(Some(REDIS))?;
-    connection.set_write_timeout(Some(REDIS))?;
+    let connection = Client::open(url)?.get_connection_with_timeout(REDIS_TIMEOUT)?;
+    connection.set_read_timeout(Some(REDIS_TIMEOUT))?;
+    connection.set_write_timeout(Some(REDIS_TIMEOUT))?;
     Ok(connection)
 }
 
@@ -247,24 +247,24 @@ impl TableRow {
     }
 }
 
-fn text(lines: &[TableRow], notes: &[String]) -> String {
-    let mut rows = vec![["ID", "NAME", "PORT", "CARD", "PROFILE", "SCORES", "ENROLLMENT", "PCM", "STATE"].map(str::to_owned)];
-    for line in lines {
-        let scores: Vec<String> = line.scores.iter().map(|(slug, score)| format!("{} {score}", shown(slug))).collect();
-        let pcm = line.capture.as_ref().map_or("-", |capture| capture["state"].as_str().unwrap_or("-"));
-        rows.push([
-            shown(&line.id).to_string(),
-            shown(&line.name).to_string(),
-            line.port.as_ref().map_or_else(|| "-".to_owned(), |port| shown(port).to_string()),
-            line.card.map_or_else(|| "-".to_owned(), |card| card.to_string()),
-            line.profile.as_ref().map_or_else(|| "-".to_owned(), |profile| shown(profile).to_string()),
+fn to_text(rows: &[TableRow], notes: &[String]) -> String {
+    let mut cells = vec![["ID", "NAME", "PORT", "CARD", "PROFILE", "SCORES", "ENROLLMENT", "PCM", "STATE"].map(str::to_owned)];
+    for row in rows {
+        let scores: Vec<String> = row.scores.iter().map(|(slug, score)| format!("{} {score}", shown(slug))).collect();
+        let pcm = row.capture.as_ref().map_or("-", |capture| capture["state"].as_str().unwrap_or("-"));
+        cells.push([
+            shown(&row.id).to_string(),
+            shown(&row.name).to_string(),
+            row.port.as_ref().map_or_else(|| "-".to_owned(), |port| shown(port).to_string()),
+            row.card.map_or_else(|| "-".to_owned(), |card| card.to_string()),
+            row.profile.as_ref().map_or_else(|| "-".to_owned(), |profile| shown(profile).to_string()),
             if scores.is_empty() { "-".to_owned() } else { scores.join(", ") },
-            line.enrollment.clone(),
+            row.enrollment.clone(),
             pcm.to_owned(),
-            line.reason.clone(),
+            row.reason.clone(),
         ]);
     }
-    let mut text = if lines.is_empty() { "no microphone is known or plugged in\n".to_owned() } else { table(&rows) };
+    let mut text = if rows.is_empty() { "no microphone is known or connected\n".to_owned() } else { table(&cells) };
     notes.iter().for_each(|note| text.extend([note, "\n"]));
     text
 }

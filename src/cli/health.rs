@@ -1,4 +1,4 @@
-//! `silvasonic-controller health`: asks the running Controller how it is; the health check of containers.
+//! `silvasonic-controller health`: shows the health of the running Controller. Containers use it as their health check.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -8,27 +8,32 @@ use serde_json::Value;
 
 use crate::text::shown;
 
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Much more than all components need.
-const ANSWER_LIMIT: usize = 256 << 10;
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// In bytes; much more than all components need.
+const RESPONSE_LIMIT: usize = 256 << 10;
 
-/// Asks at this port of this machine: whether the Controller is well, and a line for each component.
+/// Requests `/healthy` from this port of this machine. Returns whether the Controller is healthy, and one line for each
+/// component.
 ///
 /// # Errors
-/// Why there is no answer.
-pub fn ask(port: u16) -> Result<(bool, String), String> {
+/// Why there is no valid response.
+pub fn show(port: u16) -> Result<(bool, String), String> {
     if port == 0 {
-        return Err("SILVASONIC_CONTROLLER_PORT is 0, so nobody but the log knows the port".to_owned());
+        return Err("SILVASONIC_CONTROLLER_PORT is 0, so the port is unknown; set a fixed port".to_owned());
     }
-    let answer = request(port).map_err(|error| {
-        // What a time limit on a socket is called.
-        let late = error.kind() == ErrorKind::WouldBlock;
-        format!("no answer at port {port}: {}", if late { format!("nothing within {} s", PATIENCE.as_secs()) } else { error.to_string() })
+    let response = request(port).map_err(|error| {
+        // The error kind of a socket timeout.
+        let timed_out = error.kind() == ErrorKind::WouldBlock;
+        format!(
+            "no response on port {port}: {}",
+            if timed_out { format!("timeout after {} s", TIMEOUT.as_secs()) } else { error.to_string() }
+        )
     })?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let response = String::from_utf8_lossy(&response);
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
     let health: Value = serde_json::from_str(body).unwrap_or_default();
-    let components = health["components"].as_object().ok_or_else(|| format!("whoever answers at port {port} is no Controller"))?;
+    let components =
+        health["components"].as_object().ok_or_else(|| format!("the program that responds on port {port} is not a Controller"))?;
     let mut lines = String::new();
     for (name, component) in components {
         let state = match (component["healthy"] == true, component["required"] == true) {
@@ -43,21 +48,21 @@ pub fn ask(port: u16) -> Result<(bool, String), String> {
 }
 
 fn request(port: u16) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let left = || deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()).ok_or(ErrorKind::WouldBlock);
-    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), PATIENCE)?;
+    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), TIMEOUT)?;
     stream.set_write_timeout(Some(left()?))?;
     stream.write_all(b"GET /healthy HTTP/1.0\r\n\r\n")?;
-    let mut answer = Vec::new();
-    let mut piece = [0; 4096];
+    let mut response = Vec::new();
+    let mut buffer = [0; 4096];
     loop {
         stream.set_read_timeout(Some(left()?))?;
-        match stream.read(&mut piece)? {
-            0 => return Ok(answer),
-            count => answer.extend_from_slice(&piece[..count]),
+        match stream.read(&mut buffer)? {
+            0 => return Ok(response),
+            count => response.extend_from_slice(&buffer[..count]),
         }
-        if answer.len() > ANSWER_LIMIT {
-            return Err(io::Error::new(ErrorKind::InvalidData, "more than any Controller says"));
+        if response.len() > RESPONSE_LIMIT {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the response is too long"));
         }
     }
 }

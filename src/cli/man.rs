@@ -1,4 +1,4 @@
-//! The manual page, made from the table of commands. [p]
+//! The manual page, generated from the table of commands.
 
 use crate::cli::arguments::{ABOUT, COMMANDS, PROGRAM, details, usage};
 use crate::config::VARIABLES;
@@ -13,22 +13,20 @@ pub fn page(version: &str) -> String {
     );
     page.push_str(&format!(".SH SYNOPSIS\n.B {}\n[COMMAND] [OPTIONS]\n.SH DESCRIPTION\n{ABOUT}\n", roff(PROGRAM)));
     page.push_str(".SH COMMANDS\n");
-    for entry in COMMANDS {
-        page.push_str(&format!(".TP\n.B {}\n{}.\n", roff(&usage(entry)), roff(&capitalised(entry.about))));
-        if !entry.more.is_empty() {
-            page.push_str(&format!(".br\n{}\n", roff(entry.more)));
+    for spec in COMMANDS {
+        page.push_str(&format!(".TP\n.B {}\n{}.\n", roff(&usage(spec)), roff(&capitalised(spec.about))));
+        if !spec.more.is_empty() {
+            page.push_str(&format!(".br\n{}\n", roff(spec.more)));
         }
-        for (shape, meaning) in details(entry) {
-            page.push_str(&format!(".RS\n.TP\n.B {}\n{}\n.RE\n", roff(&shape), roff(&meaning)));
+        for (syntax, meaning) in details(spec) {
+            page.push_str(&format!(".RS\n.TP\n.B {}\n{}\n.RE\n", roff(&syntax), roff(&meaning)));
         }
     }
-    page.push_str(".SH ENVIRONMENT\nAn empty variable counts as absent.\n");
+    page.push_str(".SH ENVIRONMENT\nAn empty variable counts as unset.\n");
     for (name, default, meaning) in VARIABLES {
         page.push_str(&format!(".TP\n.B {}\n{} [{}]\n", roff(name), roff(meaning), roff(default)));
     }
-    page.push_str(
-        ".SH EXIT STATUS\n.TP\n.B 0\nstopped on purpose, or all is well\n.TP\n.B 1\ncould not go on, or something is wrong\n.TP\n.B 2\nwrong usage or settings\n",
-    );
+    page.push_str(".SH EXIT STATUS\n.TP\n.B 0\nstopped on request, or success\n.TP\n.B 1\nfailure\n.TP\n.B 2\nwrong usage or settings\n");
     page
 }
 
@@ -37,7 +35,7 @@ fn capitalised(text: &str) -> String {
     first.to_ascii_uppercase() + rest
 }
 
-/// Text that holds no request, no escape, and dashes that can be copied.
+/// Text with roff requests and escapes masked, and with dashes that can be copied from the page.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('`', "\\(ga").replace('"', "\\(dq");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }

@@ -1,4 +1,4 @@
-//! The commands of `silvasonic-controller`, one file each.
+//! The commands of `silvasonic-controller`, one file for each.
 
 pub mod arguments;
 pub mod check;

@@ -1,4 +1,4 @@
-//! `silvasonic-controller profiles check`: which of the settings' files are valid.
+//! `silvasonic-controller profiles check`: validates defaults.yml, defaults.override.yml and the profile files.
 
 use std::path::PathBuf;
 
@@ -6,20 +6,20 @@ use crate::database::seed::{DEFAULTS, OVERRIDE, Seeder, yaml_files};
 use crate::decide::profile::Profile;
 use crate::yaml::line_of;
 
-/// Whether all files are valid, and a line for each valid file and each fault of the others.
+/// Returns whether all files are valid, and one line for each valid file and each fault.
 ///
 /// # Errors
 /// Why the files cannot be listed.
 pub fn check(folder: Option<PathBuf>) -> Result<(bool, String), String> {
     let mut report = Report { valid: true, lines: String::new() };
-    let mut unread = Vec::new();
+    let mut unreadable = Vec::new();
     let profiles = match &folder {
         Some(folder) if !folder.join("profiles").is_dir() => {
-            let mut files = yaml_files(folder, "", &mut unread)?;
+            let mut files = yaml_files(folder, "", &mut unreadable)?;
             files.retain(|source| source.name != DEFAULTS && source.name != OVERRIDE);
             files
         }
-        _ => Seeder::new(folder.clone()).profile_sources(&mut unread)?,
+        _ => Seeder::new(folder.clone()).profile_sources(&mut unreadable)?,
     };
     let seeder = Seeder::new(folder);
     let settings_faults = seeder.settings_faults();
@@ -27,25 +27,25 @@ pub fn check(folder: Option<PathBuf>) -> Result<(bool, String), String> {
         match seeder.read(name) {
             Ok(Some(source)) => {
                 let faults = settings_faults.iter().filter(|fault| fault.starts_with(name));
-                report.note(name, faults.map(|fault| with_line(name, &source.text, fault)).collect());
+                report.add(name, faults.map(|fault| with_line(name, &source.text, fault)).collect());
             }
             Ok(None) => {}
-            Err(why) => report.note(name, vec![why]),
+            Err(why) => report.add(name, vec![why]),
         }
     }
     let mut known: Vec<(&str, Profile)> = Vec::new();
     for source in &profiles {
         let faults = match Profile::from_yaml(&source.text) {
             Ok(profile) => {
-                let faults = known.iter().flat_map(|(other, earlier)| clashes(&source.text, &profile, other, earlier)).collect();
+                let faults = known.iter().flat_map(|(other, earlier)| conflicts(&source.text, &profile, other, earlier)).collect();
                 known.push((&source.name, profile));
                 faults
             }
             Err(faults) => faults,
         };
-        report.note(&source.name, faults.iter().map(|fault| format!("{}:{fault}", source.name)).collect());
+        report.add(&source.name, faults.iter().map(|fault| format!("{}:{fault}", source.name)).collect());
     }
-    unread.into_iter().for_each(|fault| report.note("", vec![fault]));
+    unreadable.into_iter().for_each(|fault| report.add("", vec![fault]));
     Ok((report.valid, report.lines))
 }
 
@@ -55,7 +55,7 @@ struct Report {
 }
 
 impl Report {
-    fn note(&mut self, name: &str, faults: Vec<String>) {
+    fn add(&mut self, name: &str, faults: Vec<String>) {
         self.valid &= faults.is_empty();
         if faults.is_empty() {
             self.lines.push_str(&format!("{name}: ok\n"));
@@ -64,21 +64,22 @@ impl Report {
     }
 }
 
-/// What two valid profiles cannot both have.
-fn clashes(text: &str, profile: &Profile, other: &str, earlier: &Profile) -> Vec<String> {
+/// Values of a valid profile that must be unique, but another profile has them, too.
+fn conflicts(text: &str, profile: &Profile, other: &str, earlier: &Profile) -> Vec<String> {
     let line = |field| line_of(text, field).unwrap_or(1);
     let mut faults = Vec::new();
     if profile.slug == earlier.slug {
-        faults.push(format!("{}: slug: {} is that of {other}, too", line("slug"), profile.slug));
+        faults.push(format!("{}: slug: {other} has the slug {}, too", line("slug"), profile.slug));
     }
     if let Some((vendor, product)) = profile.config.criteria().ids().filter(|ids| earlier.config.criteria().ids() == Some(*ids)) {
         let line = line("audio.match.usb_vendor_id");
-        faults.push(format!("{line}: audio.match: {vendor}:{product} are the USB ids of {other}, too, so neither is chosen by itself"));
+        faults
+            .push(format!("{line}: audio.match: {other} has the USB ids {vendor}:{product}, too; neither profile is chosen automatically"));
     }
     faults
 }
 
-/// `file: field: what` -> `file:line: field: what`, where the field can be found.
+/// Changes `file: field: what` to `file:line: field: what` if the file contains the field.
 fn with_line(name: &str, text: &str, fault: &str) -> String {
     let rest = fault.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or_default();
     match rest.split_once(':').and_then(|(field, _)| line_of(text, field)) {

@@ -1,4 +1,4 @@
-//! `silvasonic-controller scan`: what is plugged in, and what a profile for it has to say. Needs no service.
+//! `silvasonic-controller scan`: shows the connected microphones, and generates a profile for one. Needs no service.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,13 +14,14 @@ use crate::hardware::formats::{self, Setting};
 use crate::hardware::sysfs;
 use crate::text::{shown, table};
 
-/// Much more than the altsettings of any card need.
+/// In bytes; much more than the altsettings of any card need.
 const STREAM_LIMIT: u64 = 256 << 10;
 const SLUG_LIMIT: usize = 60;
 
-/// All that is plugged in.
+/// The connected microphones.
 pub struct ScanReport {
     microphones: Vec<ScannedCard>,
+    /// Cards that could not be identified: index and why.
     unclear: Vec<(u32, String)>,
 }
 
@@ -28,28 +29,28 @@ pub struct ScanReport {
 struct ScannedCard {
     id: String,
     microphone: Microphone,
-    /// What it can capture, or why that is not known.
+    /// What it can capture, or why that cannot be read.
     capture: Result<Vec<Setting>, String>,
     fit: Match,
 }
 
 impl ScanReport {
-    /// Looks at the hardware below `root`, or at one card of it.
+    /// Reads the hardware below `root`, all cards or one.
     ///
     /// # Errors
     /// Why the hardware cannot be read.
-    pub fn look(root: &Path, profiles: &[Profile], card: Option<u32>) -> Result<Self, String> {
+    pub fn read(root: &Path, profiles: &[Profile], card: Option<u32>) -> Result<Self, String> {
         let scan = sysfs::scan(root, &[], |_, _| {}).map_err(|why| why.to_string())?;
-        let wanted = |index: u32| card.is_none_or(|card| card == index);
-        let find = |(id, microphone): (String, Microphone)| {
+        let is_selected = |index: u32| card.is_none_or(|card| card == index);
+        let read = |(id, microphone): (String, Microphone)| {
             let criteria = profiles.iter().map(|profile| (profile.slug.as_str(), profile.config.criteria()));
             let fit = best(scores(criteria, &microphone));
             ScannedCard { id, capture: read_stream(root, microphone.card), fit, microphone }
         };
         let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
-        let mut microphones: Vec<ScannedCard> = ids.into_iter().filter(|(_, microphone)| wanted(microphone.card)).map(find).collect();
-        microphones.sort_unstable_by_key(|finding| finding.microphone.card);
-        Ok(Self { microphones, unclear: scan.unclear.into_iter().filter(|(card, _)| wanted(*card)).collect() })
+        let mut microphones: Vec<ScannedCard> = ids.into_iter().filter(|(_, microphone)| is_selected(microphone.card)).map(read).collect();
+        microphones.sort_unstable_by_key(|scanned| scanned.microphone.card);
+        Ok(Self { microphones, unclear: scan.unclear.into_iter().filter(|(card, _)| is_selected(*card)).collect() })
     }
 
     /// For people.
@@ -73,9 +74,9 @@ impl ScanReport {
                 capture.as_ref().map_or_else(|why| format!("unknown: {why}"), |settings| formats::summary(settings)),
             ]);
         }
-        let mut text = if rows.len() == 1 { "no USB microphone is plugged in\n".to_owned() } else { table(&rows) };
+        let mut text = if rows.len() == 1 { "no USB microphone is connected\n".to_owned() } else { table(&rows) };
         for (card, why) in &self.unclear {
-            let _ = writeln!(text, "card {card} cannot be told now: {}", shown(why));
+            let _ = writeln!(text, "cannot identify card {card}: {}", shown(why));
         }
         text
     }
@@ -100,24 +101,24 @@ impl ScanReport {
         json!({"microphones": self.microphones.iter().map(one).collect::<Value>(), "unclear": unclear.collect::<Value>()})
     }
 
-    /// A profile file for the only microphone.
+    /// A profile file, if there is exactly one microphone.
     ///
     /// # Errors
-    /// That there is none, or which ones there are.
+    /// There is no microphone, or there are several.
     pub fn profile(&self, profiles: &[Profile]) -> Result<String, String> {
         match &self.microphones[..] {
             [one] => Ok(one.profile(profiles)),
-            [] => Err("no such USB microphone is plugged in".to_owned()),
+            [] => Err("no such USB microphone is connected".to_owned()),
             many => {
-                let cards: Vec<String> = many.iter().map(|finding| finding.microphone.card.to_string()).collect();
-                Err(format!("several microphones are plugged in; choose one by --card: {}", cards.join(", ")))
+                let cards: Vec<String> = many.iter().map(|scanned| scanned.microphone.card.to_string()).collect();
+                Err(format!("several microphones are connected; choose one with --card: {}", cards.join(", ")))
             }
         }
     }
 }
 
 impl ScannedCard {
-    /// A profile file; valid whatever the microphone calls itself.
+    /// A profile file. It is valid for any name of the microphone.
     fn profile(&self, profiles: &[Profile]) -> String {
         let name: String = match self.microphone.name.trim() {
             "" => "USB microphone".to_owned(),
@@ -125,33 +126,33 @@ impl ScannedCard {
         };
         let taken = |slug: &str| profiles.iter().any(|profile| profile.slug == slug);
         let slug = slug(&name);
-        // The seeder takes no second profile of a slug.
+        // The seeder refuses a second profile with the same slug.
         let slug = std::iter::once(slug.clone()).chain((2..).map(|n| format!("{slug}_{n}"))).find(|slug| !taken(slug)).unwrap_or(slug);
-        let mut text = format!("# Made by `silvasonic-controller scan --profile` for {}.\n", quoted(&self.id));
+        let mut text = format!("# Created by `silvasonic-controller scan --profile` for {}.\n", quoted(&self.id));
         if let Match::One { score: 100, .. } | Match::Ambiguous { score: 100, .. } = self.fit {
-            text.push_str("# There is a profile with these USB ids already; with both, neither is chosen by itself.\n");
+            text.push_str("# Another profile has these USB ids, too; with both, neither is chosen automatically.\n");
         }
-        let choice = match &self.capture {
+        let setting = match &self.capture {
             Ok(settings) => {
                 let _ = writeln!(text, "# It captures {}.", shown(&formats::summary(settings)));
                 formats::best(settings)
             }
             Err(why) => {
-                let _ = writeln!(text, "# What it captures could not be read ({}).", shown(why));
+                let _ = writeln!(text, "# Cannot read what it captures ({}).", shown(why));
                 None
             }
         };
-        let choice = choice.unwrap_or_else(|| {
-            text.push_str("# Nothing of that fits a profile: sample_rate, channels and format are a guess, to be set by you.\n");
+        let setting = setting.unwrap_or_else(|| {
+            text.push_str("# No known setting fits a profile: sample_rate, channels and format are a guess; please set them.\n");
             formats::Choice { sample_rate: 48_000, channels: 1, format: "S16LE" }
         });
         let _ = write!(
             text,
             "schema_version: \"1.0\"\nslug: {slug}\nname: {}\n\naudio:\n  sample_rate: {}\n  channels: {}\n  format: {}\n  match:\n",
             quoted(&name),
-            choice.sample_rate,
-            choice.channels,
-            choice.format,
+            setting.sample_rate,
+            setting.channels,
+            setting.format,
         );
         if let Some(usb) = &self.microphone.usb {
             let _ = writeln!(text, "    usb_vendor_id: \"{}\"\n    usb_product_id: \"{}\"", usb.vendor, usb.product);
@@ -170,14 +171,14 @@ fn read_stream(root: &Path, card: u32) -> Result<Vec<Setting>, String> {
         .map_err(|why| format!("stream0: {why}"))
 }
 
-/// Letters and digits of `name` in lower case, everything else one `_`.
+/// Letters and digits of `name` in lower case; other characters become a single `_`.
 fn slug(name: &str) -> String {
     let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
     let slug: String = plain.split_whitespace().collect::<Vec<_>>().join("_").chars().take(SLUG_LIMIT).collect();
     if slug.is_empty() { "usb_microphone".to_owned() } else { slug }
 }
 
-/// In double quotes as YAML has them; other than ASCII is escaped, as YAML and terminals take not all of it.
+/// A double-quoted YAML text. Characters outside ASCII are escaped, as YAML and terminals do not accept all of them.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
@@ -196,13 +197,13 @@ mod tests {
     use crate::decide::device::Usb;
     use crate::decide::profile::score;
 
-    fn finding(name: &str, capture: Result<Vec<Setting>, String>) -> ScannedCard {
+    fn scanned(name: &str, capture: Result<Vec<Setting>, String>) -> ScannedCard {
         let usb = Usb { vendor: "0869".into(), product: "0389".into(), serial: None, bus_path: "1-1".into(), address: "001/002".into() };
         ScannedCard { id: "x".into(), microphone: Microphone { card: 0, name: name.into(), usb: Some(usb) }, capture, fit: Match::None }
     }
 
     #[test]
-    fn whatever_a_microphone_calls_itself_its_profile_is_valid_and_fits() {
+    fn a_generated_profile_is_valid_and_matches_for_any_microphone_name() {
         let long = "ü".repeat(300);
         let names = [
             "UltraMic384K_EVO 16bit r4",
@@ -217,7 +218,7 @@ mod tests {
         ];
         for name in names {
             for capture in [Ok(vec![]), Err("a\nb".to_owned())] {
-                let text = finding(name, capture).profile(&[]);
+                let text = scanned(name, capture).profile(&[]);
                 let profile = Profile::from_yaml(&text).unwrap_or_else(|faults| panic!("{name:?}: {faults:?}\n{text}"));
                 assert_eq!(score(profile.config.criteria(), Some("0869"), Some("0389"), "other"), 100, "{text}");
                 let by_name = score(profile.config.criteria(), None, None, name);
@@ -227,10 +228,10 @@ mod tests {
     }
 
     #[test]
-    fn a_slug_that_is_taken_is_left_alone() {
-        let first = finding("Mic", Ok(vec![])).profile(&[]);
+    fn a_generated_profile_avoids_slugs_that_exist() {
+        let first = scanned("Mic", Ok(vec![])).profile(&[]);
         let first = Profile::from_yaml(&first).unwrap();
         assert_eq!(first.slug, "mic");
-        assert_eq!(Profile::from_yaml(&finding("Mic", Ok(vec![])).profile(&[first])).unwrap().slug, "mic_2");
+        assert_eq!(Profile::from_yaml(&scanned("Mic", Ok(vec![])).profile(&[first])).unwrap().slug, "mic_2");
     }
 }

@@ -31,10 +31,10 @@ pub(crate) fn typed(station: &Station, line: &str, set: &[(&str, &str)]) -> (Opt
 }
 
 #[test]
-fn scan_shows_what_is_plugged_in_and_which_profile_fits() {
+fn scan_shows_the_connected_microphones_and_the_profiles_that_match() {
     let station = bare();
     let scan = |line: &str| typed(&station, line, &[]);
-    assert_eq!(scan("scan"), (Some(0), "no USB microphone is plugged in\n".to_owned(), String::new()));
+    assert_eq!(scan("scan"), (Some(0), "no USB microphone is connected\n".to_owned(), String::new()));
 
     station.tree.fixture("10-replug-before");
     let table = "\
@@ -53,7 +53,7 @@ CARD  ID                  PORT  NAME                       USB IDS    SERIAL    
     assert_eq!((code, found), (Some(0), json!({"microphones": [rode], "unclear": []})));
     let (code, text, why) = scan("scan --profile");
     assert_eq!((code, text.as_str()), (Some(1), ""));
-    assert!(why.ends_with("choose one by --card: 0, 1\n"), "{why}");
+    assert!(why.ends_with("choose one with --card: 0, 1\n"), "{why}");
 
     // A card that is coming, one whose capture part is missing, and a name in two profiles.
     station.tree.set(&[Card::ultramic().ids("0869:ffff"), Card::rode().index(1)]);
@@ -64,7 +64,7 @@ CARD  ID                  PORT  NAME                       USB IDS    SERIAL    
     let (code, text, _) = scan("scan");
     assert_eq!(code, Some(0));
     assert!(text.contains("  ultramic_192k, ultramic_384_evo (50 each: ambiguous)  unknown: stream0: No such file"), "{text}");
-    assert!(text.contains("\ncard 1 cannot be told now: "), "{text}");
+    assert!(text.contains("\ncannot identify card 1: "), "{text}");
     station.tree.alter(|root| fs::write(root.join("proc/asound/cards"), "").unwrap());
     let (code, text, why) = scan("scan");
     assert_eq!((code, text.as_str()), (Some(1), ""));
@@ -94,11 +94,11 @@ fn a_scanned_profile_is_valid_and_recognises_its_microphone() {
         let found: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(found["microphones"][0]["profiles"]["score"], 100, "{fixture}: {text}");
     }
-    // What cannot be known is said in the file.
+    // The file says what is unknown.
     station.tree.alter(|root| fs::write(root.join("proc/asound/card0/stream0"), "Capture:\n  nonsense").unwrap());
     let (code, text, _) = typed(&station, "scan --profile", &[]);
     assert_eq!(code, Some(0));
-    assert!(text.contains("\n# What it captures could not be read (stream0: no altsetting with format, channels and rates).\n"), "{text}");
+    assert!(text.contains("\n# Cannot read what it captures (stream0: no altsetting with format, channels and rates).\n"), "{text}");
     assert!(text.contains("a guess"), "{text}");
 }
 
@@ -136,8 +136,8 @@ defaults.yml:3: system.max_recorders: expected a whole number from 0 to 1000, go
 defaults.yml: auth: expected a section with default_username and default_password
 defaults.override.yml:2: system.longitude: expected a number from -180 to 180, or null, got \"east\"
 profiles/a.yml: ok
-profiles/b.yml:2: slug: 0001 is that of profiles/a.yml, too
-profiles/b.yml:7: audio.match: 0869:0001 are the USB ids of profiles/a.yml, too, so neither is chosen by itself
+profiles/b.yml:2: slug: profiles/a.yml has the slug 0001, too
+profiles/b.yml:7: audio.match: profiles/a.yml has the USB ids 0869:0001, too; neither profile is chosen automatically
 profiles/c.yml:5: audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\"
 profiles/d.yml:2: did not find expected node content, while parsing a flow node
 profiles/f.yml: expected a file
@@ -155,7 +155,7 @@ profiles/f.yml: expected a file
 }
 
 #[test]
-fn health_is_asked_of_whoever_runs_at_the_port() {
+fn health_shows_the_components_of_the_program_on_the_port() {
     let station = bare();
     let health = |port: u16| {
         let start = Instant::now();
@@ -174,11 +174,11 @@ fn health_is_asked_of_whoever_runs_at_the_port() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("controller   ok       running\n") && text.contains("\ndatabase     failed   "), "{text}");
 
-    // Nobody, somebody who says nothing, who says one byte after another, and who is no Controller.
+    // A server that does not respond, one that sends single bytes, one that is not a Controller, and no server.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (code, _, why) = health(port);
-    assert!(code == Some(1) && why.ends_with(&format!("no answer at port {port}: nothing within 3 s\n")), "{why}");
+    assert!(code == Some(1) && why.ends_with(&format!("no response on port {port}: timeout after 3 s\n")), "{why}");
     let slow = std::thread::spawn(move || {
         let (_silent, mut stream) = (listener.accept().unwrap(), listener.accept().unwrap().0);
         // until the other side has had enough
@@ -191,9 +191,9 @@ fn health_is_asked_of_whoever_runs_at_the_port() {
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n{}").unwrap();
     });
     let (code, _, why) = health(port);
-    assert!(code == Some(1) && why.contains("nothing within 3 s"), "{why}");
+    assert!(code == Some(1) && why.contains("timeout after 3 s"), "{why}");
     let (code, _, why) = health(port);
-    assert!(code == Some(1) && why.contains("is no Controller"), "{why}");
+    assert!(code == Some(1) && why.contains("is not a Controller"), "{why}");
     slow.join().unwrap();
     let (code, _, why) = health(port);
     assert!(code == Some(1) && why.contains("refused"), "{why}");

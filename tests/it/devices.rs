@@ -59,7 +59,7 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     is(rode, "recording since 20");
     decide("ignore 0d8c", "0d8c-0014-port1-9 is ignored");
     is(generic, "not recording: ignored");
-    decide("reset 0d8c", "0d8c-0014-port1-9 is pending, without a profile; a user has to decide anew");
+    decide("reset 0d8c", "0d8c-0014-port1-9 is pending, without a profile, until a user decides again");
     is(generic, "not recording: pending, no profile matches");
     station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 2}' WHERE key = 'system'");
     decide("enroll 0d8c generic_usb", "0d8c-0014-port1-9 is enrolled with profile generic_usb");
@@ -70,7 +70,7 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     is(generic, "not recording: offline");
 
     for (line, why) in [
-        ("enroll 0", "ID: \"0\" is the beginning of 2 ids; type more of it"),
+        ("enroll 0", "ID: 2 ids begin with \"0\"; specify more characters"),
         ("enroll x", "ID: expected one of 0869-0389-034F6A21, 0d8c-0014-port1-9, 19f7-0003-port1-2, got \"x\""),
         (
             "enroll 0869 nonsense",
@@ -92,7 +92,7 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     station.postgres.stop();
     let (_, table, _) = typed(&station, "devices", &[]);
     assert!(table.contains("\n0869-0389-034F6A21  "), "{table}");
-    assert!(table.lines().last().unwrap().ends_with("; shown is what it said last"), "{table}");
+    assert!(table.lines().last().unwrap().ends_with("; showing the last known state"), "{table}");
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn limits_that_the_kernel_does_not_hold_are_told() {
 }
 
 #[test]
-fn check_says_what_is_missing_and_how_to_cure_it_and_changes_nothing() {
+fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);
     let lines = |text: &str, verdict: &str| text.lines().filter(|line| line.starts_with(verdict)).count();
@@ -179,10 +179,10 @@ fn check_says_what_is_missing_and_how_to_cure_it_and_changes_nothing() {
         "ok       podman         ",
         "ok       image          ",
         "ok       network        ",
-        "ok       microphones    1 plugged in",
+        "ok       microphones    1 connected",
         "ok       redis          ",
         "ok       profiles       ",
-        "warning  schema         missing: table microphone_profiles, table devices, table system_config, table users -> made at",
+        "warning  schema         missing: table microphone_profiles, table devices, table system_config, table users -> the Controller creates it at its start",
     ] {
         assert!(text.contains(line), "{line:?} in\n{text}");
     }

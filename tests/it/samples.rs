@@ -15,9 +15,9 @@ const LINE: &str = r#"{"service":"recorder","instance_id":"0869-0389-034F6A21","
 /// Lines of `check` that tell of the machine: the document shows a good one.
 const MACHINE: [&str; 6] = [
     "ok       podman         4.3.1 (rootful, crun, cgroups v2)",
-    "ok       memory limit   holds",
-    "ok       cpu limit      holds",
-    "ok       oom_score_adj  -999 is asked for by root",
+    "ok       memory limit   enforced",
+    "ok       cpu limit      enforced",
+    "ok       oom_score_adj  -999 is requested as root",
     "ok       audio group    exists",
     "ok       disk           98.4 of 117.9 GB free",
 ];
