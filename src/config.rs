@@ -1,8 +1,9 @@
 //! The settings of the program. Only this file reads the environment.
 //!
-//! [`Config::read`] reads every variable of [`VARIABLES`] once, at start, and reports all faults together, each with the
-//! variable, its value and the allowed values. An empty value counts as unset, because Compose files pass unset variables
-//! as empty ones. Invariant: no fault contains a secret (the database password, a password in the Redis URL).
+//! [`Config::read`] reads every variable of [`VARIABLES`] once, at start, and reports all faults together, each with
+//! the variable, its value and the allowed values. An empty value counts as unset, because Compose files pass unset
+//! variables as empty ones. Invariant: no fault contains a secret (the database password, a password in the Redis
+//! URL).
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -241,7 +242,8 @@ const HOST: &str = "a host name, an address or an absolute socket directory";
 const ABSOLUTE: &str = "an absolute path";
 
 impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
-    /// The value, or the default if it is unset, with the variable's name. `None` if it is not UTF-8; a fault is recorded.
+    /// The value, or the default if it is unset, with the variable's name. `None` if it is not UTF-8; a fault is
+    /// recorded.
     fn raw(&mut self, name: &'static str, older: Option<&'static str>, default: &str) -> Option<(&'static str, String)> {
         for name in std::iter::once(name).chain(older) {
             match (self.lookup)(name).map(OsString::into_string) {

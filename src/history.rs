@@ -1,4 +1,5 @@
-//! The last actions and their results, for the state dump on SIGUSR1. Their number is limited, so memory use is constant.
+//! The last actions and their results, for the state dump on SIGUSR1. Their number is limited, so memory use is
+//! constant.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;

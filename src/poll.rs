@@ -1,7 +1,7 @@
 //! The `poll` thread: waits for signals and health clients in one system call.
 //!
-//! Both arrive through sockets, and each is answered at once or passed on to the main loop. Invariant: only `poll` blocks,
-//! so no client delays a signal or another client.
+//! Both arrive through sockets, and each is answered at once or passed on to the main loop. Invariant: only `poll`
+//! blocks, so no client delays a signal or another client.
 
 use std::io;
 use std::thread;

@@ -1,9 +1,9 @@
 //! The `probe` thread: runs reads that a device, a disk or the kernel may block.
 //!
-//! The main loop must not wait for a sound card in reset or a disk that does not respond, so it submits such reads here.
-//! Each read sends its result to its owner. If a read exceeds its time limit, its thread is abandoned and another thread
-//! continues with the next read; the late result is still sent. Invariant: an owner has at most one read in progress,
-//! so the number of abandoned threads is limited.
+//! The main loop must not wait for a sound card in reset or a disk that does not respond, so it submits such reads
+//! here. Each read sends its result to its owner. If a read exceeds its time limit, its thread is abandoned and
+//! another thread continues with the next read; the late result is still sent. Invariant: an owner has at most one
+//! read in progress, so the number of abandoned threads is limited.
 
 use std::collections::VecDeque;
 use std::io;

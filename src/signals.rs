@@ -1,7 +1,7 @@
 //! Signals as bytes in sockets, for the `poll` thread.
 //!
-//! The first SIGTERM or SIGINT is delivered as a request to stop. The second one ends the process in the signal handler,
-//! so a blocked thread cannot prevent it.
+//! The first SIGTERM or SIGINT is delivered as a request to stop. The second one ends the process in the signal
+//! handler, so a blocked thread cannot prevent it.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -36,7 +36,8 @@ impl fmt::Debug for Signals {
 }
 
 impl Signals {
-    /// Handles SIGTERM, SIGINT and SIGUSR1 from now on. `deliver` must not block; it returns `false` to be called again.
+    /// Handles SIGTERM, SIGINT and SIGUSR1 from now on. `deliver` must not block; it returns `false` to be called
+    /// again.
     ///
     /// # Errors
     /// When a handler cannot be registered or a socket cannot be created.

@@ -1,12 +1,12 @@
 //! Parses YAML into JSON values, for profiles and defaults. Only this file uses `serde_yaml`.
 //!
-//! It does not validate the content. The caller does, and reports a field by its dotted path; [`line_of`] finds the line
-//! of the field.
+//! It does not validate the content. The caller does, and reports a field by its dotted path; [`line_of`] finds the
+//! line of the field.
 //!
-//! Invariant: no text costs more than some milliseconds and a megabyte. `serde_yaml` does not guarantee that: its scanner
-//! is quadratic in open flow brackets (100 KB of `[` take 12-18 s), and its alias limit counts the aliases but not the
-//! size of what they copy. So this file limits size and brackets before it calls the parser, and builds the tree with a
-//! visitor that has a budget of nodes, bytes and levels.
+//! Invariant: no text costs more than some milliseconds and a megabyte. `serde_yaml` does not guarantee that: its
+//! scanner is quadratic in open flow brackets (100 KB of `[` take 12-18 s), and its alias limit counts the aliases
+//! but not the size of what they copy. So this file limits size and brackets before it calls the parser, and builds
+//! the tree with a visitor that has a budget of nodes, bytes and levels.
 
 use std::cell::Cell;
 use std::fmt;
@@ -42,8 +42,8 @@ pub struct YamlFault {
 /// Reads one YAML document. An empty text is `null`.
 ///
 /// # Errors
-/// One fault, with the line where the parser stopped: malformed YAML, an exceeded limit, or something that JSON does not
-/// have (tags, `.nan`, merge keys, duplicate keys).
+/// One fault, with the line where the parser stopped: malformed YAML, an exceeded limit, or something that JSON does
+/// not have (tags, `.nan`, merge keys, duplicate keys).
 pub fn parse(text: &str) -> Result<Value, YamlFault> {
     within_limits(text)?;
     let budget = Budget { nodes: Cell::new(MAX_NODES), bytes: Cell::new(MAX_STRING_BYTES) };

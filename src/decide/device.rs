@@ -3,8 +3,8 @@
 //! The **stable id** is the key of the row in `devices`, the value of a container label and a part of log lines. The
 //! **workspace name** is the folder of the recordings and, after a prefix, the name of the container.
 //!
-//! Invariants: an id is printable ASCII of bounded length for any content of the USB strings, and different strings give
-//! different ids. A workspace name never leaves the workspace.
+//! Invariants: an id is printable ASCII of bounded length for any content of the USB strings, and different strings
+//! give different ids. A workspace name never leaves the workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -95,10 +95,10 @@ pub fn serial(raw: &[u8]) -> Option<String> {
 /// `known` are the ids in the database, each with the port at which it was last observed. `may_be_unclear` returns
 /// whether a known microphone may be on a card that cannot be identified now.
 ///
-/// A serial number that several connected microphones share does not identify them. The one at the known port keeps the
-/// id with the serial number; the others get ids with their ports. A microphone keeps such an id at that port, even if it
-/// is the only one with this serial number later. A microphone is omitted while its id may belong to one on a card that
-/// cannot be identified.
+/// A serial number that several connected microphones share does not identify them. The one at the known port keeps
+/// the id with the serial number; the others get ids with their ports. A microphone keeps such an id at that port,
+/// even if it is the only one with this serial number later. A microphone is omitted while its id may belong to one
+/// on a card that cannot be identified.
 #[must_use]
 pub fn identify(
     microphones: Vec<Microphone>,
@@ -142,7 +142,8 @@ fn plain_id(microphone: &Microphone) -> String {
 /// A workspace name for a device with this profile, different from all `taken` ones.
 ///
 /// The name is `{slug}-{suffix}` with the first free suffix of: the last four letters or digits of the serial number,
-/// five, and so on; the port (`1-1.4` -> `p1d1d4`); both; a hash of the id. Without a port the card (`c001`) replaces it.
+/// five, and so on; the port (`1-1.4` -> `p1d1d4`); both; a hash of the id. Without a port the card (`c001`) replaces
+/// it.
 #[must_use]
 pub fn workspace_name(slug: &str, id: &str, serial: Option<&str>, bus_path: Option<&str>, card: u64, taken: &BTreeSet<&str>) -> String {
     let slug = slug_part(slug);

@@ -6,8 +6,8 @@
 //! | missing | online   | offline after the grace period | missing; the grace period begins again |
 //! | offline | online   | offline                        | offline                               |
 //!
-//! Times are those of the monotonic clock, so a step of the wall clock has no effect. A microphone that is online in the
-//! database begins as missing: it becomes offline only after the grace period.
+//! Times are those of the monotonic clock, so a step of the wall clock has no effect. A microphone that is online in
+//! the database begins as missing: it becomes offline only after the grace period.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,11 +1,11 @@
 //! Microphone profiles: their schema, defaults and matching.
 //!
-//! One table describes every field. The `config` of a profile (`audio`, `processing`, `stream`) is validated in the same
-//! way for every source: a file, a database row, the environment of a Recorder. Unknown keys are kept, for Recorders
-//! that use them.
+//! One table describes every field. The `config` of a profile (`audio`, `processing`, `stream`) is validated in the
+//! same way for every source: a file, a database row, the environment of a Recorder. Unknown keys are kept, for
+//! Recorders that use them.
 //!
-//! Invariant: a profile with invalid match criteria matches no microphone, but still serves for recording, so an edit of
-//! the criteria never stops a Recorder. In a file, invalid criteria are a fault.
+//! Invariant: a profile with invalid match criteria matches no microphone, but still serves for recording, so an edit
+//! of the criteria never stops a Recorder. In a file, invalid criteria are a fault.
 
 use std::fmt;
 
@@ -167,8 +167,8 @@ impl ProfileConfig {
         Value::Object(self.fields.clone())
     }
 
-    /// The part that is passed to a Recorder, with sorted keys. It does not contain the match criteria, because a change
-    /// of these must not interrupt a recording.
+    /// The part that is passed to a Recorder, with sorted keys. It does not contain the match criteria, because a
+    /// change of these must not interrupt a recording.
     #[must_use]
     pub fn recorder_json(&self) -> &str {
         &self.recorder_json

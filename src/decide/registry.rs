@@ -1,8 +1,8 @@
 //! The rows of the database, and the changes that the Controller makes to them.
 //!
 //! Rows arrive as JSON text, so a row of another schema or with an invalid value affects only itself. Invariant: the
-//! Controller does not overwrite the decisions of a user. It sets the columns that follow the hardware. It sets a profile
-//! and an enrolment once, for a device without a decision, and records this in `devices.config`:
+//! Controller does not overwrite the decisions of a user. It sets the columns that follow the hardware. It sets a
+//! profile and an enrolment once, for a device without a decision, and records this in `devices.config`:
 //!
 //! | key                     | meaning                                                                         |
 //! | ----------------------- | ------------------------------------------------------------------------------- |
@@ -256,8 +256,8 @@ impl Registry {
         }
     }
 
-    /// The changes that make the rows agree with the connected microphones, with a new row for each unknown one. `at` is
-    /// the wall-clock time for `devices.config`.
+    /// The changes that make the rows agree with the connected microphones, with a new row for each unknown one. `at`
+    /// is the wall-clock time for `devices.config`.
     #[must_use]
     pub fn changes(&self, presences: &Presences, at: &str) -> Vec<RowChange> {
         let mut taken = self.workspace_names.clone();
