@@ -16,7 +16,7 @@ use crate::config::{Config, Shutdown};
 use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
 use crate::containers::state::{ContainersState, List};
-use crate::database::state::DatabaseState;
+use crate::database::state::{DatabaseState, Hardware};
 use crate::decide::action::{Action, Done, Failure};
 use crate::decide::container::Container;
 use crate::decide::desired::{Desired, SpecCache, desired, none_of};
@@ -106,7 +106,7 @@ impl Controller {
         loop {
             let now = Instant::now();
             if self.nudges.take(now) {
-                self.database.doubt();
+                self.database.ask_again();
                 self.containers.ask(&self.actions);
                 self.observe();
             } else if now >= self.next_tick {
@@ -137,10 +137,10 @@ impl Controller {
             return;
         }
         let changes = self.hardware.poll(self.database.registry.as_ref(), now);
-        let is_unchanged = changes.as_ref().is_some_and(Vec::is_empty);
+        let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
         self.note_plugged(&changes.unwrap_or_default());
         self.hardware.refresh_pcms(self.recorders.running().map(|(device, _)| device), self.database.registry.as_ref(), now);
-        self.database.ask(&self.hardware.presences, is_unchanged, now);
+        self.database.ask(&self.hardware.presences, hardware, now);
         self.containers.ask_if_doubtful(&self.actions, now);
     }
 
@@ -165,7 +165,7 @@ impl Controller {
                 if let Some(changes) = self.hardware.answered(generation, scan, self.database.registry.as_ref()) {
                     self.note_plugged(&changes);
                     // What was found is written in this very tick.
-                    self.database.is_behind();
+                    self.database.hardware_scanned();
                 }
             }
             Event::Rows { generation, rows } => self.database.answered(generation, rows),
@@ -202,7 +202,7 @@ impl Controller {
             }
             Finished::DoneInVain { note, warning } => {
                 self.rate_limit.warn(&topic, &warning, now);
-                self.history.note(note.to_string());
+                self.history.record(note.to_string());
             }
             Finished::Failed(why) => {
                 self.rate_limit.warn(&topic, &why, now);

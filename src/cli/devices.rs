@@ -17,7 +17,8 @@ use crate::cli::arguments::{Arguments, Command, Format};
 use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::lister::recorders;
-use crate::database::connection::{self, Decision, reason};
+use crate::database::connection::{self, reason};
+use crate::database::statements::Decision;
 use crate::decide::desired::{SpecCache, desired};
 use crate::decide::device::identify;
 use crate::decide::past::Past;
@@ -100,8 +101,8 @@ pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), 
         }
         Command::Ignore => (Decision::Ignore, "ignored".to_owned()),
         Command::Reset => (Decision::Reset, "pending, without a profile, until a user decides again".to_owned()),
-        Command::Enable => (Decision::Enabled(true), "enabled".to_owned()),
-        _ => (Decision::Enabled(false), "disabled".to_owned()),
+        Command::Enable => (Decision::Enable, "enabled".to_owned()),
+        _ => (Decision::Disable, "disabled".to_owned()),
     };
     db.decide(&id, &decision).map_err(|error| format!("{id}: {}", reason(&error)))?;
     let nudged = connect(&config.redis_url)

@@ -1,6 +1,8 @@
-//! PostgreSQL: the connection and its time limits, the statements, seeding, and what it answered last.
+//! PostgreSQL: the connection and its deadlines, the schema, the statements, the seeders, and the last known desired state.
 
 pub mod connection;
+pub mod schema;
 pub mod seed;
 pub mod state;
+pub mod statements;
 pub mod worker;

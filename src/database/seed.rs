@@ -1,7 +1,7 @@
-//! Default settings, shipped profiles and the admin user -> rows, where they are absent.
+//! The seeders: they insert the default settings, the profiles of this version and the admin user, where they are absent.
 //!
-//! Each seeder has its own transaction; one that fails is reported, leaves the others alone and is tried again. What
-//! is in the database already is never changed, as it may be a user's wish.
+//! Each seeder has its own transaction. When one fails, it is reported and retried; the others are not affected. Rows that
+//! exist are never changed: the user may have edited them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,8 @@ use log::{error, info, warn};
 use serde_json::{Map, Value};
 
 use crate::builtin;
-use crate::database::connection::{self, Connection, reason};
+use crate::database::connection::{Connection, reason};
+use crate::database::statements;
 use crate::decide::profile::Profile;
 use crate::rate_limit::RateLimit;
 use crate::text::shown;
@@ -23,15 +24,15 @@ use crate::yaml;
 pub(crate) const DEFAULTS: &str = "defaults.yml";
 pub(crate) const OVERRIDE: &str = "defaults.override.yml";
 const BCRYPT_COST: u32 = 12;
-/// bcrypt looks at no more bytes.
+/// bcrypt ignores all bytes after these.
 const PASSWORD_LIMIT: usize = 72;
 
-/// The seeders and what they still have to do.
+/// The seeders, and which of them must still run.
 pub struct Seeder {
-    /// Folder with the files; the built-in copies serve without one.
+    /// Folder with the files; `None` = the built-in copies.
     folder: Option<PathBuf>,
     pending: BTreeSet<&'static str>,
-    notices: RateLimit,
+    rate_limit: RateLimit,
     admin: Admin,
 }
 
@@ -42,38 +43,38 @@ enum Admin {
     Done,
 }
 
-/// One file of settings with its name.
+/// One file of settings or a profile, with its name.
 pub(crate) struct Source {
     pub(crate) name: String,
     pub(crate) text: String,
 }
 
 impl Seeder {
-    /// Nothing seeded yet.
+    /// Nothing is seeded yet.
     #[must_use]
     pub fn new(folder: Option<PathBuf>) -> Self {
-        Self { folder, pending: BTreeSet::new(), notices: RateLimit::default(), admin: Admin::Unknown }
+        Self { folder, pending: BTreeSet::new(), rate_limit: RateLimit::default(), admin: Admin::Unknown }
     }
 
-    /// Whether a seeder failed and should be tried again.
+    /// Whether a seeder has not succeeded yet.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         !self.pending.is_empty() || !matches!(self.admin, Admin::Done)
     }
 
-    /// Makes missing tables and columns.
+    /// Creates missing tables and columns.
     pub fn schema(&mut self, db: &mut Connection) {
-        let result = db.complete_schema().map(|made| made.iter().for_each(|what| info!("database: made {what}")));
+        let result = db.complete_schema().map(|created| created.iter().for_each(|what| info!("database: created {what}")));
         self.report("schema", result.map_err(|error| vec![reason(&error)]));
     }
 
-    /// Default settings -> `system_config`.
+    /// Inserts the default settings into `system_config`.
     pub fn settings(&mut self, db: &mut Connection) {
         let result = self.sections().map_err(|why| vec![why]).and_then(|(sections, faults)| {
             let insert = |db: &mut Connection| -> Result<(), postgres::Error> {
                 let mut transaction = db.transaction()?;
                 for (key, value) in &sections {
-                    if connection::insert_section(&mut transaction, key, value)? {
+                    if statements::insert_section(&mut transaction, key, value)? {
                         info!("seeded settings {}", shown(key));
                     }
                 }
@@ -85,14 +86,14 @@ impl Seeder {
         self.report("settings", result);
     }
 
-    /// Shipped profiles -> `microphone_profiles`.
+    /// Inserts the profiles of this version into `microphone_profiles`.
     pub fn profiles(&mut self, db: &mut Connection) {
         let result = self.read_profiles().map_err(|why| vec![why]).and_then(|(profiles, faults)| {
             let insert = |db: &mut Connection| -> Result<(), postgres::Error> {
                 let mut transaction = db.transaction()?;
                 for profile in &profiles {
                     let config = profile.config.to_json();
-                    if connection::insert_profile(&mut transaction, &profile.slug, &profile.name, profile.description.as_deref(), &config)?
+                    if statements::insert_profile(&mut transaction, &profile.slug, &profile.name, profile.description.as_deref(), &config)?
                     {
                         info!("seeded profile {}", profile.slug);
                     }
@@ -105,8 +106,8 @@ impl Seeder {
         self.report("profiles", result);
     }
 
-    /// The admin user. Hashing and verifying take 0.2 s and more, so they happen on a thread of their own; returns
-    /// whether one is at it.
+    /// Inserts the admin user, or checks its password. To hash or verify a password takes 0.2 s or more, so a separate
+    /// thread does it. Returns whether that thread is computing a hash.
     pub fn admin(&mut self, db: &mut Connection) -> bool {
         let result = match std::mem::replace(&mut self.admin, Admin::Unknown) {
             Admin::Done => {
@@ -123,7 +124,7 @@ impl Seeder {
                     .map(|new| new.then(|| info!("seeded user {} with the default password; change it", shown(&user))))
                     .map_err(|error| reason(&error)),
                 Ok(Err(why)) => Err(why),
-                Err(_) => Err("the hashing thread died".to_owned()),
+                Err(_) => Err("the thread that computes the hash ended without a result".to_owned()),
             }
             .map(|_| Admin::Done),
             Admin::Unknown => self.begin_admin(db),
@@ -133,10 +134,10 @@ impl Seeder {
         matches!(self.admin, Admin::Hashing(..))
     }
 
-    /// Name and password of the admin user.
+    /// Name and password of the admin user, from the section `auth`.
     ///
     /// # Errors
-    /// What is wrong with the section.
+    /// The fault of the section.
     pub(crate) fn credentials(&self) -> Result<(String, String), String> {
         let (settings, _) = self.merged()?;
         let auth = settings
@@ -155,9 +156,9 @@ impl Seeder {
 
     fn begin_admin(&self, db: &mut Connection) -> Result<Admin, String> {
         let (user, password) = self.credentials()?;
-        let known = db.password_hash(&user).map_err(|error| reason(&error))?;
+        let stored = db.password_hash(&user).map_err(|error| reason(&error))?;
         let thread = thread::Builder::new().name("bcrypt".to_owned()).stack_size(128 << 10);
-        let Some(hash) = known else {
+        let Some(hash) = stored else {
             let hash = move || bcrypt::non_truncating_hash(password, BCRYPT_COST).map_err(|error| error.to_string());
             return thread.spawn(hash).map(|thread| Admin::Hashing(user, thread)).map_err(|error| error.to_string());
         };
@@ -182,14 +183,14 @@ impl Seeder {
         };
         let group = format!("{seeder} ");
         for fault in &faults {
-            if let Some(line) = self.notices.fault(&format!("{group}{fault}"), fault, Instant::now()) {
+            if let Some(line) = self.rate_limit.fault(&format!("{group}{fault}"), fault, Instant::now()) {
                 error!("seeding {seeder}: {line}");
             }
         }
-        self.notices.retain(&group, |known| faults.iter().any(|fault| fault == known));
+        self.rate_limit.retain(&group, |known| faults.iter().any(|fault| fault == known));
     }
 
-    /// What is wrong with the defaults and their override, as `file: field: what`.
+    /// The faults of the defaults and their override, each as `file: field: what`.
     pub(crate) fn settings_faults(&self) -> Vec<String> {
         match self.sections() {
             Ok((_, faults)) => faults.into_iter().chain(self.credentials().err()).collect(),
@@ -197,7 +198,7 @@ impl Seeder {
         }
     }
 
-    /// Sections to seed, and what is wrong with the others.
+    /// The sections to seed, and the faults of the others.
     fn sections(&self) -> Result<(Map<String, Value>, Vec<String>), String> {
         let (mut settings, overridden) = self.merged()?;
         settings.remove("auth");
@@ -216,7 +217,7 @@ impl Seeder {
         Ok((settings, faults))
     }
 
-    /// The defaults with the override merged over them, and the override alone.
+    /// The defaults with the override merged into them, and the override alone.
     fn merged(&self) -> Result<(Map<String, Value>, Value), String> {
         let parse = |source: &Source| {
             let value = yaml::parse(&source.text).map_err(|fault| match fault.line {
@@ -242,7 +243,7 @@ impl Seeder {
         self.folder.as_ref().map_or_else(|| "the built-in copy".to_owned(), |folder| folder.display().to_string())
     }
 
-    /// One settings file, if it exists.
+    /// Reads one settings file, if it exists.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Source>, String> {
         let Some(folder) = &self.folder else {
             return Ok((name == DEFAULTS).then(|| Source { name: name.to_owned(), text: builtin::DEFAULTS.to_owned() }));
@@ -254,17 +255,17 @@ impl Seeder {
         }
     }
 
-    /// Valid profiles, and one line for each fault of the others.
+    /// The valid profiles, and one line for each fault of the others.
     ///
     /// # Errors
-    /// Why the folder cannot be read.
+    /// The folder cannot be read.
     pub fn read_profiles(&self) -> Result<(Vec<Profile>, Vec<String>), String> {
         let mut faults = Vec::new();
         let mut profiles: Vec<Profile> = Vec::new();
         for source in self.profile_sources(&mut faults)? {
             match Profile::from_yaml(&source.text) {
                 Ok(profile) if profiles.iter().any(|other| other.slug == profile.slug) => {
-                    faults.push(format!("{}: slug: {} is another file's already", source.name, profile.slug));
+                    faults.push(format!("{}: slug: {} is already used by another file", source.name, profile.slug));
                 }
                 Ok(profile) => profiles.push(profile),
                 Err(lines) => faults.extend(lines.iter().map(|line| format!("{}:{line}", source.name))),
@@ -284,7 +285,8 @@ impl Seeder {
     }
 }
 
-/// The `*.yml` of a folder by name, behind a prefix; those that cannot be read become faults.
+/// Reads the `*.yml` files of a folder in the order of their names, each named with a prefix. A file that cannot be read
+/// becomes a fault.
 pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) -> Result<Vec<Source>, String> {
     let in_folder = |error: io::Error| format!("{}: {error}", folder.display());
     let mut names = BTreeSet::new();
@@ -302,7 +304,8 @@ pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) 
     Ok(sources)
 }
 
-/// A whole file, or as much as shows that it is too large. Opening a pipe would wait for whoever writes to it.
+/// Reads a whole file, or as much as shows that it is too large. The file is opened without blocking, as a pipe would wait
+/// for a writer.
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let file = crate::fs::open(path)?;
@@ -313,14 +316,14 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Lays `over` over `base`, object by object.
+/// Merges `over` into `base`, object by object.
 fn merge(base: &mut Value, over: &Value) {
     match (base, over) {
         (_, Value::Null) => {}
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
                 match base.get_mut(key) {
-                    // An empty section, as templates have, overrides nothing.
+                    // An empty section, which templates contain, overrides nothing.
                     Some(known) if known.is_object() && (value.is_object() || value.is_null()) => merge(known, value),
                     _ => drop(base.insert(key.clone(), value.clone())),
                 }
@@ -330,7 +333,7 @@ fn merge(base: &mut Value, over: &Value) {
     }
 }
 
-/// ReasonInput keys of `system` with a wrong type.
+/// The known keys of `system` that have a wrong type or value, each with what was expected.
 fn system_faults(system: &Value) -> Vec<(String, String)> {
     type Check = (&'static str, &'static str, fn(&Value) -> bool);
     let checks: [Check; 5] = [
@@ -378,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn pipes_folders_and_huge_files_are_faults_and_hold_nobody_up() {
+    fn pipes_folders_and_huge_files_are_faults_and_do_not_block() {
         let folder = std::env::temp_dir().join(format!("silvasonic-seed-{}", std::process::id()));
         let profiles = folder.join("profiles");
         fs::create_dir_all(profiles.join("folder.yml")).unwrap();

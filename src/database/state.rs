@@ -1,7 +1,8 @@
-//! What should be recorded, as the database said last, and when it is asked again.
+//! The last known desired state, and when the database is read again.
 //!
-//! One request is on its way at a time, and a second one after a nudge. A database that does not answer is away for now, and its last word stands, be it
-//! that of an earlier run; a thread that a frozen server holds is left behind after a while, and another one tries anew.
+//! One request is under way at a time, and a second one after a nudge. While the database is unavailable, the last known
+//! state is used, or the one that an earlier run saved. When a frozen server blocks the thread for too long, the thread is
+//! abandoned and another one connects again.
 
 use std::io;
 use std::sync::mpsc::SyncSender;
@@ -20,176 +21,186 @@ use crate::event::Event;
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
 
-/// How often `last_seen` of present microphones is refreshed. A refresh writes some 10 kB to the disk, as it is mostly the
-/// first since the last checkpoint.
+/// How often `last_seen` of connected microphones is updated. An update writes about 10 kB to the disk: it is usually the
+/// first one since the last checkpoint, and then PostgreSQL writes whole pages to its log.
 const TOUCH: Duration = Duration::from_secs(3600);
-/// A database that has not answered after this is away for now.
+/// A database that has not answered within this time counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(3);
-/// A database thread that owes an answer for so long is left behind …
+/// A `database` thread that has not answered within this time is abandoned …
 const OVERDUE: Duration = Duration::from_secs(15);
-/// … unless so many are already.
+/// … unless this many abandoned threads exist.
 const ABANDONED: usize = 3;
 
-/// Asks the database, and keeps what it said last.
+/// Whether the hardware is as it was at the last tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hardware {
+    /// It is.
+    Unchanged,
+    /// It is not, or that is unknown.
+    ChangedOrUnknown,
+}
+
+/// Reads the database, and keeps the last known state.
 pub struct DatabaseState {
     config: Config,
     events: SyncSender<Event>,
-    store: Worker,
+    worker: Worker,
     abandoned: Vec<JoinHandle<()>>,
-    notices: RateLimit,
+    rate_limit: RateLimit,
+    /// When the request that is under way was sent.
     asked: Option<Instant>,
-    /// A nudge came while an answer was on its way, which may be older than what the nudge is about.
-    doubted: bool,
-    touched: Instant,
-    /// Whether this tick's differences were written.
+    /// A second request is under way: a nudge arrived after the first one, whose answer may be older than the nudge.
+    asked_again: bool,
+    last_touch: Instant,
+    /// Whether the differences of this tick were written.
     recorded: bool,
     rows: Vec<Row>,
-    /// The database's last word in an earlier run, until it or this one is used.
-    remembered: Option<Vec<Row>>,
-    /// What the rows mean; `None` while there never was a word.
+    /// The state that an earlier run saved, until it is used or the database answers.
+    saved: Option<Vec<Row>>,
+    /// The parsed rows; `None` until the first state is known.
     pub registry: Option<Registry>,
-    /// Whether the last answer was one, or why not.
+    /// Whether the last read succeeded, or its error.
     pub state: Result<(), String>,
 }
 
 impl DatabaseState {
-    /// Starts the thread and reads what is remembered.
+    /// Starts the thread, and loads the state that an earlier run saved.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// The thread cannot be started.
     pub fn start(config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
-        let remembered = cache::load(&config.workspace_local).unwrap_or_else(|why| {
-            warn!("the last known desired state is ignored: {why}");
+        let saved = cache::load(&config.workspace_local).unwrap_or_else(|why| {
+            warn!("ignoring the desired state saved by an earlier run: {why}");
             None
         });
         Ok(Self {
             config: config.clone(),
             events: events.clone(),
-            store: Worker::start(config, 0, events.clone())?,
+            worker: Worker::start(config, 0, events.clone())?,
             abandoned: Vec::new(),
-            notices: RateLimit::default(),
+            rate_limit: RateLimit::default(),
             asked: None,
-            doubted: false,
-            touched: Instant::now(),
+            asked_again: false,
+            last_touch: Instant::now(),
             recorded: false,
             rows: Vec::new(),
-            remembered,
+            saved,
             registry: None,
             state: Err(NOT_YET.to_owned()),
         })
     }
 
-    /// At a tick: asks, or sees to an answer that does not come. While all is as it was, an answer that says the same
-    /// again wakes nobody.
-    pub fn ask(&mut self, presences: &Presences, all_is_as_it_was: bool, now: Instant) {
+    /// Sends a request at a tick, or handles a missing answer. While nothing has changed, an answer with the same rows
+    /// does not wake the main loop.
+    pub fn ask(&mut self, presences: &Presences, hardware: Hardware, now: Instant) {
         self.recorded = false;
-        match self.asked() {
-            None if now.duration_since(self.touched) >= TOUCH && self.state.is_ok() => {
-                self.touched = now;
+        match self.waiting_since() {
+            None if now.duration_since(self.last_touch) >= TOUCH && self.state.is_ok() => {
+                self.last_touch = now;
                 let online = presences.iter().filter(|(_, presence)| matches!(presence, Presence::Online(_)));
                 self.request(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
             }
             None => {
-                let quiet = all_is_as_it_was && self.state.is_ok() && self.differences(presences).is_empty();
+                let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && self.differences(presences).is_empty();
                 self.request(if quiet { Request::Check } else { Request::Read });
             }
-            Some(since) if now.duration_since(since) >= OVERDUE => self.replace_store(),
+            Some(since) if now.duration_since(since) >= OVERDUE => self.replace_worker(),
             Some(since) if now.duration_since(since) >= ANSWER => {
-                self.away("PostgreSQL does not answer, its last word stands", "does not answer".to_owned());
+                self.set_unavailable("PostgreSQL does not respond; using the last known state", "does not respond".to_owned());
             }
             Some(_) => {}
         }
     }
 
-    /// What is on its way may be too old; another request follows it.
-    pub fn doubt(&mut self) {
-        if self.asked().is_some() && !self.doubted {
-            self.doubted = true;
-            self.store.ask(Request::Read);
+    /// Sends a second request if one is under way, as its answer may be older than the nudge.
+    pub fn ask_again(&mut self) {
+        if self.waiting_since().is_some() && !self.asked_again {
+            self.asked_again = true;
+            self.worker.ask(Request::Read);
         }
     }
 
-    /// Since when an answer is waited for.
-    fn asked(&mut self) -> Option<Instant> {
-        if self.store.is_idle() {
-            (self.asked, self.doubted) = (None, false);
+    /// When the request was sent whose answer is missing.
+    fn waiting_since(&mut self) -> Option<Instant> {
+        if self.worker.is_idle() {
+            (self.asked, self.asked_again) = (None, false);
         }
         self.asked
     }
 
     fn request(&mut self, request: Request) {
-        self.store.ask(request);
+        self.worker.ask(request);
         self.asked = Some(Instant::now());
     }
 
-    /// The thread may be blocked for good by a frozen server; another one tries anew.
-    fn replace_store(&mut self) {
+    /// Abandons the thread, which a frozen server may block forever, and starts another one.
+    fn replace_worker(&mut self) {
         self.abandoned.retain(|thread| !thread.is_finished());
         if self.abandoned.len() >= ABANDONED {
             return;
         }
-        match Worker::start(&self.config, self.store.generation + 1, self.events.clone()) {
-            Ok(store) => {
-                self.abandoned.push(std::mem::replace(&mut self.store, store).abandon());
-                self.doubted = false;
+        match Worker::start(&self.config, self.worker.generation + 1, self.events.clone()) {
+            Ok(worker) => {
+                self.abandoned.push(std::mem::replace(&mut self.worker, worker).abandon());
+                self.asked_again = false;
                 self.request(Request::Read);
             }
-            Err(why) => self.notices.warn("thread", &format!("no thread for PostgreSQL: {why}"), Instant::now()),
+            Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for PostgreSQL: {why}"), Instant::now()),
         }
     }
 
-    /// Takes in an answer; that of a thread which was left behind says nothing.
+    /// Handles an answer; that of an abandoned thread is ignored.
     pub fn answered(&mut self, generation: u64, rows: Result<Vec<Row>, String>) {
-        if generation != self.store.generation {
+        if generation != self.worker.generation {
             return;
         }
         match rows {
-            Err(why) => self.away(&format!("PostgreSQL cannot be read, its last word stands: {why}"), why),
+            Err(why) => self.set_unavailable(&format!("cannot read PostgreSQL; using the last known state: {why}"), why),
             Ok(rows) => {
-                self.remembered = None;
+                self.saved = None;
                 self.state = Ok(());
-                self.notices.inform("database", "PostgreSQL answers again", Instant::now());
+                self.rate_limit.inform("database", "PostgreSQL is available again", Instant::now());
                 if self.registry.is_none() || rows != self.rows {
-                    self.go_by(rows);
-                    self.tell_faults();
+                    self.apply(rows);
+                    self.report_faults();
                 }
             }
         }
     }
 
-    /// The last word stands. At a start without the database it is that of an earlier run.
-    fn away(&mut self, line: &str, why: String) {
-        self.notices.warn("database", line, Instant::now());
+    /// Keeps the last known state. After a start without the database, that is the one that an earlier run saved.
+    fn set_unavailable(&mut self, line: &str, why: String) {
+        self.rate_limit.warn("database", line, Instant::now());
         self.state = Err(why);
-        if let Some(rows) = self.remembered.take() {
-            info!("until PostgreSQL answers, what it said last says what to record");
-            self.go_by(rows);
+        if let Some(rows) = self.saved.take() {
+            info!("using the desired state saved by an earlier run until PostgreSQL responds");
+            self.apply(rows);
         }
     }
 
-    fn go_by(&mut self, rows: Vec<Row>) {
+    fn apply(&mut self, rows: Vec<Row>) {
         self.registry = Some(Registry::read(&rows));
         self.rows = rows;
     }
 
-    fn tell_faults(&mut self) {
+    fn report_faults(&mut self) {
         let Some(registry) = &self.registry else { return };
         for fault in &registry.faults {
-            if let Some(line) = self.notices.fault(&format!("row {fault}"), fault, Instant::now()) {
-                warn!("unusable in the database: {line}");
+            if let Some(line) = self.rate_limit.fault(&format!("row {fault}"), fault, Instant::now()) {
+                warn!("invalid row in the database: {line}");
             }
         }
-        self.notices.retain("row ", |fault| registry.faults.contains(fault));
+        self.rate_limit.retain("row ", |fault| registry.faults.contains(fault));
     }
 
-    /// The hardware was looked at since the last differences were written.
-    pub fn is_behind(&mut self) {
+    /// Notes that a scan has ended, so that its differences are written within this tick.
+    pub fn hardware_scanned(&mut self) {
         self.recorded = false;
     }
 
-    /// Writes what the hardware says differently: once a tick, after the database was read.
+    /// Writes the differences between hardware and rows: once a tick, after the rows were read.
     pub fn record(&mut self, presences: &Presences) {
-        if self.state.is_err() || self.recorded || self.asked().is_some() {
+        if self.state.is_err() || self.recorded || self.waiting_since().is_some() {
             return;
         }
         self.recorded = true;

@@ -1,9 +1,8 @@
 //! The `database` thread: owns the connection, seeds, reads the desired state, writes rows.
 //!
-//! PostgreSQL is behind a thread because a frozen server blocks its caller without limit. The main loop sends requests
-//! and hears [`Event::Rows`]; on a quiet station it is not woken to hear that nothing changed. When an answer is overdue,
-//! it abandons the thread and starts another. An abandoned thread ends at its next answer, as nobody holds the other end
-//! of its channel.
+//! A thread of its own, as a frozen server blocks the client without limit. The main loop sends requests and receives
+//! [`Event::Rows`]; while nothing changes, it is not woken. When an answer is overdue, the main loop abandons the thread and
+//! starts another one. An abandoned thread ends after its next answer: its channel has no sender any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,21 +21,21 @@ use crate::event::Event;
 use crate::rate_limit::RateLimit;
 use crate::text::shown;
 
-/// The admin user waits this long: computing a password hash must not compete with the first Recorder's start.
+/// The admin user is seeded this much later: the hash of its password must not delay the start of the first Recorder.
 const SEED_LATER: Duration = Duration::from_secs(2);
-/// How long a failed seeder waits for its next try.
+/// A failed seeder is retried after this time.
 const SEED_AGAIN: Duration = Duration::from_secs(60);
 
-/// What the main loop asks for.
+/// A request of the main loop.
 #[derive(Debug)]
 pub enum Request {
-    /// Read the desired state; connects first when needed.
+    /// Read the desired state; connect first if necessary.
     Read,
-    /// The same, but without a word if it is as it was told last.
+    /// The same, but send no answer if the rows are those of the last answer.
     Check,
     /// Write these rows, then read.
     Write(Vec<RowChange>),
-    /// Note that these devices are still there.
+    /// Update `last_seen` of these devices.
     Touch(Vec<String>),
 }
 
@@ -44,10 +43,10 @@ pub enum Request {
 #[derive(Debug)]
 pub struct Worker {
     requests: Sender<Request>,
-    /// How many requests are not answered.
-    open: Arc<AtomicUsize>,
+    /// Number of requests without an answer.
+    unanswered: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
-    /// Tells the answers of this thread from those of an abandoned one.
+    /// Distinguishes the answers of this thread from those of an abandoned one.
     pub generation: u64,
 }
 
@@ -55,40 +54,40 @@ impl Worker {
     /// Starts the thread; it connects at the first request.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// The thread cannot be started.
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let open = Arc::<AtomicUsize>::default();
+        let unanswered = Arc::<AtomicUsize>::default();
         let worker = WorkerThread {
-            open: Arc::clone(&open),
+            unanswered: Arc::clone(&unanswered),
             config: config.clone(),
             generation,
             events,
             seeder: Seeder::new(config.config_dir.clone()),
             db: None,
             seed_at: None,
-            notices: RateLimit::default(),
-            remembered: cache::load(&config.workspace_local).ok().flatten(),
-            told: false,
+            rate_limit: RateLimit::default(),
+            saved: cache::load(&config.workspace_local).ok().flatten(),
+            is_sent: false,
         };
         let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
-        Ok(Self { requests, open, thread, generation })
+        Ok(Self { requests, unanswered, thread, generation })
     }
 
-    /// Hands a request over; the answer comes as an event.
+    /// Sends a request; the answer arrives as an event.
     pub fn ask(&self, request: Request) {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        // The thread ends only when this sender is gone, or with the program.
+        self.unanswered.fetch_add(1, Ordering::AcqRel);
+        // The thread ends only after this sender was dropped, or with the process.
         let _ = self.requests.send(request);
     }
 
-    /// Whether all requests are answered.
+    /// Whether all requests were answered.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.open.load(Ordering::Acquire) == 0
+        self.unanswered.load(Ordering::Acquire) == 0
     }
 
-    /// Lets go of a thread that does not answer; its handle tells when it has ended.
+    /// Drops the channel of a thread that does not answer. The handle shows when the thread has ended.
     #[must_use]
     pub fn abandon(self) -> JoinHandle<()> {
         self.thread
@@ -99,22 +98,22 @@ struct WorkerThread {
     config: Config,
     generation: u64,
     events: SyncSender<Event>,
-    open: Arc<AtomicUsize>,
+    unanswered: Arc<AtomicUsize>,
     seeder: Seeder,
     db: Option<Connection>,
-    /// When seeders that are not done are tried (again); `None` = all are done.
+    /// When the remaining seeders run; `None` = all have succeeded.
     seed_at: Option<Instant>,
-    notices: RateLimit,
-    /// What the memory file holds.
-    remembered: Option<Vec<Row>>,
-    /// Whether just that was the last answer.
-    told: bool,
+    rate_limit: RateLimit,
+    /// The rows in the file that the next run loads.
+    saved: Option<Vec<Row>>,
+    /// Whether the last answer consisted of these rows.
+    is_sent: bool,
 }
 
 impl WorkerThread {
     fn run(mut self, inbox: &Receiver<Request>) {
         while let Ok(request) = inbox.recv() {
-            let quietly = matches!(request, Request::Check);
+            let only_changes = matches!(request, Request::Check);
             let answer = match request {
                 Request::Read | Request::Check => self.read(),
                 Request::Write(changes) => {
@@ -123,20 +122,20 @@ impl WorkerThread {
                 }
                 Request::Touch(devices) => self.with(|db| db.touch(&devices)).and_then(|()| self.read()),
             };
-            let known = self.told && answer.as_ref().is_ok_and(Option::is_none);
-            self.open.fetch_sub(1, Ordering::AcqRel);
-            if known && quietly {
+            let is_known = self.is_sent && answer.as_ref().is_ok_and(Option::is_none);
+            self.unanswered.fetch_sub(1, Ordering::AcqRel);
+            if is_known && only_changes {
                 continue;
             }
-            let rows = answer.map(|changed| changed.or_else(|| self.remembered.clone()).unwrap_or_default());
-            self.told = rows.is_ok();
+            let rows = answer.map(|changed| changed.or_else(|| self.saved.clone()).unwrap_or_default());
+            self.is_sent = rows.is_ok();
             if self.events.send(Event::Rows { generation: self.generation, rows }).is_err() {
                 return;
             }
         }
     }
 
-    /// All rows, or `None` if they are as they were.
+    /// Reads all rows; `None` if they have not changed.
     fn read(&mut self) -> Result<Option<Vec<Row>>, String> {
         if self.db.is_none() {
             let db = Connection::connect(&self.config.database).map_err(|error| reason(&error))?;
@@ -148,27 +147,27 @@ impl WorkerThread {
             self.seed_later();
         }
         let rows = self.with(Connection::snapshot)?;
-        if self.remembered.as_ref() == Some(&rows) {
+        if self.saved.as_ref() == Some(&rows) {
             return Ok(None);
         }
-        self.remember(&rows);
+        self.save(&rows);
         Ok(Some(rows))
     }
 
-    /// Keeps what changed for a start without a database.
-    fn remember(&mut self, rows: &[Row]) {
+    /// Saves the rows for a start without the database.
+    fn save(&mut self, rows: &[Row]) {
         match cache::save(&self.config.workspace_local, rows) {
-            Ok(()) => drop(self.notices.cleared("memory", Instant::now())),
+            Ok(()) => drop(self.rate_limit.cleared("save", Instant::now())),
             Err(why) => {
-                let line = format!("the desired state cannot be kept for a start without database: {why}");
-                self.notices.warn("memory", &line, Instant::now());
+                let line = format!("cannot save the desired state for a start without PostgreSQL: {why}");
+                self.rate_limit.warn("save", &line, Instant::now());
             }
         }
-        // Tried once a change, so that a full disk is not asked every second.
-        self.remembered = Some(rows.to_vec());
+        // One attempt for each change, so that a full disk does not cause a write every second.
+        self.saved = Some(rows.to_vec());
     }
 
-    /// What must be there before the first Recorder can start: schema, settings, profiles.
+    /// Seeds what the first Recorder needs: schema, settings, profiles.
     fn seed_first(&mut self) {
         if let Some(db) = &mut self.db {
             self.seeder.schema(db);
@@ -177,7 +176,7 @@ impl WorkerThread {
         }
     }
 
-    /// At a later read: the admin user, whose hash takes its time, and whatever failed.
+    /// Seeds, at a later read, the admin user, whose hash takes long, and retries what failed.
     fn seed_later(&mut self) {
         self.seed_first();
         let Some(db) = &mut self.db else { return };
@@ -186,24 +185,24 @@ impl WorkerThread {
         self.seed_at = (hashing || self.seeder.is_pending()).then(|| Instant::now() + wait);
     }
 
-    /// A row that is refused spoils no other one.
+    /// Writes each row by itself, so that one that is refused does not affect the others.
     fn write(&mut self, changes: &[RowChange]) {
         for change in changes {
             let topic = format!("write {}", change.device);
             let device = shown(&change.device);
             match self.with(|db| db.write(change)) {
                 Ok(()) => {
-                    self.notices.cleared(&topic, Instant::now());
+                    self.rate_limit.cleared(&topic, Instant::now());
                     if let Some(note) = &change.note {
                         info!("microphone {device} {note}");
                     }
                 }
-                Err(why) => self.notices.warn(&topic, &format!("device {device} could not be written: {why}"), Instant::now()),
+                Err(why) => self.rate_limit.warn(&topic, &format!("cannot write device {device} to the database: {why}"), Instant::now()),
             }
         }
     }
 
-    /// Runs statements; after an error that may have cost the connection, the next request connects anew.
+    /// Runs statements. After an error that may have broken the connection, the next request connects again.
     fn with<T>(&mut self, statements: impl FnOnce(&mut Connection) -> Result<T, postgres::Error>) -> Result<T, String> {
         let db = self.db.as_mut().ok_or("not connected")?;
         statements(db).map_err(|error| {

@@ -14,10 +14,10 @@ fn postgresql_may_come_after_the_controller() {
     let mut station = Station::plan().without_postgres().up();
     station.tree.set(&[Card::ultramic()]);
     let controller = station.controller();
-    controller.wait_log("PostgreSQL cannot be read", SOON);
+    controller.wait_log("cannot read PostgreSQL", SOON);
     station.postgres.start();
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    controller.wait_log("PostgreSQL answers again", SOON);
+    controller.wait_log("PostgreSQL is available again", SOON);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn databases_of_the_python_controller_serve_old_and_new() {
         station.tree.set(&[Card::ultramic()]);
         let controller = station.controller();
         station.podman.wait_running(SOON, &["silvasonic-recorder-own-6a21"]);
-        assert_eq!(controller.count_log("made column devices.workspace_name"), usize::from(workspace.is_empty()));
+        assert_eq!(controller.count_log("created column devices.workspace_name"), usize::from(workspace.is_empty()));
         eventually(SOON, "the admin", || station.postgres.value::<i64>("SELECT id FROM users"));
     }
 }
@@ -160,14 +160,14 @@ fn without_a_database_the_last_known_state_starts_what_is_plugged_in() {
     let second = station.controller();
     // What was disabled stays so; what is not plugged in is not started.
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    second.wait_log("PostgreSQL cannot be read", SOON);
+    second.wait_log("cannot read PostgreSQL", SOON);
     station.tree.set(&[Card::rode().index(1)]);
     second.wait_log("stopped and removed", SOON);
     station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let before = super::start::ids(&station);
     station.postgres.start();
-    second.wait_log("PostgreSQL answers again", SOON);
+    second.wait_log("PostgreSQL is available again", SOON);
     station.postgres.exec("UPDATE devices SET enabled = TRUE");
     station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
     assert_eq!(super::start::ids(&station)[ULTRAMIC], before[ULTRAMIC]);
@@ -178,7 +178,7 @@ fn without_a_database_the_last_known_state_starts_what_is_plugged_in() {
     let whole = fs::read(&file).unwrap();
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     let third = station.controller();
-    let line = third.wait_log("the last known desired state is ignored", SOON);
+    let line = third.wait_log("ignoring the desired state saved by an earlier run", SOON);
     assert!(line.contains("checksum"), "{line}");
     station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
     eventually(SOON, "the file anew", || (fs::read(&file).unwrap() == whole).then_some(()));

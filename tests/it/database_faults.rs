@@ -30,7 +30,7 @@ fn setting(station: &Station, sql: &str) {
 
 const FAULTS: [Fault; 4] = [
     Fault {
-        told: "PostgreSQL cannot be read, its last word stands",
+        told: "cannot read PostgreSQL; using the last known state",
         begin: |station| {
             station.postgres.stop();
             None
@@ -38,7 +38,7 @@ const FAULTS: [Fault; 4] = [
         end: |station| station.postgres.start(),
     },
     Fault {
-        told: "PostgreSQL does not answer, its last word stands",
+        told: "PostgreSQL does not respond; using the last known state",
         begin: |station| {
             station.postgres.stop_hung();
             None
@@ -132,7 +132,7 @@ fn a_full_disk_of_the_database_stops_nobody() {
 
     station.tree.set(&both);
     station.podman.wait_running(SERVED, &[ULTRAMIC, RODE]);
-    controller.wait_log("could not be written: PostgreSQL says: could not extend file", SOON);
+    controller.wait_log("to the database: PostgreSQL reports: could not extend file", SOON);
     drop(reader);
     fs::remove_file(&filler).unwrap();
     eventually(SERVED, "online in the database", || rode(&station).filter(|status| status == "online"));
@@ -159,7 +159,7 @@ fn a_database_that_refuses_stops_nobody() {
     let end = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'station') ended";
     station.postgres.exec("ALTER ROLE station NOLOGIN");
     station.postgres.value::<i64>(end);
-    let line = controller.wait_log("PostgreSQL cannot be read, its last word stands", SOON);
+    let line = controller.wait_log("cannot read PostgreSQL; using the last known state", SOON);
     eventually(SOON, "the reason", || (controller.count_log("is not permitted to log in") > 0).then_some(()));
     station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
     eventually(SOON, "a health check that says so", || controller.get("/healthy").filter(|(status, _)| *status == 503));

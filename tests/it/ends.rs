@@ -258,7 +258,7 @@ fn a_full_disk_is_named_and_room_is_found_as_soon_as_it_is_there() {
     station.tree.set(&[Card::ultramic()]);
     let controller = station.controller_with(&[("SILVASONIC_LOG_LEVEL", "debug")]);
     in_vain(&controller, "cannot be created: workspace folder");
-    controller.wait_log("cannot be kept for a start without database", SOON);
+    controller.wait_log("cannot save the desired state for a start without PostgreSQL", SOON);
     // One for the Controller's own file, one for the folder.
     fs::remove_file(workspace.join("one")).unwrap();
     fs::remove_file(workspace.join("two")).unwrap();

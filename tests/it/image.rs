@@ -88,7 +88,7 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
             out.lines().find(|line| line.contains(what)).map(str::to_owned)
         })
     };
-    let line = told("PostgreSQL cannot be read");
+    let line = told("cannot read PostgreSQL");
     assert!(line.contains("Connection refused"), "{line}");
     told("connected to Podman");
     // The socket is another one after a restart of the service.
