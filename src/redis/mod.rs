@@ -1,4 +1,4 @@
-//! Redis: heartbeats and log lines out, nudges in.
+//! Redis: publishes heartbeats and log lines, and receives nudges.
 
 pub mod nudge;
 pub mod publisher;

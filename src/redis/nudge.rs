@@ -1,8 +1,7 @@
 //! The `nudge` thread: waits on `silvasonic:nudge` and wakes the main loop at `reconcile`.
 //!
-//! A nudge carries no data: it says "look now" and nothing else, so a lost one costs a tick at most and many at once
-//! are one. The thread sleeps in a read without a time limit; that the other end of the network is still there, TCP
-//! keep-alive probes find out.
+//! A nudge carries no data: it starts a cycle at once. A lost one therefore costs one tick at most, and many at once have
+//! the effect of one. The thread sleeps in a read without a time limit; TCP keep-alive probes detect a peer that vanished.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,21 +22,23 @@ pub(crate) const PAYLOAD: &[u8] = b"reconcile";
 const CONNECT: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// A peer that vanished without a word is given up after about a minute and a half.
+/// A peer that vanished without closing the connection is given up after 60 s + 3 * 10 s.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// So many probes without an answer end the connection.
+const PROBES: u32 = 3;
 
-/// Time between cycles on account of nudges that do not end: at first, and at most.
+/// Time between two cycles for nudges that arrive without a pause: at first, and at most.
 const GAP: Duration = Duration::from_millis(50);
 const GAP_MAX: Duration = Duration::from_millis(500);
-/// After so long without a nudge the next one is served at once.
+/// After this time without a nudge, the next one is served at once.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// The nudges that the main loop has to serve. The first one is served at once; the more follow without a pause, the
-/// longer each waits, so that a flood costs a handful of cycles.
+/// The nudges that the main loop must serve. The first one is served at once. When more follow without a pause, the time
+/// between two cycles grows, so that a flood costs a few cycles only.
 #[derive(Debug)]
 pub struct Nudges {
-    /// Shared with the thread: whether a nudge waits for the main loop already.
+    /// Shared with the thread: whether the main loop has a nudge that it has not served.
     pending: Arc<AtomicBool>,
     waiting: bool,
     next: Instant,
@@ -50,13 +51,13 @@ impl Nudges {
         self.waiting = true;
     }
 
-    /// When a cycle should begin on account of a nudge.
+    /// When the cycle for a nudge is due.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         self.waiting.then_some(self.next)
     }
 
-    /// Whether a nudge is to be served now; then it is.
+    /// Whether a cycle for a nudge is due now; the nudge then counts as served.
     pub fn take(&mut self, now: Instant) -> bool {
         if !self.waiting || now < self.next {
             return false;
@@ -70,19 +71,19 @@ impl Nudges {
     }
 }
 
-/// Starts the thread; it connects at once and, whenever that fails or ends, again for ever.
+/// Starts the thread. It connects at once, and again whenever that fails or the connection ends.
 ///
 /// # Errors
-/// A URL that makes no client, or no thread.
+/// The URL is invalid, or the thread cannot be started.
 pub fn start(url: &str, events: SyncSender<Event>) -> std::io::Result<Nudges> {
     let invalid = |error: RedisError| std::io::Error::new(std::io::ErrorKind::InvalidInput, error.to_string());
-    let keepalive = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
+    let keepalive = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(PROBES);
     let address = url.into_connection_info().map_err(invalid)?;
     let address = address.set_tcp_settings(TcpSettings::default().set_keepalive(keepalive));
     let client = Client::open(address).map_err(invalid)?;
     let pending = Arc::<AtomicBool>::default();
-    let worker = NudgeThread { client, place: redacted(url), events, pending: Arc::clone(&pending) };
-    thread::Builder::new().name("nudge".to_owned()).stack_size(128 << 10).spawn(move || worker.run())?;
+    let thread = NudgeThread { client, place: redacted(url), events, pending: Arc::clone(&pending) };
+    thread::Builder::new().name("nudge".to_owned()).stack_size(128 << 10).spawn(move || thread.run())?;
     Ok(Nudges { pending, waiting: false, next: Instant::now(), gap: GAP })
 }
 
@@ -96,25 +97,29 @@ struct NudgeThread {
 impl NudgeThread {
     fn run(self) {
         let mut delay = RETRY;
-        let mut away: Option<Instant> = None;
+        let mut unavailable_since: Option<Instant> = None;
         loop {
-            let mut subscribed = |lost: &mut Option<Instant>| {
+            let mut subscribed = |unavailable_since: &mut Option<Instant>| {
                 delay = RETRY;
-                if let Some(since) = lost.take() {
-                    info!("nudges are heard again after {} s", since.elapsed().as_secs());
+                if let Some(since) = unavailable_since.take() {
+                    info!("receiving nudges again after {} s", since.elapsed().as_secs());
                 }
             };
-            let Err(error) = self.listen(|| subscribed(&mut away)) else { return };
-            if away.is_none() {
-                away = Some(Instant::now());
-                warn!("no nudges from {}: {}; the tick goes on, retrying every 1 to 30 s", self.place, shown(&error.to_string()));
+            let Err(error) = self.listen(|| subscribed(&mut unavailable_since)) else { return };
+            if unavailable_since.is_none() {
+                unavailable_since = Some(Instant::now());
+                warn!(
+                    "cannot receive nudges from {}: {}; changes take effect at the next tick; retrying every 1 to 30 s",
+                    self.place,
+                    shown(&error.to_string())
+                );
             }
             thread::sleep(delay);
             delay = (delay * 2).min(RETRY_MAX);
         }
     }
 
-    /// Listens until the connection is lost; `Ok` when nobody wants nudges any more.
+    /// Listens until the connection is lost; `Ok` when the main loop has ended.
     fn listen(&self, subscribed: impl FnOnce()) -> Result<(), RedisError> {
         let mut connection = self.client.get_connection_with_timeout(CONNECT)?;
         connection.set_read_timeout(Some(CONNECT))?;
@@ -122,7 +127,7 @@ impl NudgeThread {
         channel.subscribe(CHANNEL)?;
         channel.set_read_timeout(None)?;
         subscribed();
-        // Whatever was said while nobody listened is made good for.
+        // Nudges that were sent while nobody listened are lost, so the subscription itself counts as one.
         let mut nudged = true;
         loop {
             if nudged && !self.pending.swap(true, Ordering::AcqRel) && self.events.send(Event::Nudge).is_err() {

@@ -1,13 +1,11 @@
 //! Redis: heartbeats and log lines out, by one thread with one connection.
 //!
-//! Nothing is read here but the replies; nudges have a connection of their own. What is handed over is JSON made by
-//! others.
+//! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON.
 //!
-//! Invariants: handing over never fails, and waits only where the caller says how long it may and Redis is there; what
-//! cannot be sent is dropped and counted. A log line is
-//! sent at most once: after a broken connection nobody knows whether it arrived, so it is not repeated. A heartbeat may
-//! be, as it replaces its predecessor. Memory is bounded by [`QUEUE_LINES`] and [`QUEUE_BYTES`]. With nothing to send
-//! the thread sleeps without a timer.
+//! Invariants: queueing never fails, and waits only while Redis is available and no longer than the caller allows. What
+//! cannot be sent is dropped and counted. A log line is sent at most once: after a broken connection it is unknown
+//! whether the line arrived, so it is not sent again. A heartbeat may be sent again, as it replaces the previous one.
+//! Memory is bounded by [`QUEUE_LINES`] and [`QUEUE_BYTES`]. With nothing to send, the thread sleeps without a timer.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,11 +18,11 @@ use redis::{Client, Connection, Pipeline, RedisError, Value};
 
 use crate::text::shown;
 
-/// Log lines that wait at most …
+/// The queue holds at most this many log lines …
 pub const QUEUE_LINES: usize = 1024;
-/// … and their bytes.
+/// … and this many bytes of them.
 pub const QUEUE_BYTES: usize = 1 << 20;
-/// Log lines that travel together.
+/// Log lines that are sent in one batch.
 const BATCH: usize = 128;
 const CONNECT: Duration = Duration::from_secs(2);
 /// For each read and write, and for all replies to a batch.
@@ -35,7 +33,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const STATUS: &str = "silvasonic:status";
 const LOGS: &str = "silvasonic:logs";
 
-/// The way to Redis; clones share the thread.
+/// The queue to the thread; clones share it.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     shared: Arc<PublisherShared>,
@@ -44,11 +42,11 @@ pub struct Publisher {
 #[derive(Debug)]
 struct PublisherShared {
     queue: Mutex<Queue>,
-    /// There is something to send.
+    /// Something was queued.
     filled: Condvar,
-    /// There is room for lines, or no point in waiting for it.
+    /// There is room for lines, or Redis is unavailable.
     room: Condvar,
-    /// The last word is said.
+    /// The thread has ended.
     finished: Condvar,
 }
 
@@ -57,14 +55,14 @@ struct Queue {
     heartbeat: Option<StatusMessage>,
     lines: VecDeque<String>,
     bytes: usize,
-    /// Who waits for room, in the order of arrival; the number of the next one.
+    /// Tickets of the callers that wait for room, in the order of arrival; `next_ticket` is the next free one.
     waiting: VecDeque<u64>,
     next_ticket: u64,
     dropped: u64,
-    /// Why Redis is not to be had.
-    away: Option<String>,
-    /// Whether lines are refused until it is back.
-    refusing: bool,
+    /// Why Redis is unavailable, or refused the last batch.
+    fault: Option<String>,
+    /// Whether lines are dropped at once, as there is no connection.
+    disconnected: bool,
     finishing: bool,
     finished: bool,
 }
@@ -76,30 +74,29 @@ struct StatusMessage {
     made: Instant,
 }
 
-/// What goes out at a time.
+/// What is sent at once.
 struct Batch {
     heartbeat: Option<StatusMessage>,
     lines: Vec<String>,
 }
 
-/// Why a batch did not get through.
+/// Why a batch was not sent.
 enum SendError {
-    /// The connection is of no more use.
+    /// The connection is broken.
     Lost(String),
-    /// Redis answered, but did not want it.
+    /// Redis answered with an error.
     Refused(String),
 }
 
 impl Publisher {
-    /// Starts the thread `publisher`; it connects at once and, if that fails, for ever again.
+    /// Starts the thread `publisher`. It connects at once, and again whenever that fails or the connection ends.
     ///
     /// `instance` names the heartbeat's key: `silvasonic:status:<instance>`.
     ///
     /// # Errors
-    /// A URL that Redis clients do not understand (without its password in the text), or a thread that could not be
-    /// started.
+    /// The URL is invalid (the text does not show its password), or the thread cannot be started.
     pub fn start(url: &str, instance: &str) -> io::Result<Self> {
-        let invalid = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no Redis URL", redacted(url)));
+        let invalid = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a Redis URL", redacted(url)));
         let client = Client::open(url).map_err(invalid)?;
         let queue = Queue {
             heartbeat: None,
@@ -108,41 +105,41 @@ impl Publisher {
             waiting: VecDeque::new(),
             next_ticket: 0,
             dropped: 0,
-            away: Some("not connected yet".to_owned()),
-            refusing: false,
+            fault: Some("not connected yet".to_owned()),
+            disconnected: false,
             finishing: false,
             finished: false,
         };
         let shared =
             Arc::new(PublisherShared { queue: Mutex::new(queue), filled: Condvar::new(), room: Condvar::new(), finished: Condvar::new() });
-        let worker = PublisherThread {
+        let thread = PublisherThread {
             shared: Arc::clone(&shared),
             client,
             place: redacted(url),
             key: format!("{STATUS}:{instance}"),
-            told: None,
-            told_drops: None,
+            fault_since: None,
+            drops_logged: None,
         };
-        thread::Builder::new().name("publisher".to_owned()).stack_size(256 << 10).spawn(move || worker.run())?;
+        thread::Builder::new().name("publisher".to_owned()).stack_size(256 << 10).spawn(move || thread.run())?;
         Ok(Self { shared })
     }
 
-    /// Hands over a heartbeat, which Redis forgets after `ttl`. It takes the place of one that still waits.
+    /// Queues a heartbeat, which Redis deletes after `ttl`. It replaces one that was not sent yet.
     pub fn heartbeat(&self, json: String, ttl: Duration) {
         self.shared.queue().heartbeat = Some(StatusMessage { json, ttl, made: Instant::now() });
         self.shared.filled.notify_one();
     }
 
-    /// Hands over a line for `silvasonic:logs`; dropped and counted if the queue is full or Redis away.
+    /// Queues a line for `silvasonic:logs`; it is dropped and counted if the queue is full or Redis unavailable.
     pub fn log_line(&self, json: String) {
         self.log_lines(vec![json], Duration::ZERO);
     }
 
-    /// Hands over lines in order, waiting for room while Redis takes any; those that found none within `patience` of
-    /// the last one that did are dropped and counted, all of them at once while Redis is away.
+    /// Queues lines in order, and waits for room. When no line found room for `patience`, the rest is dropped and counted;
+    /// while Redis is unavailable, all of them are, at once.
     ///
-    /// Who comes first is served first, so that a flood from one thread delays another's line by what is queued and no
-    /// more.
+    /// Callers are served in the order of arrival, so that a flood from one thread delays a line of another one only by what
+    /// is queued already.
     pub fn log_lines(&self, lines: Vec<String>, patience: Duration) {
         let mut lines = lines.into_iter().peekable();
         let mut queue = self.shared.queue();
@@ -150,7 +147,7 @@ impl Publisher {
         queue.next_ticket += 1;
         queue.waiting.push_back(ticket);
         let mut until = None;
-        while !queue.refusing && lines.peek().is_some() {
+        while !queue.disconnected && lines.peek().is_some() {
             if queue.waiting.front() == Some(&ticket) {
                 while let Some(line) = lines.next_if(|line| queue.has_room_for(line)) {
                     queue.bytes += line.len();
@@ -179,16 +176,16 @@ impl Publisher {
         }
     }
 
-    /// Whether Redis is there, or why not.
+    /// Whether Redis accepts data.
     ///
     /// # Errors
-    /// One sentence about the last failure.
+    /// The last fault, in one sentence.
     pub fn state(&self) -> Result<(), String> {
-        self.shared.queue().away.clone().map_or(Ok(()), Err)
+        self.shared.queue().fault.clone().map_or(Ok(()), Err)
     }
 
-    /// Lets the thread send what waits and a last heartbeat, then end. Returns whether it managed by `deadline`; if
-    /// not, it is left to the end of the process.
+    /// Lets the thread send what is queued and a last heartbeat, then end. Returns whether that succeeded before `deadline`;
+    /// if not, the thread ends with the process.
     #[must_use]
     pub fn finish(&self, json: String, ttl: Duration, deadline: Instant) -> bool {
         let mut queue = self.shared.queue();
@@ -202,7 +199,7 @@ impl Publisher {
             }
             queue = self.shared.finished.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        queue.away.is_none()
+        queue.fault.is_none()
     }
 }
 
@@ -211,7 +208,7 @@ impl PublisherShared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something to send; `None` when all is sent and no more will come.
+    /// Waits for something to send; `None` when all is sent and nothing more will be queued.
     fn next(&self) -> Option<Batch> {
         let mut queue = self.queue();
         loop {
@@ -229,7 +226,7 @@ impl PublisherShared {
         }
     }
 
-    /// Sleeps while Redis is away; `false` if the end came instead.
+    /// Sleeps until the next try to connect; `false` when the thread must end instead.
     fn pause(&self, delay: Duration) -> bool {
         let until = Instant::now() + delay;
         let mut queue = self.queue();
@@ -267,17 +264,17 @@ impl Batch {
     }
 }
 
-/// The thread's own part.
+/// What belongs to the thread alone.
 struct PublisherThread {
     shared: Arc<PublisherShared>,
     client: Client,
-    /// The URL as it may be shown.
+    /// The URL without its secrets.
     place: String,
     key: String,
-    /// Since when a fault lasts that the log tells of.
-    told: Option<Instant>,
-    /// When the log last told of lines dropped for want of room.
-    told_drops: Option<Instant>,
+    /// Since when a fault lasts; it was logged then.
+    fault_since: Option<Instant>,
+    /// When lines dropped for lack of room were last logged.
+    drops_logged: Option<Instant>,
 }
 
 impl PublisherThread {
@@ -291,7 +288,7 @@ impl PublisherThread {
                 },
                 Err(error) => describe(&error),
             };
-            self.lost(&why);
+            self.disconnected(&why);
             if !self.shared.pause(delay) {
                 break;
             }
@@ -300,16 +297,16 @@ impl PublisherThread {
         self.shared.end();
     }
 
-    /// Sends until the connection is lost (and says why) or all is done.
+    /// Sends until the connection is lost; returns why. `None` when all is sent and the thread must end.
     fn serve(&mut self, connection: &mut Connection, delay: &mut Duration) -> Option<String> {
-        // The first batch may be empty: it is then a ping, so that "connected" is always something that Redis said.
+        // The first batch may be empty: it is then a ping, so that "connected" always rests on an answer of Redis.
         let mut batch = self.shared.queue().take();
         self.shared.room.notify_all();
         loop {
             match send(connection, &self.key, &batch) {
                 Ok(()) => {
                     *delay = RETRY;
-                    self.back();
+                    self.available();
                 }
                 Err(SendError::Refused(why)) => {
                     self.shared.queue().dropped += batch.lines.len() as u64;
@@ -328,49 +325,49 @@ impl PublisherThread {
         }
     }
 
-    /// Redis cannot be reached: what waits is dropped.
-    fn lost(&mut self, why: &str) {
+    /// Drops what is queued, as Redis cannot be reached.
+    fn disconnected(&mut self, why: &str) {
         let mut queue = self.shared.queue();
-        queue.refusing = true;
+        queue.disconnected = true;
         queue.dropped += queue.lines.len() as u64;
         queue.lines.clear();
         queue.bytes = 0;
         drop(queue);
         self.shared.room.notify_all();
-        self.report(why, "away");
+        self.report(why, "unavailable");
     }
 
-    /// Redis answers and refuses what it is sent.
+    /// Redis is available, but answered with an error.
     fn refused(&mut self, why: &str) {
-        self.report(why, "refusing");
+        self.report(why, "refused data");
     }
 
-    fn report(&mut self, why: &str, what: &str) {
-        self.shared.queue().away = Some(why.to_owned());
-        if self.told.is_none() {
-            self.told = Some(Instant::now());
-            warn!("redis {what} at {}: {why}; heartbeats and log lines are dropped, retrying every 1 to 30 s", self.place);
+    fn report(&mut self, why: &str, fault: &str) {
+        self.shared.queue().fault = Some(why.to_owned());
+        if self.fault_since.is_none() {
+            self.fault_since = Some(Instant::now());
+            warn!("Redis at {} {fault}: {why}; heartbeats and log lines are dropped; retrying every 1 to 30 s", self.place);
         }
     }
 
-    fn back(&mut self) {
+    fn available(&mut self) {
         let mut queue = self.shared.queue();
-        queue.away = None;
-        queue.refusing = false;
+        queue.fault = None;
+        queue.disconnected = false;
         let now = Instant::now();
-        let since = self.told.take();
-        let due = self.told_drops.is_none_or(|last| now.saturating_duration_since(last) > Duration::from_secs(60));
-        let dropped = if since.is_some() || due { std::mem::take(&mut queue.dropped) } else { 0 };
+        let fault_since = self.fault_since.take();
+        let due = self.drops_logged.is_none_or(|last| now.saturating_duration_since(last) > Duration::from_secs(60));
+        let dropped = if fault_since.is_some() || due { std::mem::take(&mut queue.dropped) } else { 0 };
         drop(queue);
-        if let Some(since) = since {
+        if let Some(since) = fault_since {
             info!(
-                "redis back at {} after {} s; {dropped} log lines were dropped",
+                "Redis at {} available again after {} s; {dropped} log lines were dropped",
                 self.place,
                 now.saturating_duration_since(since).as_secs()
             );
         } else if dropped > 0 {
-            self.told_drops = Some(now);
-            warn!("redis too slow at {}: {dropped} log lines were dropped", self.place);
+            self.drops_logged = Some(now);
+            warn!("Redis at {} is too slow: {dropped} log lines were dropped", self.place);
         }
     }
 }
@@ -415,9 +412,10 @@ fn describe(error: &RedisError) -> String {
     if error.is_timeout() { "no answer in time".to_owned() } else { shown(&error.to_string()).to_string() }
 }
 
-/// A Redis URL as it may be shown: user, password and query (`?pass=`) hidden.
+/// A Redis URL without its secrets: user, password and query (`?pass=`) are hidden.
 ///
-/// A password may hold characters that should have been escaped; where that makes two readings, all is hidden.
+/// A password may contain characters that should have been escaped. Where the URL can then be read in two ways, all of it
+/// is hidden.
 #[must_use]
 pub fn redacted(url: &str) -> String {
     let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
@@ -436,7 +434,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shown_url_holds_no_secret() {
+    fn a_redacted_url_contains_no_secret() {
         let table = [
             ("redis://localhost:6379/0", "redis://localhost:6379/0"),
             ("redis://:secret@redis:6379/0", "redis://***@redis:6379/0"),
@@ -456,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn handing_over_without_redis_is_bounded_and_counted() {
+    fn the_queue_without_redis_is_bounded_and_drops_are_counted() {
         let bus = Publisher::start("redis://127.0.0.1:1/0", "controller").unwrap();
         for _ in 0..2_000 {
             bus.log_line("x".repeat(2_000));

@@ -83,14 +83,14 @@ fn a_redis_that_is_away_frozen_or_full_delays_no_cycle() {
     let controller = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "0.1"), ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let before = ids(&station);
-    controller.wait_log("no nudges from", SOON);
+    controller.wait_log("cannot receive nudges from", SOON);
     let ten_cycles = |station: &Station| {
         let so_far = reads(station);
         eventually(SOON, "ten cycles", || (reads(station) >= so_far + 10).then_some(()));
     };
     station.redis.start();
     eventually(SOON, "the subscription", || (station.redis.subscribers(NUDGE) == 1).then_some(()));
-    controller.wait_log("nudges are heard again", SOON);
+    controller.wait_log("receiving nudges again", SOON);
     station.redis.pause();
     ten_cycles(&station);
     station.redis.resume();

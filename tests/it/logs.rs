@@ -108,7 +108,7 @@ fn an_api_service_that_restarts_repeats_and_loses_nothing() {
 }
 
 #[test]
-fn lines_are_dropped_and_counted_while_redis_is_away_and_flow_again_after() {
+fn lines_are_dropped_and_counted_while_redis_is_unavailable_and_flow_again_after() {
     let mut stage = Stage::with(&[Card::ultramic()], SPEAKER);
     let lines = stage.station.redis.listen(CHANNEL);
     let controller = stage.controller();
@@ -116,13 +116,13 @@ fn lines_are_dropped_and_counted_while_redis_is_away_and_flow_again_after() {
     stage.tell(ULTRAMIC, "echo before");
     assert_eq!(message(&lines), "before");
     stage.station.redis.stop();
-    // The first line finds out that Redis is away, the others are dropped while it is.
+    // The first line detects that Redis is unavailable, the others are dropped while it is.
     stage.tell(ULTRAMIC, "echo lost");
-    controller.wait_log("redis away", SOON);
+    controller.wait_log(&format!("Redis at {} unavailable: ", stage.station.redis.url()), SOON);
     stage.tell(ULTRAMIC, "seq 1 5000");
     stage.station.redis.start();
     let lines = stage.station.redis.listen(CHANNEL);
-    let back = controller.wait_log("redis back", SOON);
+    let back = controller.wait_log(&format!("Redis at {} available again after ", stage.station.redis.url()), SOON);
     assert!(back.contains("log lines were dropped") && !back.contains("; 0 log lines"), "{back}");
     stage.tell(ULTRAMIC, "echo after");
     // Late ones of the five thousand may still come before it.

@@ -151,7 +151,7 @@ fn a_heartbeat_has_all_agreed_keys_and_no_others() {
 fn its_heartbeat_reaches_redis_even_if_that_comes_later() {
     let mut station = Station::plan().without_postgres().without_podman().without_redis().up();
     let mut recorder = Recorder::start(&station.redis.url());
-    let line = recorder.logs("redis away");
+    let line = recorder.logs(&format!("Redis at {} unavailable: ", station.redis.url()));
     assert_eq!(line["level"], "warn");
     let timestamp = line["timestamp"].as_str().unwrap();
     assert!(timestamp.len() == 27 && timestamp.ends_with('Z') && timestamp.as_bytes()[10] == b'T', "{timestamp}");
@@ -160,7 +160,7 @@ fn its_heartbeat_reaches_redis_even_if_that_comes_later() {
     let published = station.redis.listen("silvasonic:status");
     let key = format!("silvasonic:status:{ID}");
     let stored: Value = eventually(SOON, "a heartbeat", || station.redis.get(&key).map(|text| serde_json::from_str(&text).unwrap()));
-    recorder.logs("redis back");
+    recorder.logs(&format!("Redis at {} available again after ", station.redis.url()));
     assert!((1..=30).contains(&station.redis.ttl(&key)));
     assert_eq!((&stored["service"], &stored["instance_id"]), (&json!("recorder"), &json!(ID)));
     assert_eq!((&stored["health"]["status"], &stored["activity"]), (&json!("ok"), &json!("idle")));
@@ -204,7 +204,7 @@ fn it_ends_within_a_second_of_sigterm_whatever_redis_does() {
     station.redis.resume();
     station.redis.stop();
     let mut recorder = Recorder::start(&url);
-    recorder.logs("redis away");
+    recorder.logs(&format!("Redis at {} unavailable: ", station.redis.url()));
     let took = recorder.stop();
     assert!(took < Duration::from_secs(1), "{took:?} without Redis");
 }
