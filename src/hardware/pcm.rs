@@ -238,8 +238,11 @@ pub type Recorder = (String, u32, Option<AudioFormat>);
 /// Which substreams each card has.
 type Folders = BTreeMap<u32, Vec<PathBuf>>;
 
+/// A Recorder, what its profile demands, and what was read.
+type Reading = (String, Option<AudioFormat>, Result<Vec<Substream>, String>);
+
 struct Answer {
-    recorders: Vec<(String, Option<AudioFormat>, Result<Vec<Substream>, String>)>,
+    readings: Vec<Reading>,
     folders: Folders,
 }
 
@@ -281,10 +284,10 @@ impl PcmMonitor {
 
     /// Takes in what has come, and asks again when it is time to.
     pub fn refresh(&mut self, now: Instant, recorders: impl FnOnce() -> Vec<Recorder>) {
-        while let Ok(Answer { recorders, folders }) = self.answers.try_recv() {
+        while let Ok(Answer { readings, folders }) = self.answers.try_recv() {
             self.asked = None;
             self.folders = folders;
-            self.note(recorders, now);
+            self.note(readings, now);
         }
         if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= SILENT) {
             for (proof, ..) in self.proofs.values_mut() {
@@ -308,15 +311,15 @@ impl PcmMonitor {
         let (root, outbox, mut folders) = (self.root.clone(), self.outbox.clone(), std::mem::take(&mut self.folders));
         self.prober.submit(PATIENCE, move || {
             folders.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
-            let recorders =
+            let readings =
                 recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut folders))).collect();
             // Nobody listens when the program ends.
-            let _ = outbox.send(Answer { recorders, folders });
+            let _ = outbox.send(Answer { readings, folders });
         });
     }
 
-    fn note(&mut self, recorders: Vec<(String, Option<AudioFormat>, Result<Vec<Substream>, String>)>, now: Instant) {
-        for (device, expected, streams) in recorders {
+    fn note(&mut self, readings: Vec<Reading>, now: Instant) {
+        for (device, expected, streams) in readings {
             let before = self.proofs.get(&device);
             let proof = Proof::new(before.map(|(proof, ..)| proof), streams, expected.as_ref());
             let (since, told) = before.map_or((now, String::new()), |(_, since, told)| (*since, told.clone()));

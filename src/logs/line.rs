@@ -228,7 +228,7 @@ mod tests {
     fn lines(joiner: &mut Joiner, output: Output, bytes: &[u8]) -> Vec<(String, bool)> {
         let mut found = Vec::new();
         joiner.push(output, StampedText { second: None, bytes }, |line| {
-            found.push((String::from_utf8_lossy(line.bytes).into_owned(), line.cut))
+            found.push((String::from_utf8_lossy(line.bytes).into_owned(), line.cut));
         });
         found
     }
