@@ -12,8 +12,8 @@ use crate::config::DatabaseSettings;
 
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// The limit for a lock is shorter than the one for a statement. So the error shows which of the two it was, and a row that
-/// another client has locked does not look like a server that does not respond.
+/// The limit for a lock is shorter than the one for a statement. So the error shows which of the two it was, and a row
+/// that another client has locked does not look like a server that does not respond.
 const LIMITS: &str = "-c statement_timeout=5000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000";
 
 /// One connection.

@@ -1,4 +1,5 @@
-//! PostgreSQL: the connection and its deadlines, the schema, the statements, the seeders, and the last known desired state.
+//! PostgreSQL: the connection and its deadlines, the schema, the statements, the seeders, and the last known desired
+//! state.
 
 pub mod connection;
 pub mod schema;

@@ -1,6 +1,7 @@
 //! The tables and columns that the Controller needs, and the statements that create those that are missing.
 //!
-//! Existing tables and columns are never changed: another program may have created them, with more columns or other types.
+//! Existing tables and columns are never changed: another program may have created them, with more columns or other
+//! types.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,8 @@
-//! The seeders: they insert the default settings, the profiles of this version and the admin user, where they are absent.
+//! The seeders: they insert the default settings, the profiles of this version and the admin user, where they are
+//! absent.
 //!
-//! Each seeder has its own transaction. When one fails, it is reported and retried; the others are not affected. Rows that
-//! exist are never changed: the user may have edited them.
+//! Each seeder has its own transaction. When one fails, it is reported and retried; the others are not affected. Rows
+//! that exist are never changed: the user may have edited them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -285,8 +286,8 @@ impl Seeder {
     }
 }
 
-/// Reads the `*.yml` files of a folder in the order of their names, each named with a prefix. A file that cannot be read
-/// becomes a fault.
+/// Reads the `*.yml` files of a folder in the order of their names, each named with a prefix. A file that cannot be
+/// read becomes a fault.
 pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) -> Result<Vec<Source>, String> {
     let in_folder = |error: io::Error| format!("{}: {error}", folder.display());
     let mut names = BTreeSet::new();
@@ -304,8 +305,8 @@ pub(crate) fn yaml_files(folder: &Path, prefix: &str, faults: &mut Vec<String>) 
     Ok(sources)
 }
 
-/// Reads a whole file, or as much as shows that it is too large. The file is opened without blocking, as a pipe would wait
-/// for a writer.
+/// Reads a whole file, or as much as shows that it is too large. The file is opened without blocking, as a pipe would
+/// wait for a writer.
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let file = crate::fs::open(path)?;

@@ -1,8 +1,8 @@
 //! The last known desired state, and when the database is read again.
 //!
-//! One request is under way at a time, and a second one after a nudge. While the database is unavailable, the last known
-//! state is used, or the one that an earlier run saved. When a frozen server blocks the thread for too long, the thread is
-//! abandoned and another one connects again.
+//! One request is under way at a time, and a second one after a nudge. While the database is unavailable, the last
+//! known state is used, or the one that an earlier run saved. When a frozen server blocks the thread for too long, the
+//! thread is abandoned and another one connects again.
 
 use std::io;
 use std::sync::mpsc::SyncSender;
@@ -21,8 +21,8 @@ use crate::event::Event;
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
 
-/// How often `last_seen` of connected microphones is updated. An update writes about 10 kB to the disk: it is usually the
-/// first one since the last checkpoint, and then PostgreSQL writes whole pages to its log.
+/// How often `last_seen` of connected microphones is updated. An update writes about 10 kB to the disk: it is usually
+/// the first one since the last checkpoint, and then PostgreSQL writes whole pages to its log.
 const TOUCH: Duration = Duration::from_secs(3600);
 /// A database that has not answered within this time counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(3);

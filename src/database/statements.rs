@@ -42,13 +42,15 @@ impl Connection {
             Some(statement) => statement,
             None => self.client.prepare(SNAPSHOT)?,
         };
-        // Kept only after a success: when a table was altered, PostgreSQL refuses the old plan, and the next call prepares another.
+        // Kept only after a success: when a table was altered, PostgreSQL refuses the old plan, and the next call
+        // prepares another.
         let rows = self.client.query(&statement, &[&ROW_LIMIT])?;
         self.snapshot = Some(statement);
         Ok(rows.into_iter().map(|row| Row { kind: row.get(0), key: row.get(1), body: row.get(2) }).collect())
     }
 
-    /// Inserts a new device or updates a known one. It does not replace a decision that the user made since the row was read.
+    /// Inserts a new device or updates a known one. It does not replace a decision that the user made since the row was
+    /// read.
     ///
     /// # Errors
     /// The error of the server or the connection.

@@ -1,8 +1,8 @@
 //! The `database` thread: owns the connection, seeds, reads the desired state, writes rows.
 //!
 //! A thread of its own, as a frozen server blocks the client without limit. The main loop sends requests and receives
-//! [`Event::Rows`]; while nothing changes, it is not woken. When an answer is overdue, the main loop abandons the thread and
-//! starts another one. An abandoned thread ends after its next answer: its channel has no sender any more.
+//! [`Event::Rows`]; while nothing changes, it is not woken. When an answer is overdue, the main loop abandons the
+//! thread and starts another one. An abandoned thread ends after its next answer: its channel has no sender any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,8 @@
 //! The `nudge` thread: waits on `silvasonic:nudge` and wakes the main loop at `reconcile`.
 //!
-//! A nudge carries no data: it starts a cycle at once. A lost one therefore costs one tick at most, and many at once have
-//! the effect of one. The thread sleeps in a read without a time limit; TCP keep-alive probes detect a peer that vanished.
+//! A nudge carries no data: it starts a cycle at once. A lost one therefore costs one tick at most, and many at once
+//! have the effect of one. The thread sleeps in a read without a time limit; TCP keep-alive probes detect a peer that
+//! vanished.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,8 +35,8 @@ const GAP_MAX: Duration = Duration::from_millis(500);
 /// After this time without a nudge, the next one is served at once.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// The nudges that the main loop must serve. The first one is served at once. When more follow without a pause, the time
-/// between two cycles grows, so that a flood costs a few cycles only.
+/// The nudges that the main loop must serve. The first one is served at once. When more follow without a pause, the
+/// time between two cycles grows, so that a flood costs a few cycles only.
 #[derive(Debug)]
 pub struct Nudges {
     /// Shared with the thread: whether the main loop has a nudge that it has not served.

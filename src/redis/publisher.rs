@@ -135,11 +135,11 @@ impl Publisher {
         self.log_lines(vec![json], Duration::ZERO);
     }
 
-    /// Queues lines in order, and waits for room. When no line found room for `patience`, the rest is dropped and counted;
-    /// while Redis is unavailable, all of them are, at once.
+    /// Queues lines in order, and waits for room. When no line found room for `patience`, the rest is dropped and
+    /// counted; while Redis is unavailable, all of them are, at once.
     ///
-    /// Callers are served in the order of arrival, so that a flood from one thread delays a line of another one only by what
-    /// is queued already.
+    /// Callers are served in the order of arrival, so that a flood from one thread delays a line of another one only by
+    /// what is queued already.
     pub fn log_lines(&self, lines: Vec<String>, patience: Duration) {
         let mut lines = lines.into_iter().peekable();
         let mut queue = self.shared.queue();
@@ -184,8 +184,8 @@ impl Publisher {
         self.shared.queue().fault.clone().map_or(Ok(()), Err)
     }
 
-    /// Lets the thread send what is queued and a last heartbeat, then end. Returns whether that succeeded before `deadline`;
-    /// if not, the thread ends with the process.
+    /// Lets the thread send what is queued and a last heartbeat, then end. Returns whether that succeeded before
+    /// `deadline`; if not, the thread ends with the process.
     #[must_use]
     pub fn finish(&self, json: String, ttl: Duration, deadline: Instant) -> bool {
         let mut queue = self.shared.queue();
@@ -414,8 +414,8 @@ fn describe(error: &RedisError) -> String {
 
 /// A Redis URL without its secrets: user, password and query (`?pass=`) are hidden.
 ///
-/// A password may contain characters that should have been escaped. Where the URL can then be read in two ways, all of it
-/// is hidden.
+/// A password may contain characters that should have been escaped. Where the URL can then be read in two ways, all of
+/// it is hidden.
 #[must_use]
 pub fn redacted(url: &str) -> String {
     let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
