@@ -36,7 +36,7 @@ pub(crate) fn frames(data: &[u8]) {
             let (chunk, tail) = rest.split_at(sizes().clamp(1, rest.len()));
             rest = tail;
             let each = |output, frame: &[u8]| {
-                joiner.push(output, StampedText::read(frame), |line| {
+                joiner.push(output, StampedText::parse(frame), |line| {
                     lines.push((line.bytes.to_vec(), line.cut));
                     let payload = origin.payload(line, SystemTime::UNIX_EPOCH);
                     let value: serde_json::Value = serde_json::from_str(&payload).expect("a payload is JSON");

@@ -27,7 +27,7 @@ use crate::event::Event;
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
 use crate::history::History;
-use crate::logs::follow::LogForwarder;
+use crate::logs::forwarder::LogForwarder;
 use crate::podman::client::Podman;
 use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
@@ -174,7 +174,7 @@ impl Controller {
                 if let Ok(containers) = self.containers.containers() {
                     // A log is read from its beginning whenever that begins, and a crowd of starts has no time for it.
                     if !self.actions.are_a_crowd() {
-                        self.logs.keep(containers);
+                        self.logs.update(containers);
                     }
                     self.limits.check(containers).iter().for_each(|line| warn!("{line}"));
                 }
@@ -202,7 +202,7 @@ impl Controller {
             }
             Finished::DoneInVain { note, warning } => {
                 self.rate_limit.warn(&topic, &warning, now);
-                self.history.record(note.to_string());
+                self.history.add(note.to_string());
             }
             Finished::Failed(why) => {
                 self.rate_limit.warn(&topic, &why, now);

@@ -18,7 +18,7 @@ use crate::containers::execute::Executor;
 use crate::decide::action::{Action, Rank, Task};
 use crate::decide::container::Engine;
 use crate::event::Event;
-use crate::logs::follow::Drainer;
+use crate::logs::forwarder::Drainer;
 use crate::podman::client::Podman;
 
 /// Starts under way at a time: Podman gains nothing from more (measured).

@@ -27,8 +27,9 @@ use crate::decide::action::{Action, Done, Failure, OldContainer, Removal, Task};
 use crate::decide::container::Engine;
 use crate::decide::plan::old_name;
 use crate::decide::spec::{CONFIG_HASH, OWNER, SERVICE, Spec};
-use crate::logs::follow::Drainer;
-use crate::podman::client::{Error, Outcome, Podman, cause};
+use crate::logs::forwarder::Drainer;
+use crate::podman::client::{Outcome, Podman};
+use crate::podman::error::{Error, cause};
 use crate::text::shown;
 
 /// What a Recorder gets to close its files before it is killed.
@@ -179,7 +180,7 @@ impl Executor {
     fn stop(&self, old: &OldContainer) -> Result<(), Failure> {
         if old.removal == Removal::Unpause {
             // What is paused cannot hear a signal. One that somebody let go on meanwhile is as well.
-            if let Err(error @ (Error::Unreachable(_) | Error::Timeout(_) | Error::Garbled(_))) = self.podman.unpause(&old.id) {
+            if let Some(error) = self.podman.unpause(&old.id).err().filter(|error| !matches!(error, Error::Refused { .. })) {
                 return Err(Failure::Other(format!("{} could not be unpaused: {error}", old.name)));
             }
         }

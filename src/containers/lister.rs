@@ -21,7 +21,8 @@ use crate::decide::container::{Container, Engine, State, Version};
 use crate::decide::spec::RecorderSettings;
 use crate::decide::spec::{OWNER, SERVICE};
 use crate::event::Event;
-use crate::podman::client::{Error, Podman};
+use crate::podman::client::Podman;
+use crate::podman::error::Error;
 
 /// The other end of the `podman` thread.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ impl Liveness {
                     }
                 }
                 None => {}
-                Some(sight) if sight.process.lives() => sight.gone = None,
+                Some(sight) if sight.process.is_alive() => sight.gone = None,
                 Some(sight) => {
                     let since = *sight.gone.get_or_insert(now);
                     sight.lost |= now.saturating_duration_since(since) >= CONFIRMED;
@@ -59,6 +59,6 @@ impl Liveness {
     /// Whether a process that was seen is gone, whatever the last list said.
     #[must_use]
     pub fn misses_one(&self) -> bool {
-        self.seen.values().any(|sight| !sight.process.lives())
+        self.seen.values().any(|sight| !sight.process.is_alive())
     }
 }

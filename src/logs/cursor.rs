@@ -1,36 +1,37 @@
-//! How far a container's log has been forwarded, such that a new stream can go on there: each line once. [p]
+//! How far a container's log has been forwarded, so that a new stream can continue there and each line is forwarded
+//! once.
 //!
-//! Podman can be asked for the log since a moment, and shows whole seconds only. A position is therefore counted: the
-//! latest second seen, how many frames of it were taken, and how many of earlier seconds came after those, which happens
-//! when the wall clock is set back. A new stream begins a little before that second; everything in it up to the last
-//! frame that was taken is skipped. That rests on one fact: a log file keeps the order in which the container wrote.
+//! Podman returns the log since a given time, with time stamps in whole seconds. A position therefore counts frames:
+//! the latest second, how many frames of it were read, and how many frames of earlier seconds followed, which happens
+//! when the wall clock is set back. A new stream begins a little before that second, and all its frames up to the last
+//! one that was read are skipped. This requires one fact: a log file keeps the order in which the container wrote.
 //!
-//! Once conmon has thrown the file away at its size limit, frames that a position counts may be gone. A frame of a later
-//! second then ends the skipping; with a clock that was set back there is no such frame, and [`Position::start_over`]
-//! must be called once a look at the whole log has shown that the counted frames are not there.
+//! After conmon has replaced a file at its size limit, counted frames may be missing. A frame of a later second then
+//! ends the skipping. When the clock was set back, there may be no such frame: if a read of the whole log shows that
+//! the counted frames are missing, the caller must call [`Position::start_over`].
 
-/// Streams begin so many seconds before the earliest second in question: small steps of the clock need no care.
+/// Streams begin this many seconds earlier than necessary, so that small steps of the clock need no handling.
 const SLACK: u64 = 2;
 
-/// How far the log was taken.
+/// How far the log was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The latest second of which a frame was taken.
+    /// The latest second of which a frame was read.
     second: u64,
-    /// How many frames of it, up to the first one of an earlier second.
-    taken: u64,
-    /// How many frames after those, as long as none is of a later second.
-    beyond: u64,
-    /// No frame that is still to come is older.
+    /// Number of its frames, up to the first frame of an earlier second.
+    read: u64,
+    /// Number of frames after those; none of them is of a later second.
+    after: u64,
+    /// No frame that follows is older than this second.
     oldest: u64,
 }
 
-/// What is still to be skipped of a stream that was opened at a position.
+/// What must be skipped of a stream that was opened at a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skip {
     second: u64,
-    taken: u64,
-    beyond: u64,
+    read: u64,
+    after: u64,
 }
 
 impl Position {
@@ -40,76 +41,76 @@ impl Position {
         Self::default()
     }
 
-    /// Right at the beginning of a second: frames before it count as taken.
+    /// At the beginning of a second: earlier frames count as read.
     #[must_use]
     pub fn at(second: u64) -> Self {
-        Self { second, taken: 0, beyond: 0, oldest: second }
+        Self { second, read: 0, after: 0, oldest: second }
     }
 
-    /// Notes that a frame was taken.
-    pub fn take(&mut self, second: u64) {
+    /// Notes that a frame was read.
+    pub fn advance(&mut self, second: u64) {
         if second > self.second {
-            *self = Self { second, taken: 1, beyond: 0, oldest: second };
-        } else if second == self.second && self.beyond == 0 {
-            self.taken += 1;
+            *self = Self { second, read: 1, after: 0, oldest: second };
+        } else if second == self.second && self.after == 0 {
+            self.read += 1;
         } else {
-            self.beyond += 1;
+            self.after += 1;
             self.oldest = self.oldest.min(second);
         }
     }
 
-    /// Notes that the clock was set back: frames as old as `second` may come.
-    pub fn allow(&mut self, second: u64) {
+    /// Notes that the clock was set back: frames of this second or later may follow.
+    pub fn clock_set_back(&mut self, second: u64) {
         self.oldest = self.oldest.min(second);
     }
 
-    /// Where a stream has to begin, in seconds since 1970, to hold all that is still to come.
+    /// The second since 1970 at which a stream must begin, to contain all frames that were not read.
     #[must_use]
     pub fn since(&self) -> u64 {
-        // Without a frame to count there is nothing to skip by.
-        if self.taken + self.beyond == 0 { self.oldest } else { self.oldest.saturating_sub(SLACK) }
+        // Without a counted frame, earlier frames could not be recognized and skipped.
+        if self.read + self.after == 0 { self.oldest } else { self.oldest.saturating_sub(SLACK) }
     }
 
-    /// What of such a stream was taken already.
+    /// What must be skipped of such a stream.
     #[must_use]
     pub fn skip(&self) -> Skip {
-        Skip { second: self.second, taken: self.taken, beyond: self.beyond }
+        Skip { second: self.second, read: self.read, after: self.after }
     }
 
-    /// Whether frames of later seconds cannot be relied on to end the skipping.
+    /// Whether the skipping may never end, as frames of later seconds may not follow.
     #[must_use]
-    pub fn needs_a_look(&self, now: u64) -> bool {
-        self.taken + self.beyond > 0 && (self.beyond > 0 || self.oldest < self.second || now < self.second)
+    pub fn needs_full_read(&self, now: u64) -> bool {
+        self.read + self.after > 0 && (self.after > 0 || self.oldest < self.second || now < self.second)
     }
 
-    /// Forgets what was taken, as the log does not hold it any more.
+    /// Forgets the counted frames, as the log does not contain them any more.
     pub fn start_over(&mut self) {
         *self = Self::at(self.oldest);
     }
 }
 
 impl Skip {
-    /// Whether the next frame of the stream, which is of this second, was taken already.
+    /// Whether the next frame of the stream, which is of this second, was read before.
     pub fn is_known(&mut self, second: u64) -> bool {
         if second > self.second {
-            *self = Self { second: 0, taken: 0, beyond: 0 };
+            *self = Self { second: 0, read: 0, after: 0 };
             return false;
         }
-        if self.taken > 0 {
-            self.taken -= u64::from(second == self.second);
+        if self.read > 0 {
+            self.read -= u64::from(second == self.second);
             return true;
         }
-        if self.beyond > 0 {
-            self.beyond -= 1;
+        if self.after > 0 {
+            self.after -= 1;
             return true;
         }
         false
     }
 
-    /// Whether frames that were taken have not shown up yet.
+    /// Whether the stream has not reached the last counted frame.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.taken + self.beyond > 0
+        self.read + self.after > 0
     }
 }
 
@@ -117,14 +118,14 @@ impl Skip {
 mod tests {
     use super::*;
 
-    /// Reads `log` (a second a frame) from `position` as Podman gives it; the indexes of the frames that were new.
+    /// Reads `log` (the second of each frame) from `position`, as Podman returns it. Returns the indexes of new frames.
     fn read(position: &mut Position, log: &[u64]) -> Vec<usize> {
         let mut skip = position.skip();
         let since = position.since();
         let mut new = Vec::new();
         for (index, second) in log.iter().copied().enumerate().filter(|(_, second)| *second >= since) {
             if !skip.is_known(second) {
-                position.take(second);
+                position.advance(second);
                 new.push(index);
             }
         }
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_breaks_each_frame_is_new_once_and_in_order() {
+    fn wherever_streams_break_each_frame_is_new_once_and_in_order() {
         let clocks: [&[u64]; 5] = [
             &[100, 100, 100, 101, 105, 105],
             &[100, 101, 102, 101, 101, 102, 103, 103],
@@ -147,8 +148,8 @@ mod tests {
                     let mut position = Position::beginning();
                     let mut found = Vec::new();
                     for end in [first, second, log.len(), log.len()] {
-                        // what `allow` is told when the clock is seen to be set back
-                        position.allow(log[..end].iter().copied().min().unwrap_or(0));
+                        // as the forwarder reports a clock that was set back
+                        position.clock_set_back(log[..end].iter().copied().min().unwrap_or(0));
                         found.extend(read(&mut position, &log[..end]));
                     }
                     assert_eq!(found, (0..log.len()).collect::<Vec<_>>(), "{log:?} broken after {first} and {second}");
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_comes_later_is_new_to_a_position_in_the_middle() {
+    fn only_later_frames_are_new_to_a_position_in_the_middle() {
         let mut position = Position::at(102);
         assert_eq!(read(&mut position, &[100, 101, 102, 102, 103]), [2, 3, 4]);
         assert_eq!(position.since(), 101);
@@ -166,14 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_was_thrown_away_goes_on_with_the_next_second() {
+    fn a_replaced_log_continues_with_the_next_second() {
         let mut position = Position::beginning();
         read(&mut position, &[100, 100, 100]);
         assert_eq!(read(&mut position, &[101, 101]), [0, 1]);
         // with a clock that was set back nothing would end the skipping
         let mut position = Position::beginning();
         read(&mut position, &[5000, 1000, 1000]);
-        assert!(position.needs_a_look(1001));
+        assert!(position.needs_full_read(1001));
         let mut skip = position.skip();
         assert!([1001, 1002].into_iter().all(|second| skip.is_known(second)) && skip.is_pending());
         position.start_over();

@@ -1,7 +1,7 @@
-//! Lines of a container's log: put together from frames, and written as the JSON of `silvasonic:logs`. [p]
+//! Lines of a container's log: joined from frames, and written as the JSON of `silvasonic:logs`.
 //!
-//! A line that comes in parts is kept until its end, at most [`LINE_LIMIT`] bytes an output; when it grows beyond, it
-//! goes out cut and marked at once, and the rest of it is dropped.
+//! A line that arrives in parts is kept until its end, at most [`LINE_LIMIT`] bytes for each output. A longer line is
+//! cut, marked and forwarded at once; the rest of it is dropped.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,26 +11,26 @@ use serde_json::{Map, Value};
 use crate::clock;
 use crate::podman::frames::Output;
 
-/// Longest line that is passed on whole.
+/// Longest line that is forwarded whole.
 pub const LINE_LIMIT: usize = 16 << 10;
-/// Ends the message of a line that was longer.
+/// The end of the message of a line that was cut.
 pub const CUT: &str = " … [cut at 16 KiB]";
-/// Longest `level`, `logger` and the like.
+/// Longest `level` and `logger`.
 const WORD_LIMIT: usize = 200;
 
-/// What a frame of Podman's says: when, and what.
+/// The content of a frame: a time stamp and text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StampedText<'a> {
-    /// Whole seconds since 1970, if Podman told.
+    /// Whole seconds since 1970, if the frame has a time stamp.
     pub second: Option<u64>,
-    /// The container's bytes.
+    /// What the container wrote.
     pub bytes: &'a [u8],
 }
 
 impl<'a> StampedText<'a> {
-    /// Takes Podman's time stamp off a frame; a frame without one is all container's.
+    /// Separates Podman's time stamp from the text. A frame without one is text only.
     #[must_use]
-    pub fn read(frame: &'a [u8]) -> Self {
+    pub fn parse(frame: &'a [u8]) -> Self {
         let stamp = frame.iter().take(40).position(|byte| *byte == b' ').and_then(|end| {
             let time = clock::parse(std::str::from_utf8(&frame[..end]).ok()?)?;
             Some((time.duration_since(UNIX_EPOCH).ok()?.as_secs(), end))
@@ -49,12 +49,21 @@ pub struct Joiner {
     stderr: Part,
 }
 
+/// How a part of a line ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// More of the line follows.
+    Open,
+    /// The line is complete.
+    Newline,
+}
+
 #[derive(Debug, Default)]
 struct Part {
     bytes: Vec<u8>,
-    /// When it began.
+    /// When the line began.
     second: Option<u64>,
-    /// It went out already, what follows is dropped.
+    /// It was forwarded already, and the rest of it is dropped.
     cut: bool,
 }
 
@@ -70,30 +79,30 @@ pub struct Line<'a> {
 }
 
 impl Joiner {
-    /// Takes in a frame and hands each line that ended with it to `each`.
-    pub fn push(&mut self, output: Output, said: StampedText<'_>, mut each: impl FnMut(Line<'_>)) {
+    /// Adds a frame, and passes each line that ends in it to `each`.
+    pub fn push(&mut self, output: Output, text: StampedText<'_>, mut each: impl FnMut(Line<'_>)) {
         let part = match output {
             Output::Stdout => &mut self.stdout,
             Output::Stderr => &mut self.stderr,
         };
-        for piece in said.bytes.split_inclusive(|byte| *byte == b'\n') {
-            let (text, ended) = piece.strip_suffix(b"\n").map_or((piece, false), |text| (text, true));
-            part.push(text, ended, said.second, &mut each);
+        for piece in text.bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (part_text, end) = piece.strip_suffix(b"\n").map_or((piece, End::Open), |line| (line, End::Newline));
+            part.push(part_text, end, text.second, &mut each);
         }
     }
 
-    /// Ends the lines that have not ended: nothing will follow.
+    /// Ends incomplete lines: nothing will follow.
     pub fn finish(&mut self, mut each: impl FnMut(Line<'_>)) {
         for part in [&mut self.stdout, &mut self.stderr] {
             if part.cut || !part.bytes.is_empty() {
-                part.push(b"", true, None, &mut each);
+                part.push(b"", End::Newline, None, &mut each);
             }
         }
     }
 }
 
 impl Part {
-    fn push(&mut self, text: &[u8], ended: bool, second: Option<u64>, each: &mut impl FnMut(Line<'_>)) {
+    fn push(&mut self, text: &[u8], end: End, second: Option<u64>, each: &mut impl FnMut(Line<'_>)) {
         let second = self.second.or(second);
         if self.cut {
             // dropped
@@ -101,7 +110,7 @@ impl Part {
             self.bytes.extend_from_slice(&text[..LINE_LIMIT - self.bytes.len()]);
             each(Line { bytes: whole_characters(&self.bytes), cut: true, second });
             self.cut = true;
-        } else if !ended {
+        } else if end == End::Open {
             self.bytes.extend_from_slice(text);
         } else if self.bytes.is_empty() {
             each(Line { bytes: text, cut: false, second });
@@ -109,7 +118,7 @@ impl Part {
             self.bytes.extend_from_slice(text);
             each(Line { bytes: &self.bytes, cut: false, second });
         }
-        if ended {
+        if end == End::Newline {
             *self = Self::default();
         } else {
             self.second = second;
@@ -120,17 +129,17 @@ impl Part {
     }
 }
 
-/// `bytes` without a character that is cut in two at the end.
+/// `bytes` without an incomplete character at the end.
 fn whole_characters(bytes: &[u8]) -> &[u8] {
     let begin = bytes.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or(0);
     match std::str::from_utf8(&bytes[begin..]) {
-        // No `error_len`: the end came too early.
+        // No `error_len`: the character is incomplete.
         Err(error) if error.error_len().is_none() => &bytes[..begin],
         _ => bytes,
     }
 }
 
-/// Where lines come from.
+/// The container that wrote a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Label `service`.
@@ -158,9 +167,9 @@ struct Payload<'a> {
 }
 
 impl Origin {
-    /// The payload for one line. `now` serves where the line has no time of its own.
+    /// The payload for one line. A line without a time stamp gets `now`.
     ///
-    /// A field of a JSON object that is not text is shown as its JSON; `null` is as good as absent.
+    /// A field of a JSON object that is not a string is written as JSON; `null` counts as absent.
     #[must_use]
     pub fn payload(&self, line: Line<'_>, now: SystemTime) -> String {
         let bytes = line.bytes.strip_suffix(b"\r").unwrap_or(line.bytes);
@@ -169,10 +178,10 @@ impl Origin {
         let mut fields: Option<Map<String, Value>> =
             if !line.cut && text.trim_ascii_start().starts_with('{') { serde_json::from_str(&text).ok() } else { None };
         let structured = fields.is_some();
-        let mut field = |name: &str| fields.as_mut().and_then(|fields| fields.remove(name)).and_then(words);
+        let mut field = |name: &str| fields.as_mut().and_then(|fields| fields.remove(name)).and_then(into_text);
         let message = field("event").or_else(|| field("message"));
-        let level = field("level").filter(|level| !level.is_empty()).map(|level| shortened(level, WORD_LIMIT));
-        let timestamp = field("timestamp").and_then(|text| moment(&text)).unwrap_or(time);
+        let level = field("level").filter(|level| !level.is_empty()).map(|level| truncated(level, WORD_LIMIT));
+        let timestamp = field("timestamp").and_then(|text| parse_time(&text)).unwrap_or(time);
         let payload = Payload {
             service: &self.service,
             instance_id: &self.instance,
@@ -184,18 +193,18 @@ impl Origin {
                 None => &text,
             },
             timestamp: &clock::iso(timestamp),
-            logger: field("logger").map(|logger| shortened(logger, WORD_LIMIT)),
+            logger: field("logger").map(|logger| truncated(logger, WORD_LIMIT)),
             exc_info: field("exc_info"),
             stack_info: field("stack_info"),
         };
         let mut json = Vec::with_capacity(text.len() + 320);
-        // Text and optional text: there is nothing that could not be written.
+        // Strings only: serialization cannot fail.
         let _ = serde_json::to_writer(&mut json, &payload);
         String::from_utf8(json).unwrap_or_default()
     }
 }
 
-fn words(value: Value) -> Option<String> {
+fn into_text(value: Value) -> Option<String> {
     match value {
         Value::Null => None,
         Value::String(text) => Some(text),
@@ -204,7 +213,7 @@ fn words(value: Value) -> Option<String> {
 }
 
 /// A time as text, or as seconds since 1970.
-fn moment(text: &str) -> Option<SystemTime> {
+fn parse_time(text: &str) -> Option<SystemTime> {
     clock::parse(text).or_else(|| {
         let seconds: f64 = text.parse().ok()?;
         // beyond the year 9999, or NaN
@@ -215,7 +224,7 @@ fn moment(text: &str) -> Option<SystemTime> {
     })
 }
 
-fn shortened(mut text: String, limit: usize) -> String {
+fn truncated(mut text: String, limit: usize) -> String {
     let end = (0..=limit.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.truncate(end);
     text
@@ -250,7 +259,7 @@ mod tests {
             (b"", None, b""),
         ];
         for (frame, second, bytes) in table {
-            assert_eq!(StampedText::read(frame), StampedText { second, bytes });
+            assert_eq!(StampedText::parse(frame), StampedText { second, bytes });
         }
     }
 
@@ -267,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_goes_out_cut_once_and_memory_stays_small() {
+    fn a_long_line_is_forwarded_cut_once_and_memory_stays_small() {
         let mut joiner = Joiner::default();
         let part = vec![b'x'; 8192];
         assert_eq!(lines(&mut joiner, Output::Stdout, &part), []);

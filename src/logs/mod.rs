@@ -1,5 +1,8 @@
 //! Forwards the log lines of containers to Redis: each line once and in order.
 
+mod control;
 pub mod cursor;
-pub mod follow;
+mod follower;
+pub mod forwarder;
 pub mod line;
+mod sink;

@@ -1,19 +1,19 @@
-//! Splits the bytes of a log stream into frames. [p]
+//! Splits the bytes of a log stream into frames.
 //!
-//! Podman sends each stretch of a container's output behind eight bytes: 1 for standard output or 2 for standard error,
-//! three zeros, and the length, high byte first. Network chunks end anywhere, so bytes are taken as they come.
+//! Podman sends each piece of a container's output after a header of eight bytes: 1 for standard output or 2 for
+//! standard error, three zeros, and the length, high byte first. Network chunks may end anywhere in a frame.
 //!
-//! Invariant: what waits for its rest is less than one frame, and a frame is at most [`FRAME_LIMIT`] bytes; after an
-//! error the stream has no meaning any more.
+//! Invariant: the bytes that are kept are less than one frame, and a frame has at most [`FRAME_LIMIT`] bytes. After an
+//! error, the rest of the stream is meaningless.
 
 use std::fmt;
 
-/// Longest frame that is believed. Podman's are about 8 KiB; journald's can be a whole line.
+/// Longest frame that is accepted. Podman's have about 8 KiB; with the journald driver, a frame is a whole line.
 pub const FRAME_LIMIT: usize = 1 << 20;
 
-const HEAD: usize = 8;
+const HEADER: usize = 8;
 
-/// Which of a container's outputs it was.
+/// The output of the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Standard output.
@@ -22,38 +22,38 @@ pub enum Output {
     Stderr,
 }
 
-/// Why bytes are no frame.
+/// Why bytes are not a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BadFrame {
-    /// The head does not begin with 1 or 2 and three zeros.
-    Head([u8; HEAD]),
-    /// It says that it is longer than any frame may be.
-    Long(usize),
+    /// The header does not begin with 1 or 2 and three zeros.
+    Header([u8; HEADER]),
+    /// The header contains a length above the limit.
+    TooLong(usize),
 }
 
 impl fmt::Display for BadFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Head(head) => write!(f, "{head:?} is no head of a log frame"),
-            Self::Long(length) => write!(f, "a log frame of {length} bytes"),
+            Self::Header(header) => write!(f, "{header:?} is not the header of a log frame"),
+            Self::TooLong(length) => write!(f, "a log frame of {length} bytes is too long"),
         }
     }
 }
 
-/// The bytes that are not a whole frame yet.
+/// The bytes of an incomplete frame.
 #[derive(Debug, Default)]
 pub struct Frames {
     rest: Vec<u8>,
 }
 
 impl Frames {
-    /// Takes in `bytes` and hands each frame that is whole to `each`, in order.
+    /// Adds `bytes`, and passes each complete frame to `each`, in order.
     ///
     /// # Errors
-    /// The first thing that is no frame; those before it have been handed over.
+    /// The first bytes that are not a frame; the frames before them were passed on.
     pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(Output, &[u8])) -> Result<(), BadFrame> {
         if self.rest.is_empty() {
-            // The usual case: nothing is copied but an incomplete end.
+            // The usual case: only an incomplete frame at the end is copied.
             let used = split(bytes, &mut each)?;
             self.rest.extend_from_slice(&bytes[used..]);
         } else {
@@ -61,36 +61,36 @@ impl Frames {
             let used = split(&self.rest, &mut each)?;
             self.rest.drain(..used);
         }
-        // A long frame of long ago is no reason to keep its memory.
+        // The memory of a long frame is not kept.
         if self.rest.is_empty() && self.rest.capacity() > 64 << 10 {
             self.rest = Vec::new();
         }
         Ok(())
     }
 
-    /// Whether the bytes so far end where a frame ends.
+    /// Whether the bytes so far end at the end of a frame.
     #[must_use]
-    pub fn is_whole(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.rest.is_empty()
     }
 }
 
-/// The frames at the beginning of `bytes`; how many bytes they take.
+/// Passes on the frames at the beginning of `bytes`; returns their length.
 fn split(bytes: &[u8], each: &mut impl FnMut(Output, &[u8])) -> Result<usize, BadFrame> {
     let mut used = 0;
-    while let Some(head) = bytes[used..].first_chunk::<HEAD>() {
-        let output = match head {
+    while let Some(header) = bytes[used..].first_chunk::<HEADER>() {
+        let output = match header {
             [1, 0, 0, 0, ..] => Output::Stdout,
             [2, 0, 0, 0, ..] => Output::Stderr,
-            _ => return Err(BadFrame::Head(*head)),
+            _ => return Err(BadFrame::Header(*header)),
         };
-        let length = u32::from_be_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
         if length > FRAME_LIMIT {
-            return Err(BadFrame::Long(length));
+            return Err(BadFrame::TooLong(length));
         }
-        let Some(content) = bytes.get(used + HEAD..used + HEAD + length) else { break };
+        let Some(content) = bytes.get(used + HEADER..used + HEADER + length) else { break };
         each(output, content);
-        used += HEAD + length;
+        used += HEADER + length;
     }
     Ok(used)
 }
@@ -113,7 +113,7 @@ mod tests {
             let mut frames = Frames::default();
             let found: Vec<_> = stream.chunks(size).flat_map(|chunk| collect(&mut frames, chunk).unwrap()).collect();
             assert_eq!(found, expected, "chunks of {size}");
-            assert!(frames.is_whole());
+            assert!(frames.is_complete());
         }
     }
 
@@ -121,20 +121,20 @@ mod tests {
     fn an_incomplete_frame_waits_for_its_rest() {
         let mut frames = Frames::default();
         assert_eq!(collect(&mut frames, b"\x01\0\0\0\0\0\0\x05ab").unwrap(), []);
-        assert!(!frames.is_whole());
+        assert!(!frames.is_complete());
         assert_eq!(collect(&mut frames, b"cde").unwrap(), [(Output::Stdout, b"abcde".to_vec())]);
     }
 
     #[test]
-    fn what_is_no_frame_is_an_error_after_the_frames_before_it() {
+    fn other_bytes_are_an_error_after_the_frames_before_them() {
         let mut found = 0;
         let bad = Frames::default().push(b"\x01\0\0\0\0\0\0\x01xHTTP/1.1", |_, _| found += 1);
-        assert_eq!((bad, found), (Err(BadFrame::Head(*b"HTTP/1.1")), 1));
+        assert_eq!((bad, found), (Err(BadFrame::Header(*b"HTTP/1.1")), 1));
         for (bytes, error) in [
-            (&b"\x01\0\0\x01\0\0\0\0"[..], BadFrame::Head([1, 0, 0, 1, 0, 0, 0, 0])),
-            (b"\x00\0\0\0\0\0\0\x01", BadFrame::Head([0, 0, 0, 0, 0, 0, 0, 1])),
-            (b"\x02\0\0\0\xff\xff\xff\xff", BadFrame::Long(0xffff_ffff)),
-            (b"\x02\0\0\0\0\x10\0\x01", BadFrame::Long(FRAME_LIMIT + 1)),
+            (&b"\x01\0\0\x01\0\0\0\0"[..], BadFrame::Header([1, 0, 0, 1, 0, 0, 0, 0])),
+            (b"\x00\0\0\0\0\0\0\x01", BadFrame::Header([0, 0, 0, 0, 0, 0, 0, 1])),
+            (b"\x02\0\0\0\xff\xff\xff\xff", BadFrame::TooLong(0xffff_ffff)),
+            (b"\x02\0\0\0\0\x10\0\x01", BadFrame::TooLong(FRAME_LIMIT + 1)),
         ] {
             assert_eq!(collect(&mut Frames::default(), bytes), Err(error));
         }

@@ -1,4 +1,4 @@
-//! A Unix-socket transport for ureq: connect, write, read, each within the time that ureq allows.
+//! A Unix-socket transport for ureq: connect, write and read, each with the deadline that ureq sets.
 //!
 //! The only file that uses `ureq::unversioned`, which may change between minor versions.
 
@@ -14,7 +14,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, ShutdownHandle, Transport};
 
-/// Opens connections to one socket, whatever the request's host is.
+/// Opens connections to one socket, for any host name in the request.
 #[derive(Debug)]
 pub(super) struct UnixConnector {
     pub(super) path: PathBuf,
@@ -24,15 +24,15 @@ impl Connector for UnixConnector {
     type Out = UnixTransport;
 
     fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<UnixTransport>, ureq::Error> {
-        let socket = Arc::new(Socket(connect(&self.path, within(details.timeout))?));
+        let socket = Arc::new(Socket(connect(&self.path, socket_timeout(details.timeout))?));
         (details.register_shutdown)(Arc::downgrade(&socket) as Weak<dyn ShutdownHandle>)?;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         Ok(Some(UnixTransport { socket, buffers }))
     }
 }
 
-/// Connecting to a Unix socket has no timeout of its own and blocks while the listener's backlog is full; the send
-/// timeout bounds it.
+/// Connecting to a Unix socket blocks while the backlog of the listener is full. It has no timeout of its own, but
+/// obeys the send timeout.
 fn connect(path: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -41,13 +41,13 @@ fn connect(path: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
     Ok(UnixStream::from(socket))
 }
 
-/// A time limit in the form that socket options take: never zero, which would mean "for ever".
-fn within(timeout: NextTimeout) -> Option<Duration> {
+/// A timeout as socket options expect it: never zero, which would mean no timeout.
+fn socket_timeout(timeout: NextTimeout) -> Option<Duration> {
     (!timeout.after.is_not_happening()).then(|| (*timeout.after).max(Duration::from_millis(1)))
 }
 
-/// Socket timeouts surface as `EAGAIN`; ureq wants to hear which of its limits it was.
-fn timed(error: io::Error, timeout: NextTimeout) -> ureq::Error {
+/// A socket timeout is reported as `EAGAIN`; ureq must know which of its deadlines it was.
+fn timeout_error(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
         _ => ureq::Error::Io(error),
@@ -79,33 +79,33 @@ impl Transport for UnixTransport {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         let timeout = timeout.for_write();
         let mut stream = &self.socket.0;
-        stream.set_write_timeout(within(timeout))?;
-        stream.write_all(&self.buffers.output()[..amount]).map_err(|error| timed(error, timeout))
+        stream.set_write_timeout(socket_timeout(timeout))?;
+        stream.write_all(&self.buffers.output()[..amount]).map_err(|error| timeout_error(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         let timeout = timeout.for_read();
         let mut stream = &self.socket.0;
-        stream.set_read_timeout(within(timeout))?;
+        stream.set_read_timeout(socket_timeout(timeout))?;
         let space = self.buffers.input_append_buf();
         let count = loop {
             match stream.read(space) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => break read.map_err(|error| timed(error, timeout))?,
+                read => break read.map_err(|error| timeout_error(error, timeout))?,
             }
         };
         self.buffers.input_appended(count);
         Ok(count > 0)
     }
 
-    /// A kept connection is usable while the peer has neither closed it nor sent anything unasked.
+    /// An idle connection can be used again if the peer has neither closed it nor sent anything.
     fn is_open(&mut self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(&self.socket.0, &mut [0; 1], flags), Err(rustix::io::Errno::AGAIN))
     }
 }
 
-/// Answers every name with one address that nobody uses: the connector has a path instead.
+/// Resolves every name to one address that is not used: the connector has a path instead.
 #[derive(Debug)]
 pub(super) struct NoResolver;
 

@@ -85,7 +85,7 @@ fn gaps(numbers: impl Iterator<Item = u64>) -> (u64, u64, u64) {
 /// Lines as Podman's API delivers them, read and thrown away but for their number: what a client could reach at best.
 fn api_logs(station: &Station, name: &str) -> Receiver<(f64, String)> {
     let id = station.inspect(name).unwrap()["Id"].as_str().unwrap().to_owned();
-    let request = Podman::new(station.podman.socket().to_owned()).log(&id, 0, true);
+    let request = Podman::new(station.podman.socket().to_owned()).follow_log(&id, 0);
     let (sender, receiver) = channel();
     thread::spawn(move || {
         let (mut stream, mut frames, mut chunk) = (request.open().unwrap(), Frames::default(), [0; 16 << 10]);

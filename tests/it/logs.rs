@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use silvasonic_controller::decide::container::{Container, State};
-use silvasonic_controller::logs::follow::LogForwarder;
+use silvasonic_controller::logs::forwarder::LogForwarder;
 use silvasonic_controller::podman::client::Podman;
 use silvasonic_controller::redis::publisher::Publisher;
 
@@ -245,7 +245,7 @@ fn a_flood_holds_no_other_container_up_and_is_reported_when_podman_drops_lines()
     let controller = stage.controller();
     stage.station.podman.wait_running(SOON, &[RODE, ULTRAMIC]);
     stage.tell(ULTRAMIC, "yes flood");
-    controller.wait_log("passed its size limit", Duration::from_secs(60));
+    controller.wait_log("exceeded its size limit", Duration::from_secs(60));
     for number in 0..5 {
         let said = Instant::now();
         stage.tell(RODE, &format!("echo quiet {number}"));
@@ -262,7 +262,7 @@ fn a_flood_holds_no_other_container_up_and_is_reported_when_podman_drops_lines()
         });
         assert!(flood > 0 && said.elapsed() < Duration::from_secs(3), "{flood} lines, {:?}", said.elapsed());
     }
-    assert_eq!(controller.count_log("passed its size limit"), 1);
+    assert_eq!(controller.count_log("exceeded its size limit"), 1);
 }
 
 /// A service that answers each request to follow with the next of `answers`, and says nothing otherwise.
@@ -334,7 +334,7 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
     );
     let bus = Publisher::start(&station.redis.url(), "controller").unwrap();
     let mut logs = LogForwarder::new(&Podman::new(socket), bus);
-    logs.keep(&[]);
+    logs.update(&[]);
     let container = Container {
         id: "c1".to_owned(),
         name: "scripted".to_owned(),
@@ -347,7 +347,7 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
         started: 0,
     };
     let begun = Instant::now();
-    logs.keep(&[container]);
+    logs.update(&[container]);
     numbered(&lines, 4);
     assert!(lines.try_recv().is_err());
     assert!(begun.elapsed() < SOON);

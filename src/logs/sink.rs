@@ -1,0 +1,77 @@
+//! Where the frames of a log stream go: the sink skips those that were forwarded before, joins the others to lines and
+//! queues these for Redis.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::logs::cursor::{Position, Skip};
+use crate::logs::line::{Joiner, Origin, StampedText};
+use crate::podman::frames::Output;
+use crate::redis::publisher::Publisher;
+
+/// How long lines wait for room in the queue.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where the first stream begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// At the beginning of the log.
+    Beginning,
+    /// After this second; earlier lines are not forwarded.
+    After(u64),
+}
+
+/// The state that the frames of a container's log change.
+pub(super) struct FrameSink {
+    pub(super) position: Position,
+    /// Frames up to this second were written before the Controller started; they are counted and not forwarded.
+    pub(super) mute: Option<u64>,
+    pub(super) origin: Origin,
+    /// Bytes of all streams.
+    pub(super) bytes: u64,
+    joiner: Joiner,
+    publisher: Publisher,
+}
+
+impl FrameSink {
+    pub(super) fn new(start: Start, origin: Origin, publisher: Publisher) -> Self {
+        let (position, mute) = match start {
+            Start::Beginning => (Position::beginning(), None),
+            Start::After(second) => (Position::at(second), Some(second)),
+        };
+        Self { position, mute, joiner: Joiner::default(), origin, publisher, bytes: 0 }
+    }
+
+    /// Handles one frame, and adds the lines that end in it to `lines`.
+    pub(super) fn push(&mut self, skip: &mut Skip, output: Output, frame: &[u8], now: SystemTime, lines: &mut Vec<String>) {
+        self.bytes += frame.len() as u64;
+        let text = StampedText::parse(frame);
+        let second = text.second.unwrap_or_else(|| seconds(now));
+        if skip.is_known(second) {
+            return;
+        }
+        self.position.advance(second);
+        if self.mute.is_none_or(|until| second > until) {
+            let origin = &self.origin;
+            self.joiner.push(output, text, |line| lines.push(origin.payload(line, now)));
+        }
+    }
+
+    /// Ends incomplete lines: the container's run is over, and the rest of them will not come.
+    pub(super) fn finish_run(&mut self) {
+        let (origin, mut lines) = (&self.origin, Vec::new());
+        self.joiner.finish(|line| lines.push(origin.payload(line, SystemTime::now())));
+        self.forward(lines);
+    }
+
+    /// Queues lines for Redis; waits for room.
+    pub(super) fn forward(&self, lines: Vec<String>) {
+        if !lines.is_empty() {
+            self.publisher.log_lines(lines, PATIENCE);
+        }
+    }
+}
+
+/// Whole seconds since 1970.
+pub(super) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
