@@ -218,7 +218,7 @@ impl Controller {
     fn record(&mut self) {
         // The first answer of the database says which microphone is which.
         if let Some(registry) = &self.database.registry {
-            let changes = self.hardware.recall(registry);
+            let changes = self.hardware.identify_earlier(registry);
             self.note_plugged(&changes);
         }
         if self.hardware.state.is_ok() && self.shutdown.is_none() {

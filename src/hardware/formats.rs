@@ -1,38 +1,39 @@
-//! What a USB sound card can capture: the text of `/proc/asound/cardN/stream0`. [p]
+//! What a USB sound card can capture, parsed from `/proc/asound/cardN/stream0`.
 //!
-//! The kernel prints one block for each altsetting (`sound/usb/proc.c`). Only the first line holds foreign text, the
-//! product string, which may have line breaks; the kernel's own `Capture:` is therefore the last one.
+//! The kernel prints one block for each altsetting (`sound/usb/proc.c`). The only text that is not the kernel's own is
+//! the product string in the first line. It may contain line breaks and forge a line `Capture:`, so the last such line
+//! counts.
 
 use serde_json::{Value, json};
 
-/// One altsetting: what can be chosen together.
+/// One altsetting: formats, channels and rates that can be combined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// As ALSA names them, `S16_LE`.
     pub formats: Vec<String>,
-    /// How many.
+    /// Number of channels.
     pub channels: u64,
-    /// In Hz; of a continuous range its ends.
+    /// In Hz; for a continuous range, its ends.
     pub rates: Vec<u64>,
-    /// Whether everything between the rates can be had, too.
+    /// Whether all rates between these are possible, too.
     pub continuous: bool,
 }
 
-/// What a profile says about capture.
+/// The capture settings of a profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// In Hz.
     pub sample_rate: u64,
-    /// How many.
+    /// Number of channels.
     pub channels: u64,
     /// `S16LE`, `S24LE` or `S32LE`.
     pub format: &'static str,
 }
 
-/// Reads the capture part.
+/// Parses the part about capture.
 ///
 /// # Errors
-/// Why it says nothing about capture.
+/// Why there is no valid part about capture.
 pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
     let (start, _) = text.lines().enumerate().filter(|(_, line)| *line == "Capture:").last().ok_or("no line `Capture:`")?;
     let mut settings: Vec<Setting> = Vec::new();
@@ -46,7 +47,7 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
                 next.continuous = value.contains("(continuous)");
                 next.rates = value.split([',', ' ', '-']).filter_map(|rate| rate.parse().ok()).filter(|rate| *rate > 0).collect();
             }
-            // The next one begins; what one does not say is not taken from the one before.
+            // The next altsetting begins; values that it lacks are not inherited from the one before.
             key if key.starts_with("Altset ") => (next.formats, next.channels, next.rates) = (Vec::new(), 0, Vec::new()),
             _ => {}
         }
@@ -57,7 +58,7 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
     if settings.is_empty() { Err("no altsetting with format, channels and rates".to_owned()) } else { Ok(settings) }
 }
 
-/// The best that a profile can ask for: the highest rate, then the widest format, then the most channels.
+/// The best settings that a profile can contain: the highest rate, then the widest format, then the most channels.
 #[must_use]
 pub fn best(settings: &[Setting]) -> Option<Choice> {
     let choices = settings.iter().flat_map(|setting| {
@@ -68,7 +69,7 @@ pub fn best(settings: &[Setting]) -> Option<Choice> {
     choices.max().map(|(sample_rate, format, channels)| Choice { sample_rate, channels, format })
 }
 
-/// ALSA's name -> the profiles'. USB sends 24 bits as three bytes; ALSA may show them as four.
+/// The name of a format in profiles, from that in ALSA. USB sends 24 bits as three bytes; ALSA may show them as four.
 fn profile_format(format: &str) -> Option<&'static str> {
     match format {
         "S16_LE" => Some("S16LE"),
@@ -90,11 +91,11 @@ pub fn summary(settings: &[Setting]) -> String {
     settings.iter().map(line).collect::<Vec<_>>().join("; ")
 }
 
-/// For programs.
+/// As JSON.
 #[must_use]
 pub fn to_json(settings: &[Setting]) -> Value {
-    let one = |setting: &Setting| json!({"formats": setting.formats, "channels": setting.channels, "rates": setting.rates, "continuous": setting.continuous});
-    settings.iter().map(one).collect()
+    let to_json = |setting: &Setting| json!({"formats": setting.formats, "channels": setting.channels, "rates": setting.rates, "continuous": setting.continuous});
+    settings.iter().map(to_json).collect()
 }
 
 #[cfg(test)]
@@ -142,7 +143,7 @@ Capture:
 ";
 
     #[test]
-    fn what_can_be_captured_is_read_and_the_best_of_it_chosen() {
+    fn capture_settings_are_parsed_and_the_best_ones_chosen() {
         let settings = parse(TEXT).unwrap();
         assert_eq!(
             summary(&settings),
@@ -155,7 +156,8 @@ Capture:
     #[test]
     fn hostile_and_broken_text_chooses_nothing() {
         let forged = "X\n\nCapture:\n    Altset 1\n    Format: S32_LE\n    Channels: 64\n    Rates: 999999\n at usb-1 : USB Audio\n";
-        // A speaker's product string may forge a capture part; sysfs knows that it has none. In front of a real one it is ignored.
+        // The product string of a speaker may forge a part about capture; sysfs shows that it has none. Before a real
+        // one, it is ignored.
         assert_eq!(best(&parse(&format!("{forged}{TEXT}")).unwrap()).unwrap().sample_rate, 48_000);
         let block = |body: &str| format!("Capture:\n    Altset 1\n{body}");
         for text in [

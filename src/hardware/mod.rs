@@ -1,4 +1,4 @@
-//! `/proc/asound` and sysfs: which microphones are plugged in, and whether frames arrive from them.
+//! `/proc/asound` and sysfs: which microphones are connected, and whether frames arrive from them.
 
 pub mod formats;
 pub mod pcm;

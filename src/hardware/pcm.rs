@@ -1,11 +1,11 @@
-//! Proof of capture: what the kernel says about the PCM that a Recorder should have open.
+//! Proof of capture: the state of the PCM that a Recorder should have opened.
 //!
-//! A container that runs is no proof of a recording. `/proc/asound/cardN/pcm*c/sub*` tells whether the stream is open,
-//! whether its pointer moves, at which rate and format, and who holds it. It is shown in `devices`, the heartbeat and, on
-//! change, the log; nothing is decided by it.
+//! A running container does not prove that it records. `/proc/asound/cardN/pcm*c/sub*` shows whether the stream is
+//! open, whether its pointer moves, its rate and format, and which process holds it. The command `devices` and the
+//! heartbeat show this, and changes are logged; no decision depends on it.
 //!
-//! The files wait for a card that hangs, so the `probe` thread reads them when the main loop asks; it asks no second
-//! time before the answer has come.
+//! Reading these files blocks while the card hangs, so the `probe` thread reads them. Invariant: the main loop requests
+//! one read at a time.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,56 +23,56 @@ use crate::fs as files;
 use crate::probe::Prober;
 use crate::text::shown;
 
-/// Time between two looks while something changes, and when nothing does.
+/// Time between two reads while something changes, and while nothing does.
 const SOON: Duration = Duration::from_secs(3);
 const EVERY: Duration = Duration::from_secs(5);
-/// An answer takes a millisecond; other reads wait no longer for it.
+/// A read takes a millisecond. After this time, other reads do not wait for it any more.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// After so long without an answer nothing is known any more.
+/// After this time without an answer, the state is unknown.
 const SILENT: Duration = Duration::from_secs(15);
-/// The files have 300 bytes.
+/// The files have about 300 bytes.
 const LIMIT: u64 = 4 << 10;
-/// A Recorder has opened its card by then.
+/// Time for a Recorder to open its card.
 const OPENED: Duration = Duration::from_secs(10);
 
-/// One PCM substream as its two files tell.
+/// One PCM substream, from its two files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Substream {
     /// `RUNNING`, `PREPARED`, `XRUN`, …; `None` = closed.
     state: Option<String>,
-    /// Process that holds it.
+    /// The process that holds it.
     owner: Option<u32>,
-    /// Name of that process.
+    /// The name of that process.
     holder: Option<String>,
-    /// Frames that the hardware has delivered.
+    /// Number of frames that the hardware has delivered.
     pointer: Option<u64>,
     format: Option<String>,
     channels: Option<u64>,
     rate: Option<u64>,
 }
 
-/// Whether sound comes in.
+/// Whether frames arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PcmState {
-    /// Nobody has opened the card.
+    /// No process has opened the card.
     Closed,
-    /// It is open, and the next look will tell.
+    /// It is open; the next read will show whether frames arrive.
     Open,
-    /// Frames come.
+    /// Frames arrive.
     Running,
-    /// It is open and no frames come; the kernel's word for its state.
+    /// It is open, but no frames arrive; with the state that the kernel reports.
     Stalled(String),
-    /// It could not be read.
+    /// It cannot be read, and why.
     Unknown(String),
 }
 
-/// Whether and what a card captures.
+/// What a card captures, if anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// Whether sound comes in.
+    /// Whether frames arrive.
     pub state: PcmState,
     stream: Substream,
-    /// What is not as the profile says, in words.
+    /// Differences between the stream and the profile, as text.
     pub differences: Vec<String>,
 }
 
@@ -100,7 +100,7 @@ impl fmt::Display for Proof {
 }
 
 impl Proof {
-    /// Compares the substreams of a card with those of the look before.
+    /// Compares the substreams of a card with those of the previous read.
     #[must_use]
     pub fn new(before: Option<&Proof>, streams: Result<Vec<Substream>, String>, expected: Option<&AudioFormat>) -> Self {
         let closed = Self { state: PcmState::Closed, stream: Substream::default(), differences: Vec::new() };
@@ -108,10 +108,10 @@ impl Proof {
             Ok(streams) => streams,
             Err(why) => return Self { state: PcmState::Unknown(why), ..closed },
         };
-        // Of several PCMs the one that runs is the one that counts.
+        // Of several PCMs, the one that runs counts.
         let Some(stream) = streams.into_iter().filter(|stream| stream.state.is_some()).max_by_key(Substream::runs) else { return closed };
-        let known = before.map(|before| &before.stream).filter(|before| before.owner == stream.owner);
-        let state = match (&stream.state, known.and_then(|known| known.pointer)) {
+        let previous = before.map(|before| &before.stream).filter(|before| before.owner == stream.owner);
+        let state = match (&stream.state, previous.and_then(|previous| previous.pointer)) {
             (Some(_), None) if stream.runs() => PcmState::Open,
             (Some(_), Some(pointer)) if stream.runs() && stream.pointer != Some(pointer) => PcmState::Running,
             (state, _) => PcmState::Stalled(state.clone().unwrap_or_default()),
@@ -120,7 +120,7 @@ impl Proof {
         Self { state, stream, differences }
     }
 
-    /// For programs.
+    /// As JSON.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let (state, detail) = match &self.state {
@@ -137,7 +137,7 @@ impl Proof {
 }
 
 impl Substream {
-    /// From `status` and `hw_params`.
+    /// Parses `status` and `hw_params`.
     #[must_use]
     pub fn parse(status: &str, params: &str) -> Self {
         let field = |text: &str, name: &str| {
@@ -162,9 +162,9 @@ impl Substream {
 
     fn differences(&self, expected: &AudioFormat) -> Vec<String> {
         let mut differences = Vec::new();
-        let mut compare = |what: &str, is: Option<String>, wanted: String| {
-            if let Some(is) = is.filter(|is| *is != wanted) {
-                differences.push(format!("{what} {} instead of {wanted}", shown(&is)));
+        let mut compare = |what: &str, is: Option<String>, required: String| {
+            if let Some(is) = is.filter(|is| *is != required) {
+                differences.push(format!("{what} {} instead of {required}", shown(&is)));
             }
         };
         compare("rate", self.rate.map(|rate| rate.to_string()), expected.rate.to_string());
@@ -174,17 +174,17 @@ impl Substream {
     }
 }
 
-/// Reads all capture substreams of a card below `root`; which there are is looked up once and kept in `known`.
+/// Reads all capture substreams of a card below `root`. Their folders are searched once and kept in `known`.
 ///
 /// # Errors
-/// What could not be read, and why.
+/// What cannot be read, and why.
 fn read(root: &Path, card: u32, known: &mut Folders) -> Result<Vec<Substream>, String> {
     let folders = match known.remove(&card) {
         Some(folders) => folders,
         None => folders(&root.join(format!("proc/asound/card{card}"))).map_err(|error| format!("card {card}: {error}"))?,
     };
     let substreams = substreams(&folders)?;
-    // Kept only after a success: another card may have come in this one's place.
+    // Kept only after a success: another card may have got the same number.
     known.insert(card, folders);
     Ok(substreams)
 }
@@ -194,7 +194,7 @@ fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
     for folder in folders {
         let text = |name: &str| read_text(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.join(name).display()));
         let status = text("status")?;
-        // Nothing else is there while nobody has it open.
+        // A closed substream has no further fields.
         if !status.starts_with("state") {
             substreams.push(Substream::default());
             continue;
@@ -207,7 +207,7 @@ fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
     Ok(substreams)
 }
 
-/// `pcm0c/sub0` and the like.
+/// The folders of all capture substreams of a card, such as `pcm0c/sub0`.
 fn folders(card: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for pcm in fs::read_dir(card)? {
@@ -232,13 +232,13 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A Recorder that runs: its device, card and what its profile asks for.
+/// A running Recorder: its device, its card and the format in its profile.
 pub type Recorder = (String, u32, Option<AudioFormat>);
 
-/// Which substreams each card has.
+/// The folders of substreams, by card.
 type Folders = BTreeMap<u32, Vec<PathBuf>>;
 
-/// A Recorder, what its profile demands, and what was read.
+/// The device of a Recorder, the format in its profile, and what was read.
 type Reading = (String, Option<AudioFormat>, Result<Vec<Substream>, String>);
 
 struct Answer {
@@ -246,7 +246,7 @@ struct Answer {
     folders: Folders,
 }
 
-/// Has the PCMs of running Recorders read, and keeps what was found.
+/// Requests reads of the PCMs of running Recorders, and keeps the results.
 pub struct PcmMonitor {
     root: PathBuf,
     prober: Prober,
@@ -255,12 +255,12 @@ pub struct PcmMonitor {
     folders: Folders,
     asked: Option<Instant>,
     next: Instant,
-    /// The last proof of each Recorder, since when it runs, and what was reported of it last.
+    /// For each Recorder: the last proof, when the first one was read, and the text that was last reported.
     proofs: BTreeMap<String, (Proof, Instant, String)>,
 }
 
 impl PcmMonitor {
-    /// Nothing is read yet.
+    /// Without results.
     #[must_use]
     pub fn new(root: &Path, prober: &Prober) -> Self {
         let (outbox, answers) = channel();
@@ -276,29 +276,30 @@ impl PcmMonitor {
         }
     }
 
-    /// What was last known of a Recorder that runs.
+    /// The last proof of a running Recorder.
     #[must_use]
-    pub fn of(&self, device: &str) -> Option<&Proof> {
+    pub fn proof(&self, device: &str) -> Option<&Proof> {
         self.proofs.get(device).map(|(proof, ..)| proof)
     }
 
-    /// Takes in what has come, and asks again when it is time to.
+    /// Handles answers, and requests the next read when it is due.
     pub fn refresh(&mut self, now: Instant, recorders: impl FnOnce() -> Vec<Recorder>) {
         while let Ok(Answer { readings, folders }) = self.answers.try_recv() {
             self.asked = None;
             self.folders = folders;
-            self.note(readings, now);
+            self.report(readings, now);
         }
         if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= SILENT) {
             for (proof, ..) in self.proofs.values_mut() {
-                proof.state = PcmState::Unknown("a sound card does not answer".to_owned());
+                proof.state = PcmState::Unknown("a sound card does not respond".to_owned());
             }
         }
         if self.asked.is_none() && now >= self.next {
             let recorders = recorders();
-            let settled =
-                recorders.iter().all(|(device, ..)| self.proofs.get(device).is_some_and(|(proof, _, told)| proof.to_string() == *told));
-            self.next = now + if settled { EVERY } else { SOON };
+            let is_settled = recorders
+                .iter()
+                .all(|(device, ..)| self.proofs.get(device).is_some_and(|(proof, _, reported)| proof.to_string() == *reported));
+            self.next = now + if is_settled { EVERY } else { SOON };
             self.proofs.retain(|device, _| recorders.iter().any(|(known, ..)| known == device));
             if !recorders.is_empty() {
                 self.asked = Some(now);
@@ -313,17 +314,18 @@ impl PcmMonitor {
             folders.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
             let readings =
                 recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut folders))).collect();
-            // Nobody listens when the program ends.
+            // The receiver is gone when the program ends.
             let _ = outbox.send(Answer { readings, folders });
         });
     }
 
-    fn note(&mut self, readings: Vec<Reading>, now: Instant) {
+    fn report(&mut self, readings: Vec<Reading>, now: Instant) {
         for (device, expected, streams) in readings {
             let before = self.proofs.get(&device);
             let proof = Proof::new(before.map(|(proof, ..)| proof), streams, expected.as_ref());
-            let (since, told) = before.map_or((now, String::new()), |(_, since, told)| (*since, told.clone()));
-            // What has just been started or opened may need a moment, and a card that is away for one is told elsewhere.
+            let (since, reported) = before.map_or((now, String::new()), |(_, since, reported)| (*since, reported.clone()));
+            // A Recorder that has just started needs some time, and a card that does not respond is reported by the
+            // scanner.
             let early = match proof.state {
                 PcmState::Open | PcmState::Unknown(_) => true,
                 PcmState::Closed => now.saturating_duration_since(since) < OPENED,
@@ -332,14 +334,14 @@ impl PcmMonitor {
             let text = proof.to_string();
             match proof.state {
                 _ if early => debug!("microphone {device}: PCM {proof}"),
-                _ if text == told => {}
+                _ if text == reported => {}
                 PcmState::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
-                // Not every Recorder opens its card at once, or at all.
+                // Some Recorders open the card later, or never.
                 PcmState::Closed => info!("microphone {device}: its Recorder has not opened the sound card"),
-                _ => warn!("microphone {device} runs a Recorder, but its PCM is {proof}"),
+                _ => warn!("microphone {device}: its Recorder runs, but the PCM is {proof}"),
             }
-            let told = if early { told } else { text };
-            self.proofs.insert(device, (proof, since, told));
+            let reported = if early { reported } else { text };
+            self.proofs.insert(device, (proof, since, reported));
         }
     }
 }
@@ -363,14 +365,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_that_moves_is_the_proof() {
+    fn a_pointer_that_moves_proves_capture() {
         let first = Proof::new(None, stream(|_| ()), Some(&expected()));
         assert_eq!(first.state, PcmState::Open);
         let second = Proof::new(Some(&first), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
         assert_eq!(second.to_string(), "running, 384000 Hz S16_LE 1 ch, held by ? (397)");
         let third = Proof::new(Some(&second), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
         assert_eq!(third.state, PcmState::Stalled("RUNNING".to_owned()));
-        // Another process, another stream.
+        // Another process has another stream.
         let other = Proof::new(Some(&second), stream(|stream| stream.owner = Some(7)), None);
         assert_eq!(other.state, PcmState::Open);
         let broken = Proof::new(Some(&second), stream(|stream| stream.state = Some("XRUN".to_owned())), None);
@@ -381,13 +383,13 @@ mod tests {
 
     #[test]
     fn what_is_captured_is_compared_with_the_profile() {
-        let wanted = AudioFormat { rate: 250_000, channels: 2, format: "S24LE".to_owned() };
-        let proof = Proof::new(None, stream(|_| ()), Some(&wanted));
+        let profile = AudioFormat { rate: 250_000, channels: 2, format: "S24LE".to_owned() };
+        let proof = Proof::new(None, stream(|_| ()), Some(&profile));
         assert_eq!(proof.differences, ["rate 384000 instead of 250000", "format S16LE instead of S24LE", "channels 1 instead of 2"]);
     }
 
     #[test]
-    fn garbage_is_no_capture() {
+    fn garbage_is_not_capture() {
         for garbage in ["", "\u{0}", "state", "state RUNNING", "hw_ptr : 99999999999999999999999\nstate: \u{1b}[2J"] {
             let stream = Substream::parse(garbage, garbage);
             assert!(!stream.runs() && stream.pointer.is_none(), "{garbage:?}: {stream:?}");

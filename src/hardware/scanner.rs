@@ -1,12 +1,12 @@
-//! Looks at all sound cards when something changed.
+//! Scans all sound cards when something has changed.
 //!
-//! At every tick the main loop compares the signature of the last scan; only when it differs, something was unclear, or it
-//! is a while ago, the `probe` thread is asked for a new scan. A scan counts as settled when another one at the next tick
-//! gives the same.
+//! At every tick the main loop compares the signature of the last scan. Only if it differs, if a card was unclear, or
+//! if the last scan is too old, a new scan is requested from the `probe` thread. A scan counts as settled when the next
+//! tick's scan has the same result.
 //!
-//! A scan that does not answer hangs in a card, as the kernel holds the lock of a USB device that it resets. The next one
-//! passes over that card, as long as it is the same plugging of it. The kernel lets go in the end; the answer of the scan
-//! that was given up says that its card can be looked at again.
+//! A scan that does not answer hangs in a card, as the kernel holds the lock of a USB device while it resets it. The
+//! next scan skips that card until it is reconnected. When the kernel releases the lock, the abandoned scan answers,
+//! and its card is scanned again.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
@@ -22,45 +22,45 @@ use crate::probe::Prober;
 
 /// A scan takes a millisecond.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Changes that no mark tells are found after this.
+/// Changes that the signature does not show are detected after this time.
 const AGAIN: Duration = Duration::from_secs(60);
-/// Scans that may hang at a time.
+/// Number of scans that may hang at the same time.
 const STUCK: usize = 8;
 
-/// One card at one plugging.
+/// One card, from its connection to its disconnection.
 type Card = (u32, UsbAddress);
 
-/// What a tick learns about the hardware.
+/// What is known about the hardware at a tick.
 #[derive(Debug)]
 pub enum Poll {
-    /// All is as this scan found it.
+    /// Nothing has changed since this scan.
     Unchanged(Scan),
-    /// The answer comes as [`Event::Scanner`].
-    Asked,
-    /// Nothing is known now, and why.
+    /// A scan is under way; its result arrives as [`Event::Hardware`].
+    Pending,
+    /// The hardware is unknown, and why.
     Unknown(String),
 }
 
-/// Asks for scans, and keeps the last one.
+/// Requests scans, and keeps the last one.
 #[derive(Debug)]
 pub struct Scanner {
     root: PathBuf,
     events: SyncSender<Event>,
     prober: Prober,
-    /// Tells the answer that is waited for from those of scans that were given up.
+    /// Distinguishes the answer of the current scan from those of abandoned ones.
     generation: u64,
-    /// The card that the present scan is at.
-    at: Arc<Mutex<Option<Card>>>,
+    /// The card that the current scan is reading.
+    current: Arc<Mutex<Option<Card>>>,
     asked: Option<Instant>,
-    /// The last scan, since when nothing failed, and when it was.
+    /// The last scan and its time; `None` after a failure.
     last: Option<(Scan, Instant)>,
     settled: bool,
-    /// Scans that were given up, by generation, and where they hang.
+    /// Abandoned scans, by generation, and the cards in which they hang.
     stuck: Vec<(u64, Card)>,
 }
 
 impl Scanner {
-    /// Nothing is known yet.
+    /// Without a scan.
     #[must_use]
     pub fn new(root: &Path, prober: &Prober, events: SyncSender<Event>) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl Scanner {
             events,
             prober: prober.clone(),
             generation: 0,
-            at: Arc::default(),
+            current: Arc::default(),
             asked: None,
             last: None,
             settled: false,
@@ -76,14 +76,14 @@ impl Scanner {
         }
     }
 
-    /// Looks whether anything changed, and asks for a scan if so.
+    /// Checks whether anything has changed, and requests a scan if so.
     pub fn poll(&mut self, now: Instant) -> Poll {
         self.prober.check_deadline(now);
         if let Some(asked) = self.asked {
             if now.saturating_duration_since(asked) < ANSWER {
-                return Poll::Asked;
+                return Poll::Pending;
             }
-            if let Err(why) = self.pass_over() {
+            if let Err(why) = self.skip_card() {
                 return Poll::Unknown(why);
             }
         }
@@ -94,17 +94,17 @@ impl Scanner {
             _ => {
                 self.ask();
                 self.asked = Some(now);
-                Poll::Asked
+                Poll::Pending
             }
         }
     }
 
-    /// Takes in an answer; `None` if it is that of a scan which was given up.
+    /// Handles an answer; `None` if it is that of an abandoned scan.
     pub fn answered(&mut self, generation: u64, answer: Result<Scan, Unknown>) -> Option<Result<Scan, Unknown>> {
         if generation != self.generation {
             if let Some(index) = self.stuck.iter().position(|(stuck, _)| *stuck == generation) {
                 let (_, (card, _)) = self.stuck.remove(index);
-                info!("card {card} answers again");
+                info!("card {card} responds again");
             }
             self.settled = false;
             return None;
@@ -118,35 +118,35 @@ impl Scanner {
         Some(answer)
     }
 
-    /// The cards that do not answer.
-    pub fn silent(&self) -> impl Iterator<Item = u32> {
+    /// The cards that do not respond.
+    pub fn unresponsive(&self) -> impl Iterator<Item = u32> {
         self.stuck.iter().map(|(_, (card, _))| *card)
     }
 
     fn ask(&self) {
-        let (root, events, generation, at) = (self.root.clone(), self.events.clone(), self.generation, Arc::clone(&self.at));
+        let (root, events, generation, current) = (self.root.clone(), self.events.clone(), self.generation, Arc::clone(&self.current));
         let stuck: Vec<Card> = self.stuck.iter().map(|(_, card)| card.clone()).collect();
         self.prober.submit(ANSWER, move || {
-            let is_at = |card| *at.lock().unwrap_or_else(PoisonError::into_inner) = card;
-            let scan = scan(&root, &stuck, |card, plugging| is_at(Some((card, plugging.clone()))));
-            is_at(None);
-            // Nobody listens when the program ends.
+            let set_current = |card| *current.lock().unwrap_or_else(PoisonError::into_inner) = card;
+            let scan = scan(&root, &stuck, |card, address| set_current(Some((card, address.clone()))));
+            set_current(None);
+            // The receiver is gone when the program ends.
             let _ = events.send(Event::Hardware { generation, scan });
         });
     }
 
-    /// Goes on without the card in which the present scan hangs.
-    fn pass_over(&mut self) -> Result<(), String> {
-        let at = self.at.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // Between two cards there is nothing that could hang for long.
-        let card = at.ok_or("no answer")?;
+    /// Abandons the current scan, and skips the card in which it hangs.
+    fn skip_card(&mut self) -> Result<(), String> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Between two cards, nothing can hang for long.
+        let card = current.ok_or("no response")?;
         if self.stuck.len() >= STUCK {
-            return Err(format!("no answer from card {}, nor from {STUCK} before it", card.0));
+            return Err(format!("card {} does not respond, nor do {STUCK} others", card.0));
         }
-        warn!("card {} does not answer; the others are looked at without it", card.0);
+        warn!("card {} does not respond; scanning the other cards without it", card.0);
         self.stuck.push((self.generation, card));
         self.generation += 1;
-        self.at = Arc::default();
+        self.current = Arc::default();
         Ok(())
     }
 }

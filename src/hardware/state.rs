@@ -1,7 +1,7 @@
-//! Which microphones are there, as the hardware showed last.
+//! The last known state of the hardware: which microphones are connected.
 //!
-//! Looks at the sound cards at each tick, tells which microphone each one is, and keeps who is online, missing or
-//! offline. What cannot be read changes nothing.
+//! At each tick the sound cards are scanned if they changed, each microphone is identified, and its presence is kept:
+//! online, missing or offline. Invariant: a scan that fails changes no presence.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::SyncSender;
@@ -24,90 +24,91 @@ use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
 use crate::text::shown;
 
-/// A card that cannot be told for so long is none that is being plugged in.
+/// A card that cannot be identified for this time is not one that is just being connected.
 const UNCLEAR: Duration = Duration::from_secs(10);
 
-/// Microphones and what became of them.
+/// Microphones, and how their presence changed.
 pub type Changes = Vec<(String, Transition)>;
 
-/// Looks at the hardware, and keeps what it showed last.
+/// Scans the hardware, and keeps the last known state.
 pub struct HardwareState {
-    cards: Scanner,
+    scanner: Scanner,
     pcms: PcmMonitor,
-    notices: RateLimit,
-    /// Who is there.
+    rate_limit: RateLimit,
+    /// Which microphones are connected.
     pub presences: Presences,
-    /// The last look, until the first word of the database says which microphone is which.
-    first: Option<Scan>,
-    /// Cards that cannot be told, and since when.
+    /// The last scan before the first answer of the database, without which no microphone can be identified.
+    unidentified: Option<Scan>,
+    /// Cards that cannot be identified, and since when.
     unclear: BTreeMap<u32, Instant>,
-    /// Whether the last look told anything, or why not.
+    /// Whether the last scan succeeded, or its error.
     pub state: Result<(), String>,
-    /// The look before that told nothing, either.
+    /// Whether the last scan failed.
     failed: bool,
 }
 
 impl HardwareState {
-    /// Nothing is known yet.
+    /// Without a scan.
     #[must_use]
     pub fn new(config: &Config, prober: &Prober, events: &SyncSender<Event>) -> Self {
         Self {
-            cards: Scanner::new(&config.host_root, prober, events.clone()),
+            scanner: Scanner::new(&config.host_root, prober, events.clone()),
             pcms: PcmMonitor::new(&config.host_root, prober),
-            notices: RateLimit::default(),
+            rate_limit: RateLimit::default(),
             presences: Presences::new(config.grace),
-            first: None,
+            unidentified: None,
             unclear: BTreeMap::new(),
             state: Err(NOT_YET.to_owned()),
             failed: false,
         }
     }
 
-    /// At a tick: looks whether anything changed, and returns what did, as the others do; `None` while that is not known.
+    /// Checks at a tick whether anything has changed. Returns the changes of presences, which may depend on time alone;
+    /// `None` while they are unknown.
     #[must_use]
     pub fn poll(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Changes> {
-        match self.cards.poll(now) {
-            Poll::Unchanged(scan) => return Some(self.note(scan, registry)),
-            Poll::Asked => {}
-            Poll::Unknown(why) => self.fail(why),
+        match self.scanner.poll(now) {
+            Poll::Unchanged(scan) => return Some(self.observe(scan, registry)),
+            Poll::Pending => {}
+            Poll::Unknown(why) => self.set_unknown(why),
         }
         None
     }
 
-    /// Takes in what a whole look found; `None` if it says nothing any more.
+    /// Handles the result of a scan; `None` if that scan was abandoned.
     #[must_use]
     pub fn answered(&mut self, generation: u64, scan: Result<Scan, Unknown>, registry: Option<&Registry>) -> Option<Changes> {
-        Some(match self.cards.answered(generation, scan)? {
+        Some(match self.scanner.answered(generation, scan)? {
             Ok(scan) => {
-                self.notices.inform("hardware", "sound cards are readable again", Instant::now());
+                self.rate_limit.inform("hardware", "sound cards are readable again", Instant::now());
                 self.state = Ok(());
                 self.failed = false;
-                self.note(scan, registry)
+                self.observe(scan, registry)
             }
             Err(why) => {
-                self.fail(why.to_string());
+                self.set_unknown(why.to_string());
                 Vec::new()
             }
         })
     }
 
-    /// The database had its first word: what was seen before can be told now.
+    /// Identifies the microphones of a scan that was made before the first answer of the database.
     #[must_use]
-    pub fn recall(&mut self, registry: &Registry) -> Changes {
-        self.first.take().map(|scan| self.note(scan, Some(registry))).unwrap_or_default()
+    pub fn identify_earlier(&mut self, registry: &Registry) -> Changes {
+        self.unidentified.take().map(|scan| self.observe(scan, Some(registry))).unwrap_or_default()
     }
 
-    /// In words, for health checks.
+    /// As text, for health checks.
     ///
     /// # Errors
-    /// Why the sound cards cannot be read.
+    /// The sound cards cannot be read.
     pub fn details(&self) -> Result<String, String> {
         self.state.clone()?;
-        let silent = self.cards.silent().map(|card| format!("; card {card} does not answer"));
-        Ok(silent.fold("readable".to_owned(), |details, card| details + &card))
+        let unresponsive = self.scanner.unresponsive().map(|card| format!("; card {card} does not respond"));
+        Ok(unresponsive.fold("readable".to_owned(), |details, card| details + &card))
     }
 
-    /// Has the PCMs of these running Recorders read, now and then.
+    /// Requests reads of the PCMs of these running Recorders, when they are due.
     pub fn refresh_pcms<'a>(&mut self, running: impl Iterator<Item = &'a String>, registry: Option<&Registry>, now: Instant) {
         let presences = &self.presences;
         self.pcms.refresh(now, || {
@@ -120,19 +121,19 @@ impl HardwareState {
         });
     }
 
-    /// What was last read of the PCM of a running Recorder.
+    /// What was last read about the PCM of a running Recorder.
     #[must_use]
     pub fn proof(&self, device: &str) -> Option<&Proof> {
-        self.pcms.of(device)
+        self.pcms.proof(device)
     }
 
-    fn fail(&mut self, why: String) {
+    fn set_unknown(&mut self, why: String) {
         let now = Instant::now();
-        self.first = None;
-        let line = format!("sound cards cannot be read, everything stays as it is: {why}");
-        // A card that went between two reads makes no sense once, which is nothing to tell.
+        self.unidentified = None;
+        let line = format!("cannot read sound cards; keeping the last known state: {why}");
+        // A card that is disconnected during a scan can make it fail once; that is not worth a warning.
         if std::mem::replace(&mut self.failed, true) {
-            self.notices.warn("hardware", &line, now);
+            self.rate_limit.warn("hardware", &line, now);
         } else {
             debug!("{line}");
         }
@@ -140,47 +141,47 @@ impl HardwareState {
         self.presences.observe_unknown(now);
     }
 
-    fn note(&mut self, scan: Scan, registry: Option<&Registry>) -> Changes {
+    fn observe(&mut self, scan: Scan, registry: Option<&Registry>) -> Changes {
         let Some(registry) = registry else {
-            self.first = Some(scan);
+            self.unidentified = Some(scan);
             return Vec::new();
         };
         let now = Instant::now();
-        self.note_unclear(&scan, now);
+        self.report_unclear(&scan, now);
         let mut known = registry.known_ports();
         for (id, port) in &mut known {
             if let Some(last) = self.presences.last_port(id) {
                 *port = Some(last.to_owned());
             }
         }
-        let seen = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));
+        let connected = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));
         registry.add_devices_to(&mut self.presences, now);
-        let changes = self.presences.observe(&seen, &scan.unclear, now);
-        changes.iter().for_each(|(id, change)| self.tell(id, change));
+        let changes = self.presences.observe(&connected, &scan.unclear, now);
+        changes.iter().for_each(|(id, change)| self.report(id, change));
         self.presences.retain(|id| registry.devices.contains_key(id));
         changes
     }
 
-    fn note_unclear(&mut self, scan: &Scan, now: Instant) {
+    fn report_unclear(&mut self, scan: &Scan, now: Instant) {
         self.unclear.retain(|card, _| scan.unclear.iter().any(|(index, _)| index == card));
-        self.notices.retain("unclear ", |card| card.parse().is_ok_and(|card| self.unclear.contains_key(&card)));
+        self.rate_limit.retain("unclear ", |card| card.parse().is_ok_and(|card| self.unclear.contains_key(&card)));
         for (card, why) in &scan.unclear {
-            debug!("card {card} is looked at again: {why}");
+            debug!("scanning card {card} again: {why}");
             if now.duration_since(*self.unclear.entry(*card).or_insert(now)) >= UNCLEAR {
-                let line = format!("card {card} cannot be told from another, whatever it is: {why}");
-                self.notices.warn(&format!("unclear {card}"), &line, now);
+                let line = format!("cannot identify card {card}: {why}");
+                self.rate_limit.warn(&format!("unclear {card}"), &line, now);
             }
         }
     }
 
-    fn tell(&self, id: &str, change: &Transition) {
+    fn report(&self, id: &str, change: &Transition) {
         match (change, self.presences.get(id)) {
             (Transition::Appeared, Some(Presence::Online(microphone))) => {
                 let port = microphone.usb.as_ref().map_or("no USB port", |usb| usb.bus_path.as_str());
                 let name = shown(&microphone.name).to_string();
-                info!("microphone {id} is plugged in: {name:?}, card {}, port {port}", microphone.card);
+                info!("microphone {id} connected: {name:?}, card {}, port {port}", microphone.card);
             }
-            (Transition::Left, _) => info!("microphone {id} is gone"),
+            (Transition::Left, _) => info!("microphone {id} disconnected"),
             (change, _) => debug!("microphone {id}: {change:?}"),
         }
     }

@@ -1,15 +1,16 @@
-//! Which USB microphones does this machine have? Reads `<root>/proc/asound` and `<root>/sys`.
+//! Finds the USB microphones of this machine in `<root>/proc/asound` and `<root>/sys`.
 //!
-//! The text of `/proc/asound/cards` is half foreign: a product string with a line break forges whole lines in it. It
-//! therefore gives a card's driver and name only; that a card exists and which USB device it is comes from the kernel's
-//! own entries, `/proc/asound/cardN/usbid`, `usbbus` and sysfs, and these must agree.
+//! The text of `/proc/asound/cards` cannot be trusted: a product string with a line break forges whole lines in it.
+//! Therefore only the driver and the name of a card are read from it. Whether a card exists, and which USB device it
+//! is, is read from entries that the kernel alone writes: `/proc/asound/cardN/usbid`, `usbbus` and sysfs, which must
+//! agree.
 //!
-//! Unknown is not empty: an unreadable or implausible source is an [`Unknown`], and a card whose entries are incomplete
-//! or contradict each other (it is coming or going at this moment) is listed as unclear, to be looked at again.
+//! Unknown is not empty: a source that cannot be read or is implausible is an [`Unknown`]. A card whose entries are
+//! incomplete or contradictory, as it is being connected or disconnected, is listed as unclear and scanned again.
 //!
-//! Reading all that takes hundreds of system calls, and one of them can block: the kernel holds a USB device's lock
-//! while it resets it, and `serial` waits for that lock. So [`scan`] belongs on a thread of its own, and what tells
-//! whether it is due, [`Signature`], reads `/proc/asound` only, which no device can hold up.
+//! A scan takes hundreds of system calls, and one of them can block: the kernel holds the lock of a USB device while it
+//! resets it, and reading `serial` waits for that lock. So [`scan`] belongs on a thread of its own. To check whether a
+//! scan is due, [`is_unchanged`] reads `/proc/asound` only, which no device can block.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,12 +25,12 @@ use crate::text::shown;
 const CARDS_LIMIT: u64 = 64 << 10;
 const ATTRIBUTE_LIMIT: u64 = 4 << 10;
 
-/// Whether all is as it was, at the cost of three system calls for the list and three for each USB card.
+/// Whether nothing has changed. This costs three system calls for the list and three for each USB card.
 #[must_use]
 pub fn is_unchanged(signature: &Signature, root: &Path) -> bool {
     let asound = root.join("proc/asound");
     let mut buffer = [0; 8 << 10];
-    // The kernel makes each of these small files anew when it is opened and hands it out whole.
+    // The kernel creates the content of each of these small files when it is opened, and returns it in one read.
     let mut is = |path: PathBuf, expected: &[u8]| match crate::fs::open(&path).and_then(|mut file| file.read(&mut buffer)) {
         Ok(length) => buffer[..length] == *expected,
         Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
@@ -38,11 +39,11 @@ pub fn is_unchanged(signature: &Signature, root: &Path) -> bool {
         && signature.addresses.iter().all(|(card, address)| is(asound.join(format!("card{card}/usbbus")), address))
 }
 
-/// Looks at all sound cards below `root`, but for those that `stuck` names with their generation; calls `begin` before
+/// Scans all sound cards below `root`, except those in `stuck` that have the same USB address. Calls `begin` before
 /// each.
 ///
 /// # Errors
-/// [`Unknown`], when `/proc/asound` cannot be read or makes no sense.
+/// [`Unknown`], if `/proc/asound` cannot be read or is implausible.
 pub fn scan(root: &Path, stuck: &[(u32, UsbAddress)], begin: impl Fn(u32, &UsbAddress)) -> Result<Scan, Unknown> {
     let asound = root.join("proc/asound");
     let text = match read(crate::fs::open(&asound.join("cards")), CARDS_LIMIT) {
@@ -57,15 +58,15 @@ pub fn scan(root: &Path, stuck: &[(u32, UsbAddress)], begin: impl Fn(u32, &UsbAd
     }
     let mut scan = Scan { signature: Signature { cards: text, addresses: BTreeMap::new() }, ..Scan::default() };
     for card in present {
-        let generation = read(crate::fs::open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
-        scan.signature.addresses.insert(card, generation.clone());
-        let known = (card, generation);
-        if stuck.contains(&known) {
-            scan.unclear.push((card, "it does not answer".to_owned()));
+        let address = read(crate::fs::open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
+        scan.signature.addresses.insert(card, address.clone());
+        let card_at = (card, address);
+        if stuck.contains(&card_at) {
+            scan.unclear.push((card, "it does not respond".to_owned()));
             continue;
         }
-        begin(card, &known.1);
-        match look(root, card, lines.get(&card).map(Vec::as_slice)) {
+        begin(card, &card_at.1);
+        match read_card(root, card, lines.get(&card).map(Vec::as_slice)) {
             Ok(Some(microphone)) => scan.microphones.push(microphone),
             Ok(None) => {}
             Err(why) => scan.unclear.push((card, why)),
@@ -74,14 +75,14 @@ pub fn scan(root: &Path, stuck: &[(u32, UsbAddress)], begin: impl Fn(u32, &UsbAd
     Ok(scan)
 }
 
-/// A kernel without sound modules has neither tree. Were one of them merely hidden (a container masks `/proc/asound`),
-/// the other would still be there.
+/// A kernel without sound modules has neither tree. If only one of them is hidden (in a container, `/proc/asound` is
+/// masked), the other one exists.
 fn sound_is_not_loaded(root: &Path) -> bool {
     let absent = |path: &str| matches!(fs::symlink_metadata(root.join(path)), Err(error) if error.kind() == ErrorKind::NotFound);
     absent("proc/asound") && absent("sys/class/sound") && fs::read_dir(root.join("sys/bus")).is_ok()
 }
 
-/// One line of `/proc/asound/cards`, true or forged.
+/// One line of `/proc/asound/cards`, genuine or forged.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CardLine {
     /// The card's short id, `r4`.
@@ -92,10 +93,10 @@ pub struct CardLine {
     pub name: String,
 }
 
-/// Parses `/proc/asound/cards` into its lines by card index; several for one index if somebody forges.
+/// Parses `/proc/asound/cards` into its lines by card index. An index has several lines if some are forged.
 ///
 /// # Errors
-/// Why it is no such file: empty, or without a single card line though it does not say that there is no card.
+/// Why it is not such a file: it is empty, or has neither a line of a card nor the line that there are no cards.
 pub fn parse_cards(text: &[u8]) -> Result<BTreeMap<u32, Vec<CardLine>>, String> {
     let text = String::from_utf8_lossy(text);
     if text.trim() == "--- no soundcards ---" {
@@ -119,17 +120,17 @@ fn parse_card_line(line: &str) -> Option<(u32, CardLine)> {
     let (index, rest) = line.split_once('[')?;
     let (id, rest) = rest.split_once("]: ")?;
     let (driver, name) = rest.split_once(" - ").unwrap_or((rest, ""));
-    // NUL is the one character that neither PostgreSQL nor an environment can hold.
+    // Neither PostgreSQL nor an environment variable can contain NUL.
     let line = CardLine { id: id.trim().to_owned(), driver: driver.to_owned(), name: name.trim().replace('\0', "\u{fffd}") };
     Some((index.trim().parse().ok()?, line))
 }
 
-/// The indexes N of `/proc/asound/cardN`, the kernel's own list.
+/// The indexes N of the directories `/proc/asound/cardN`, which only the kernel creates.
 fn card_directories(asound: &Path) -> io::Result<Vec<u32>> {
     let mut cards = Vec::new();
     for entry in fs::read_dir(asound)? {
         let name = entry?.file_name();
-        // A card's id may read `card7`: such a link is made of foreign text, too.
+        // A link is named after the id of a card, and that may be `card7`.
         let index = name.to_str().and_then(|name| name.strip_prefix("card")).and_then(|index| index.parse().ok());
         if let Some(index) = index.filter(|_| asound.join(&name).symlink_metadata().is_ok_and(|entry| entry.is_dir())) {
             cards.push(index);
@@ -139,8 +140,8 @@ fn card_directories(asound: &Path) -> io::Result<Vec<u32>> {
     Ok(cards)
 }
 
-/// The microphone behind one card, `None` if it is none, or why that cannot be said now.
-fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Microphone>, String> {
+/// The microphone that is this card, `None` if it is not a microphone, or why that is unknown.
+fn read_card(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Microphone>, String> {
     let lines = lines.ok_or("not in /proc/asound/cards yet")?;
     let entry = root.join(format!("proc/asound/card{card}"));
     let usb_lines: Vec<&CardLine> = lines.iter().filter(|line| line.driver == "USB-Audio").collect();
@@ -148,7 +149,7 @@ fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Mic
         Ok(ids) if usb_lines.is_empty() => return Err(format!("USB ids {} and another driver than USB-Audio", shown(&ids))),
         Ok(ids) => ids,
         Err(_) if usb_lines.is_empty() => return Ok(None),
-        // The driver's own mark is missing: another card's product string forged the line.
+        // The entry of the USB driver is missing: the product string of another card forged the line.
         Err(_) if lines.len() > 1 => return Ok(None),
         Err(why) => return Err(why),
     };
@@ -159,7 +160,7 @@ fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Mic
     }
     let id = attribute(&entry.join("id"))?;
     let name = usb_lines.iter().find(|line| line.id == id).unwrap_or(&usb_lines[0]).name.clone();
-    // It has USB ids, so its device is only not to be seen at this moment.
+    // It has USB ids, so it has a USB device that cannot be found at this moment.
     let parent = usb_parent(root, &directory)?.ok_or_else(|| format!("{}: no USB device above", directory.display()))?;
     let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;
     if ids != format!("{}:{}", usb.vendor, usb.product) {
@@ -168,7 +169,7 @@ fn look(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Mic
     Ok(Some(Microphone { card, name, usb: Some(usb) }))
 }
 
-/// Does the card's directory hold a `pcmC<N>D<M>c`?
+/// Whether the directory of the card contains a `pcmC<N>D<M>c`.
 fn has_capture(directory: &Path, card: u32) -> Result<bool, String> {
     let prefix = format!("pcmC{card}D");
     let entries = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -182,7 +183,7 @@ fn has_capture(directory: &Path, card: u32) -> Result<bool, String> {
     Ok(false)
 }
 
-/// The first directory upwards that is a USB device.
+/// The nearest ancestor directory that is a USB device.
 fn usb_parent(root: &Path, directory: &Path) -> Result<Option<PathBuf>, String> {
     let sys = root.join("sys");
     let sys = fs::canonicalize(&sys).map_err(|error| format!("{}: {error}", sys.display()))?;
@@ -214,7 +215,7 @@ fn read_usb(parent: &Path, address: String) -> Result<Usb, String> {
         return Err(format!("USB address {} in sysfs, {} in /proc/asound", shown(&found), shown(&address)));
     }
     let bus_path = parent.file_name().and_then(|name| name.to_str()).filter(|name| is_bus_path(name)).map(str::to_owned);
-    // Read last: were the device gone by now, its missing serial would not mean that it has none.
+    // Read last: if the device is disconnected by now, this fails, and its missing serial does not count as absent.
     let vendor = usb_id(parent, "idVendor")?;
     let product = usb_id(parent, "idProduct")?;
     let bus_path = bus_path.ok_or_else(|| format!("{}: expected a USB bus path such as 1-1.4", parent.display()))?;
@@ -262,14 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn no_soundcards_is_an_answer_and_nothing_is_none() {
+    fn no_soundcards_is_a_valid_list_and_an_empty_file_is_not() {
         assert_eq!(parse_cards(b"--- no soundcards ---\n").unwrap(), BTreeMap::new());
         for garbage in [&b""[..], b"\n", b" 0 [r4   ", b"\xff\xfe", b"<html>"] {
             assert!(parse_cards(garbage).is_err(), "{garbage:?}");
         }
     }
 
-    /// A tree below the temporary directory with one USB microphone, card 0, whose entries are `scan`'s only ones.
+    /// A tree below the temporary directory that contains one USB microphone, card 0, and nothing else.
     struct Tree(PathBuf);
 
     impl Tree {
@@ -301,14 +302,14 @@ mod tests {
     }
 
     #[test]
-    fn no_usb_string_makes_or_hides_a_card() {
+    fn no_usb_string_forges_or_hides_a_card() {
         let tree = Tree::new();
         let forged = (0..9_u32, 0..40_usize).prop_map(|(index, length)| {
             let name = "x".repeat(length);
             format!("a\n {index} [{name}]: USB-Audio - {name}\n --- no soundcards ---\n{index} [b]: HDA-Intel - c").into_bytes()
         });
         let text = prop_oneof![vec(any::<u8>(), 0..130), forged];
-        // The kernel makes the id itself, of letters, digits and `_` (sound/core/init.c, copy_valid_id_string).
+        // The kernel itself composes the id of letters, digits and `_` (sound/core/init.c, copy_valid_id_string).
         let strategy = ("[A-Za-z0-9_]{1,15}", text.clone(), text.clone(), text);
         let outcome = TestRunner::new(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() }).run(
             &strategy,
@@ -319,7 +320,7 @@ mod tests {
                 fs::write(asound.join("card0/id"), format!("{id}\n")).unwrap();
                 fs::write(tree.0.join("sys/devices/usb1/1-1/serial"), &serial).unwrap();
                 let scan = scan(&tree.0, &[], |_, _| {}).map_err(|why| TestCaseError::fail(why.to_string()))?;
-                // A line may be made unreadable by its own device, which harms only that one.
+                // A device can make its own line invalid, which affects only that device.
                 prop_assert_eq!(scan.microphones.len() + scan.unclear.len(), 1, "{:?}", scan);
                 for microphone in &scan.microphones {
                     prop_assert_eq!(microphone.card, 0);

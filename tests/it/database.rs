@@ -246,7 +246,7 @@ fn an_unusable_row_of_one_twin_does_not_make_it_another_microphone() {
     two_cycles(&station);
     assert_eq!(ids(&station), before);
     assert_eq!(station.postgres.value::<i64>("SELECT count(*) FROM devices"), Some(2));
-    assert_eq!(controller.count_log("is gone"), 0);
+    assert_eq!(controller.count_log(" disconnected"), 0);
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn what_the_kernel_says_about_a_capture_is_told() {
     eventually(SOON, "closed", || (capture()["state"] == "closed").then_some(()));
     // Recorded while arecord was at it; a picture, so its pointer stands still.
     station.tree.fixture("03-ultramic-recording");
-    let line = "runs a Recorder, but its PCM is stalled (RUNNING), 384000 Hz S16_LE 1 ch, held by ";
+    let line = "its Recorder runs, but the PCM is stalled (RUNNING), 384000 Hz S16_LE 1 ch, held by ";
     assert!(controller.wait_log(line, Duration::from_secs(30)).ends_with(" (397)"));
     let open = |frames: u64, rate: u32| {
         station.tree.alter(|root: &Path| {
@@ -128,7 +128,7 @@ fn what_the_kernel_says_about_a_capture_is_told() {
     controller.wait_log("microphone 0869-0389-034F6A21 captures: running, 384000 Hz S16_LE 1 ch, held by ", SOON);
     // The pointer stands still, at a rate that nobody asked for.
     open(frames, 48_000);
-    controller.wait_log("runs a Recorder, but its PCM is stalled (RUNNING), 48000 Hz", Duration::from_secs(30));
+    controller.wait_log("its Recorder runs, but the PCM is stalled (RUNNING), 48000 Hz", Duration::from_secs(30));
     eventually(SOON, "stalled", || (capture()["differences"] == json!(["rate 48000 instead of 384000"])).then_some(()));
 }
 

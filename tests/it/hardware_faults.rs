@@ -84,12 +84,12 @@ fn a_card_that_hangs_holds_up_no_other() {
     pass(0.5);
     pipe(&hidden);
     pass(2.5);
-    assert_eq!(controller.count_log("does not answer"), 0);
+    assert_eq!(controller.count_log("does not respond"), 0);
 
     station.tree.show(two);
-    controller.wait_log("card 0 does not answer", SOON);
+    controller.wait_log("card 0 does not respond", SOON);
     let details = || controller.get("/healthy").map(|(status, health)| (status, health["components"]["hardware"]["details"].clone()));
-    eventually(SOON, "health", || (details()? == (200, "readable; card 0 does not answer".into())).then_some(()));
+    eventually(SOON, "health", || (details()? == (200, "readable; card 0 does not respond".into())).then_some(()));
     assert_eq!((ids(&station), started(&station, RODE)), before);
 
     // Another one comes and goes meanwhile.
@@ -105,15 +105,15 @@ fn a_card_that_hangs_holds_up_no_other() {
     station.tree.show(two);
     eventually(SOON, "its end", || devices(&station).contains("1397-0509-MC0001 offline").then_some(()));
     assert_eq!((ids(&station)[RODE].clone(), started(&station, RODE)), (before.0[RODE].clone(), before.1));
-    assert_eq!(controller.count_log("does not answer; the others"), 1, "one plugging, one thread");
+    assert_eq!(controller.count_log("does not respond; scanning the other cards"), 1, "one plugging, one thread");
 
     // The lock is released.
     station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
     drop(OpenOptions::new().write(true).open(&lock).unwrap());
-    controller.wait_log("card 0 answers again", SOON);
+    controller.wait_log("card 0 responds again", SOON);
     station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     eventually(SOON, "health", || (details()? == (200, "readable".into())).then_some(()));
-    assert_eq!(controller.count_log("everything stays as it is"), 0);
+    assert_eq!(controller.count_log("cannot read sound cards; keeping the last known state"), 0);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn what_cannot_be_read_or_is_half_there_changes_nothing() {
     };
     let write = |text: &'static [u8]| move |root: &Path, _: &[u8]| fs::write(root.join("proc/asound/cards"), text).unwrap();
     type Fault<'a> = (&'a str, Box<dyn Fn(&Path, &[u8])>);
-    let (unknown, unclear) = ("everything stays as it is", "card 0 is looked at again");
+    let (unknown, unclear) = ("cannot read sound cards; keeping the last known state", "scanning card 0 again");
     let faults: Vec<Fault<'_>> = vec![
         (unknown, Box::new(write(b""))),
         (unknown, Box::new(write(b"\xff\xfe\0\x01 [garbage\n"))),
@@ -191,7 +191,7 @@ fn what_cannot_be_read_or_is_half_there_changes_nothing() {
             eventually(SOON, "sight again", || (controller.count_log("readable again") > readable).then_some(()));
         }
         assert_eq!((ids(&station), started(&station, ULTRAMIC), rows(&station)), before, "after fault {number}");
-        assert_eq!(controller.count_log("is gone") + controller.count_log("Vanished"), 0, "after fault {number}");
+        assert_eq!(controller.count_log(" disconnected") + controller.count_log("Vanished"), 0, "after fault {number}");
     }
 }
 
@@ -250,7 +250,7 @@ fn entries_that_vanish_between_two_reads_change_nothing() {
     });
     assert!(seen.iter().all(|count| *count > 10), "unknown, unclear, seen: {seen:?}");
     assert_eq!((ids(&station), started(&station, ULTRAMIC), rows(&station)), before);
-    assert_eq!(controller.count_log("is gone") + controller.count_log("Vanished"), 0);
+    assert_eq!(controller.count_log(" disconnected") + controller.count_log("Vanished"), 0);
     // And it is still being looked at.
     station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
     station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
@@ -270,7 +270,7 @@ fn another_device_in_the_place_of_one_between_two_ticks_is_a_change() {
     assert_eq!(fs::read(station.tree.root().join("proc/asound/cards")).unwrap(), list);
     station.podman.wait_running(SOON, &["silvasonic-recorder-ultramic-384-evo-4321"]);
     eventually(SOON, "the rows", || (devices(&station) == "0869-0389-034F6A21 offline, 0869-0389-BBBB4321 online").then_some(()));
-    assert_eq!(controller.count_log("microphone 0869-0389-034F6A21 is gone"), 1);
+    assert_eq!(controller.count_log("microphone 0869-0389-034F6A21 disconnected"), 1);
 }
 
 #[test]
@@ -381,5 +381,5 @@ fn a_wall_clock_that_jumps_and_a_pause_are_no_absence() {
     turn("+0d");
     eventually(SOON, "a heartbeat of this year", || ((year()? - now).abs() <= 1).then_some(()));
     assert_eq!((ids(&station), started(&station, ULTRAMIC), rows(&station)), before);
-    assert_eq!(controller.count_log("is gone"), 0);
+    assert_eq!(controller.count_log(" disconnected"), 0);
 }
