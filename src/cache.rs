@@ -1,9 +1,9 @@
-//! What is worth knowing at the next start, kept in two small files: the last word of the database, for a start without
-//! it, and what engine Podman is, as asking takes longer than everything else before the first Recorder.
+//! Two small files that make the next start faster and independent of the database: the rows that it returned last, and
+//! the properties of the Podman engine, as reading these takes longer than everything else before the first Recorder.
 //!
-//! The files lie in the Recorder workspace, are written whole or not at all and only when something changed. The first
-//! line names the format and a SHA-256 of the rest; a file that is torn, foreign or too large is ignored, as recording
-//! with wrong settings would be worse than waiting.
+//! The files are in the Recorder workspace. Each is replaced as a whole, and only when its content changed. The first
+//! line contains the format and a SHA-256 of the rest. A file that is incomplete, of another format or too large is
+//! refused: to record with wrong settings would be worse than to wait.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,7 +17,7 @@ use crate::decide::container::Engine;
 use crate::decide::registry::Row;
 use crate::text::fingerprint;
 
-/// One of the files.
+/// A file, and the name of its format.
 #[derive(Clone, Copy, Debug)]
 struct CacheFile {
     name: &'static str,
@@ -26,34 +26,34 @@ struct CacheFile {
 
 const STATE: CacheFile = CacheFile { name: ".controller-state", format: "silvasonic-controller state 1" };
 const ENGINE: CacheFile = CacheFile { name: ".controller-engine", format: "silvasonic-controller engine 1" };
-/// A thousand devices take 1 MiB.
+/// Longest content that is read, in bytes. A thousand devices take 1 MiB.
 const LIMIT: u64 = 16 << 20;
 
-/// Replaces the database's last word below the Recorder workspace, which is made if it is missing.
+/// Saves the rows of the database in the Recorder workspace, which is created if it is missing.
 ///
 /// # Errors
-/// What the file system says; the old file is untouched then.
+/// The error of the file system; the old file is unchanged then.
 pub fn save(workspace: &Path, rows: &[Row]) -> io::Result<()> {
     STATE.write(workspace, &rows)
 }
 
-/// Reads the database's last word, `None` if there is none.
+/// Loads the saved rows, `None` if there are none.
 ///
 /// # Errors
-/// Why it cannot be used.
+/// Why the file cannot be used.
 pub fn load(workspace: &Path) -> Result<Option<Vec<Row>>, String> {
     STATE.read(workspace)
 }
 
-/// Replaces what is known of the engine behind a socket of that owner.
+/// Saves the properties of the engine whose socket has this owner.
 ///
 /// # Errors
-/// What the file system says; the old file is untouched then.
+/// The error of the file system; the old file is unchanged then.
 pub fn save_engine(workspace: &Path, engine: &Engine, owner: u32) -> io::Result<()> {
     ENGINE.write(workspace, &(engine, owner))
 }
 
-/// The engine behind the socket and the socket's owner, `None` if nothing is known.
+/// Loads the properties of the engine and the owner of its socket, `None` if there are none.
 ///
 /// # Errors
 /// Why the file cannot be used.
@@ -72,7 +72,7 @@ impl CacheFile {
         let new = workspace.join(format!("{}.new", self.name));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         write!(file, "{} {}\n{content}", self.format, fingerprint(&content))?;
-        // Renaming first and losing power then would leave an empty file in the place of the good one.
+        // Without this, a power failure after the rename could replace the old file by an empty one.
         file.sync_all()?;
         fs::rename(&new, self.path(workspace))
     }
@@ -83,20 +83,20 @@ impl CacheFile {
 }
 
 fn read<T: DeserializeOwned>(path: &Path, format: &str) -> Result<Option<T>, String> {
-    let named = |what: &str| format!("{}: {what}", path.display());
+    let in_file = |what: &str| format!("{}: {what}", path.display());
     let mut text = String::new();
     match File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_string(&mut text)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(named(&error.to_string())),
-        Ok(_) if text.len() as u64 > LIMIT => return Err(named("expected at most 16 MiB")),
+        Err(error) => return Err(in_file(&error.to_string())),
+        Ok(_) if text.len() as u64 > LIMIT => return Err(in_file("expected at most 16 MiB")),
         Ok(_) => {}
     }
     let (head, content) = text.split_once('\n').unwrap_or((&text, ""));
-    let sum = head.strip_prefix(format).ok_or_else(|| named(&format!("expected a first line that begins with {format:?}")))?;
+    let sum = head.strip_prefix(format).ok_or_else(|| in_file(&format!("expected a first line that begins with {format:?}")))?;
     if sum.trim() != fingerprint(content) {
-        return Err(named("its checksum is not that of its content"));
+        return Err(in_file("the checksum does not match the content"));
     }
-    serde_json::from_str(content).map(Some).map_err(|error| named(&error.to_string()))
+    serde_json::from_str(content).map(Some).map_err(|error| in_file(&error.to_string()))
 }
 
 #[cfg(test)]
@@ -107,7 +107,7 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Self {
-            let folder = std::env::temp_dir().join(format!("silvasonic-memory-{name}-{}", std::process::id()));
+            let folder = std::env::temp_dir().join(format!("silvasonic-cache-{name}-{}", std::process::id()));
             fs::create_dir_all(&folder).unwrap();
             Self(folder)
         }
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_loaded() {
+    fn saved_rows_are_loaded() {
         let folder = Folder::new("round");
         assert_eq!(load(&folder.0), Ok(None));
         save(&folder.0, &[]).unwrap();
@@ -134,8 +134,8 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_or_foreign_file_is_refused() {
-        let folder = Folder::new("torn");
+    fn an_incomplete_or_foreign_file_is_refused() {
+        let folder = Folder::new("incomplete");
         save(&folder.0, &rows()).unwrap();
         let whole = fs::read(STATE.path(&folder.0)).unwrap();
         for length in 0..whole.len() {

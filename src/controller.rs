@@ -345,7 +345,7 @@ impl Controller {
             let meta = self.known().meta();
             self.heartbeat.report(&facts, meta, now);
         } else {
-            self.heartbeat.show(&facts);
+            self.heartbeat.update_board(&facts);
         }
     }
 

@@ -1,10 +1,10 @@
-//! What `/healthy` and the heartbeat show: one board that threads write their state on.
+//! The state that `/healthy` and the heartbeat show, shared by the threads.
 //!
-//! It keeps and renders, nothing else: who is well is decided by those who call [`Board::set`], the sending is the
-//! business of `healthz` and `bus`, the metrics come from `host`.
+//! The board stores the state and writes it as JSON, nothing else: the callers of [`Board::set`] decide what is
+//! healthy, `http` and `redis::publisher` send it, and the metrics come from `host`.
 //!
-//! Invariant: a board never says "ok" for a main loop that stands still. The loop's own component is not set by
-//! anybody but follows from [`Board::beat`], so that a stuck loop cannot leave a stale "healthy" behind.
+//! Invariant: a board never reports "ok" while the main loop is stuck. The state of the loop cannot be set; it depends
+//! on the time of the last [`Board::beat`], so that a stuck loop cannot leave an outdated "healthy".
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::text::NOT_YET;
 
-/// A main loop that completes no round for so long counts as stuck.
+/// A main loop that completes no cycle within this time counts as stuck.
 pub const STALLED: Duration = Duration::from_secs(60);
 
 /// The state of one process; clones share it.
@@ -46,6 +46,13 @@ impl Activity {
     }
 }
 
+/// Whether the service works without a component.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Required,
+    Optional,
+}
+
 #[derive(Debug)]
 struct BoardState {
     components: BTreeMap<&'static str, Component>,
@@ -61,30 +68,30 @@ struct Component {
 }
 
 impl Board {
-    /// A board whose only component is the main loop, named as the service is. `instance` is the `instance_id` of
-    /// heartbeats.
+    /// A board whose only component is the main loop, which has the name of the service. `instance` is the
+    /// `instance_id` in heartbeats.
     #[must_use]
     pub fn new(service: &'static str, instance: &str) -> Self {
         let state = BoardState { components: BTreeMap::new(), activity: Activity::Idle, beat: Instant::now() };
         Self { shared: Arc::new(Mutex::new(state)), service, instance: instance.into() }
     }
 
-    /// Adds a component without which the service is unhealthy. It is unhealthy until it is [`set`](Self::set).
+    /// Adds a component that the service needs to be healthy. It is unhealthy until it is [`set`](Self::set).
     pub fn require(&self, component: &'static str) {
-        self.add(component, true);
+        self.add(component, Need::Required);
     }
 
-    /// Adds a component that the service can do without. It is unhealthy until it is [`set`](Self::set).
+    /// Adds a component without which the service still works. It is unhealthy until it is [`set`](Self::set).
     pub fn include(&self, component: &'static str) {
-        self.add(component, false);
+        self.add(component, Need::Optional);
     }
 
-    fn add(&self, component: &'static str, required: bool) {
-        let waiting = Component { healthy: false, details: NOT_YET.to_owned(), required };
-        self.state().components.insert(component, waiting);
+    fn add(&self, component: &'static str, need: Need) {
+        let unknown = Component { healthy: false, details: NOT_YET.to_owned(), required: need == Need::Required };
+        self.state().components.insert(component, unknown);
     }
 
-    /// Reports a component as healthy or not, with details; one that was never added is not required.
+    /// Sets a component to healthy or not, with details. One that was never added is not required.
     pub fn set(&self, component: &'static str, fact: Result<&str, &str>) {
         let healthy = fact.is_ok();
         let (Ok(details) | Err(details)) = fact;
@@ -96,36 +103,36 @@ impl Board {
         }
     }
 
-    /// What the service is doing.
+    /// Sets what the service is doing.
     pub fn set_activity(&self, activity: Activity) {
         self.state().activity = activity;
     }
 
-    /// Notes that the main loop has completed a round.
+    /// Notes that the main loop has completed a cycle.
     pub fn beat(&self) {
         self.state().beat = Instant::now();
     }
 
-    /// Whether the service is well, and the `health` object that says why. `live` tells only that the main loop moves.
+    /// Whether the service is healthy, and the `health` object with the reasons. `live` depends on the main loop only.
     #[must_use]
     pub fn health_json(&self, now: Instant) -> (bool, Value) {
         let state = self.state();
-        let still = now.saturating_duration_since(state.beat);
-        let live = still < STALLED;
-        let loop_details = if live { "running".to_owned() } else { format!("no round completed for {} s", still.as_secs()) };
+        let since_beat = now.saturating_duration_since(state.beat);
+        let live = since_beat < STALLED;
+        let loop_details = if live { "running".to_owned() } else { format!("no cycle completed for {} s", since_beat.as_secs()) };
         let mut components = Map::new();
         let mut ok = live;
         for (name, component) in &state.components {
             ok &= component.healthy || !component.required;
-            let shown = json!({"healthy": component.healthy, "details": component.details, "required": component.required});
-            components.insert((*name).to_owned(), shown);
+            let entry = json!({"healthy": component.healthy, "details": component.details, "required": component.required});
+            components.insert((*name).to_owned(), entry);
         }
         components.insert(self.service.to_owned(), json!({"healthy": live, "details": loop_details, "required": true}));
         (ok, json!({"status": if ok { "ok" } else { "error" }, "live": live, "components": components}))
     }
 
-    /// The payload of a heartbeat. `meta` is taken as it is: `resources`, `host_resources` and whatever else the caller
-    /// has to say.
+    /// The payload of a heartbeat. `meta` is copied unchanged: `resources`, `host_resources` and what else the caller
+    /// adds.
     #[must_use]
     pub fn heartbeat(&self, now: Instant, time: SystemTime, meta: Map<String, Value>) -> Value {
         let (_, health) = self.health_json(now);
@@ -140,7 +147,7 @@ impl Board {
     }
 
     fn state(&self) -> MutexGuard<'_, BoardState> {
-        // Each write leaves the state whole, so a panic elsewhere spoils nothing.
+        // Each write leaves the state consistent, so a panic elsewhere does no harm.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -150,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_required_components_and_a_stuck_loop_make_a_service_ill() {
+    fn only_required_components_and_a_stuck_loop_make_a_service_unhealthy() {
         type Components = &'static [(&'static str, bool, bool)];
         let table: [(Components, u64, bool); 7] = [
             (&[], 0, true),
@@ -164,7 +171,11 @@ mod tests {
         for (components, seconds, expected) in table {
             let board = Board::new("controller", "controller");
             for (name, healthy, required) in components {
-                board.add(name, *required);
+                if *required {
+                    board.require(name);
+                } else {
+                    board.include(name);
+                }
                 board.set(name, if *healthy { Ok("x") } else { Err("x") });
             }
             let (ok, health) = board.health_json(Instant::now() + Duration::from_secs(seconds));
@@ -176,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_required_component_is_ill_until_it_is_known() {
+    fn a_required_component_is_unhealthy_until_it_is_known() {
         let board = Board::new("controller", "controller");
         board.require("database");
         let (ok, health) = board.health_json(Instant::now());

@@ -1,6 +1,6 @@
-//! The Controller's own health: its components on the board, its heartbeat on the bus, its word to systemd.
+//! Reports the health of the Controller: on the board, in heartbeats on Redis and to systemd.
 //!
-//! Called by the main loop, which is how a heartbeat proves that the loop moves.
+//! Only the main loop calls this, so a heartbeat proves that the loop runs.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,22 +14,22 @@ use crate::health::sd_notify::Notifier;
 use crate::probe::Prober;
 use crate::redis::publisher::Publisher;
 
-/// What the main loop knows, as `Ok(details)` or why not.
+/// The state of each component, as `Ok(details)` or the reason of a fault.
 #[derive(Debug)]
 pub struct Facts {
-    /// Whether PostgreSQL answers.
+    /// PostgreSQL responds.
     pub database: Result<String, String>,
-    /// Whether Podman answers.
+    /// Podman responds.
     pub podman: Result<String, String>,
-    /// Whether the sound cards can be read.
+    /// The sound cards can be read.
     pub hardware: Result<String, String>,
-    /// Whether every wanted Recorder runs.
+    /// Every desired Recorder runs.
     pub containers: Result<String, String>,
-    /// What the station does.
+    /// What the service is doing.
     pub activity: Activity,
 }
 
-/// Keeps the board and sends heartbeats.
+/// Updates the board and sends heartbeats.
 pub struct Heartbeat {
     board: Board,
     publisher: Publisher,
@@ -43,7 +43,7 @@ impl Heartbeat {
     /// The first heartbeat is due at once.
     ///
     /// # Errors
-    /// When the system gives no socket.
+    /// The system has no socket for the notifications.
     pub fn new(config: &Config, board: Board, publisher: Publisher, prober: &Prober) -> io::Result<Self> {
         ["database", "podman", "hardware"].into_iter().for_each(|component| board.require(component));
         ["containers", "redis"].into_iter().for_each(|component| board.include(component));
@@ -52,7 +52,7 @@ impl Heartbeat {
         Ok(Self { board, publisher, meter, notifier, interval: config.heartbeat, next: Instant::now() })
     }
 
-    /// When [`Heartbeat::report`] has something to send again.
+    /// When [`Heartbeat::report`] is due.
     #[must_use]
     pub fn due(&self) -> Instant {
         self.next
@@ -64,33 +64,33 @@ impl Heartbeat {
         self.notifier.beat(Instant::now());
     }
 
-    /// Writes the facts on the board and sends the heartbeat, with `more` in its `meta`.
+    /// Updates the board and sends a heartbeat, with `more` in its `meta`.
     pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) {
         self.next = now + self.interval;
         let json = self.heartbeat(facts, more, now);
         self.publisher.heartbeat(json, self.ttl());
     }
 
-    /// Sends a last heartbeat, waiting for it until `deadline`.
+    /// Sends a last heartbeat, and waits for that until `deadline`.
     pub fn finish(&mut self, facts: &Facts, more: Map<String, Value>, deadline: Instant) {
         let json = self.heartbeat(facts, more, Instant::now());
         let _ = self.publisher.finish(json, self.ttl(), deadline);
     }
 
-    /// How long Redis remembers a heartbeat.
+    /// How long Redis keeps a heartbeat.
     fn ttl(&self) -> Duration {
         (self.interval * 3).max(Duration::from_secs(30))
     }
 
     fn heartbeat(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) -> String {
-        self.show(facts);
+        self.update_board(facts);
         let mut meta = self.meter.sample();
         meta.extend(more);
         self.board.heartbeat(now, SystemTime::now(), meta).to_string()
     }
 
-    /// Writes the facts on the board only.
-    pub fn show(&mut self, facts: &Facts) {
+    /// Updates the board, without a heartbeat.
+    pub fn update_board(&mut self, facts: &Facts) {
         let redis = self.publisher.state().map(|()| "connected".to_owned());
         for (component, fact) in [
             ("database", &facts.database),

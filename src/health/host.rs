@@ -1,11 +1,11 @@
-//! What this process and its host use: numbers for the heartbeat's `meta`, read from `/proc` and `statvfs`.
+//! The resources that this process and its host use, for the heartbeat's `meta`, from `/proc` and `statvfs`.
 //!
-//! Percentages of processor time are those between two readings, so a [`Meter`] remembers the last one.
+//! The percentages of processor time are for the time between two readings, so a [`Meter`] keeps the last reading.
 //!
-//! Invariant: a number that could not be read is `null`, never 0 and never an error; metrics stop nothing. As `statvfs`
-//! waits for a disk that does not answer, the `probe` thread calls it; the files of `/proc` wait for nobody.
+//! Invariant: a number that cannot be read is `null`, never 0 and never an error; no decision depends on a metric. As
+//! `statvfs` blocks while a disk does not respond, the `probe` thread calls it; reading `/proc` does not block.
 
-use std::fs::{self};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,20 +18,20 @@ use crate::probe::Prober;
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
-/// Clock ticks a second in `/proc/…/stat`: fixed at 100 for user space on every Linux that runs here.
+/// Clock ticks per second in `/proc/…/stat`: 100 in user space on all supported architectures.
 const TICKS: f64 = 100.0;
 
-/// Reads the metrics again and again.
+/// Reads the metrics, and keeps what the next reading is compared with.
 pub struct Meter {
     proc: PathBuf,
     storage: Storage,
     last: Reading,
 }
 
-/// What a disk should need to answer.
+/// A disk responds within this time. After it, other reads do not wait for it any more.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// The use of the workspace's file system; asks at each sample for the next one.
+/// Usage of the file system of the workspace. Each sample requests the reading for the next one.
 struct Storage {
     prober: Prober,
     usage: Arc<dyn Fn() -> Option<Usage> + Send + Sync>,
@@ -39,7 +39,7 @@ struct Storage {
     answers: Receiver<Option<Usage>>,
 }
 
-/// Of one file system, in bytes.
+/// Usage of one file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Usage {
     used: f64,
@@ -50,14 +50,14 @@ struct Usage {
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     at: Instant,
-    /// Busy and all ticks of the host since it started.
+    /// Busy ticks and all ticks of the host since it started.
     host: Option<(u64, u64)>,
     /// Ticks of this process since it started.
     own: Option<u64>,
 }
 
 impl Meter {
-    /// Takes the first reading. `storage_*` will be those of the file system that holds `workspace`.
+    /// Takes the first reading. `storage_*` are for the file system that contains `workspace`.
     #[must_use]
     pub fn new(workspace: &Path, prober: &Prober) -> Self {
         Self::at(Path::new("/proc"), workspace, prober)
@@ -107,7 +107,7 @@ impl Meter {
 }
 
 impl Storage {
-    /// Asks for the first time.
+    /// Requests the first reading.
     fn new(prober: &Prober, usage: impl Fn() -> Option<Usage> + Send + Sync + 'static) -> Self {
         let (outbox, answers) = channel();
         let storage = Self { prober: prober.clone(), usage: Arc::new(usage), outbox, answers };
@@ -118,12 +118,12 @@ impl Storage {
     fn ask(&self) {
         let (usage, outbox) = (Arc::clone(&self.usage), self.outbox.clone());
         self.prober.submit(PATIENCE, move || {
-            // Nobody listens when the program ends.
+            // The receiver is gone when the program ends.
             let _ = outbox.send(usage());
         });
     }
 
-    /// The last answer, `None` while there is none; asks anew.
+    /// The reading, `None` while there is none; requests the next one.
     fn latest(&mut self) -> Option<Usage> {
         let answer = self.answers.try_recv().ok()?;
         self.ask();
@@ -135,7 +135,7 @@ fn usage(path: &Path) -> Option<Usage> {
     let fs = rustix::fs::statvfs(path).ok()?;
     let unit = fs.f_frsize as f64;
     let used = fs.f_blocks.saturating_sub(fs.f_bfree) as f64 * unit;
-    // What root keeps for itself is neither used nor free to others: `df` counts the same way.
+    // Blocks that are reserved for root count neither as used nor as free, as in `df`.
     Some(Usage { used, total: fs.f_blocks as f64 * unit, percent: percent(used, used + fs.f_bavail as f64 * unit) })
 }
 
@@ -148,7 +148,8 @@ fn read(proc: &Path) -> Reading {
     }
 }
 
-/// Busy and all ticks from the first line of `/proc/stat`. Waiting for a disk is idle time; guests are in `user` already.
+/// Busy ticks and all ticks from the first line of `/proc/stat`. Waiting for a disk counts as idle; the time of guests
+/// is part of `user`.
 fn host_ticks(stat: &str) -> Option<(u64, u64)> {
     let numbers = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
     let ticks: Vec<u64> = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
@@ -164,12 +165,13 @@ fn own_ticks(stat: &str) -> Option<u64> {
     Some(next()? + next()?)
 }
 
-/// What a `/proc/…/stat` tells behind the program's name, from the state on; that name may hold blanks and brackets.
+/// The fields of `/proc/…/stat` after the name of the program, from the state on. That name may contain blanks and
+/// parentheses.
 pub(crate) fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
     Some(stat.rsplit_once(')')?.1.split_whitespace())
 }
 
-/// The number behind a name, as in `VmRSS:   1234 kB`.
+/// The number after a name, as in `VmRSS:   1234 kB`.
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
@@ -188,7 +190,7 @@ mod tests {
     use std::sync::Mutex;
 
     #[test]
-    fn ticks_are_read_whatever_the_program_is_called() {
+    fn ticks_are_read_with_any_name_of_the_program() {
         let table = [("12 (a b) c) S 1 1 1 0 -1 4194560 10 0 0 0 70 30 0 0 20 0 1 0 5 6 7", Some(100)), ("12 (x) S 1", None), ("", None)];
         for (stat, ticks) in table {
             assert_eq!(own_ticks(stat), ticks, "{stat:?}");
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_hangs_holds_up_nobody_and_is_asked_again_when_it_answers() {
+    fn a_disk_that_hangs_blocks_nothing_and_is_read_again_when_it_responds() {
         let (disk, answers) = channel();
         let answers = Mutex::new(answers);
         let mut storage = Storage::new(&Prober::start().unwrap(), move || answers.lock().unwrap().recv().ok());

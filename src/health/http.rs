@@ -1,10 +1,10 @@
-//! The listener of `GET /healthy`, polled by the `poll` thread: no request waits for another.
+//! The server of `GET /healthy`, polled by the `poll` thread: no request waits for another one.
 //!
-//! It speaks just enough HTTP/1.1 for a health check: reads a request head, answers, closes. What it answers is read
-//! from the [`Board`] at that moment.
+//! It implements the part of HTTP/1.1 that a health check needs: it reads the head of a request, answers and closes.
+//! The answer is read from the [`Board`] at that moment.
 //!
-//! Invariants: a connection costs a slot, at most [`HEAD`] bytes and one answer, and is gone after [`LIFE`] whatever
-//! the other side does; a newcomer always gets a slot, if need be the oldest one's. Without connections the thread
+//! Invariants: a connection costs a slot, at most [`HEAD`] bytes and one answer, and is closed after [`LIFE`] at the
+//! latest. A new connection always gets a slot, if necessary that of the oldest one. Without connections, the thread
 //! sleeps without a timer.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,28 +17,29 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen
 
 use crate::health::board::Board;
 
-/// Connections at a time.
+/// Number of connections at the same time.
 pub const SLOTS: usize = 32;
-/// Longest request head, in bytes.
+/// Longest head of a request, in bytes.
 pub const HEAD: usize = 1024;
-/// All the time a connection has.
+/// Time from the beginning of a connection to its end.
 pub const LIFE: Duration = Duration::from_secs(2);
-/// Connections taken in before the others are looked at again, so that a newcomer is heard before it can be pushed out.
-const TAKEN_AT_ONCE: usize = SLOTS / 2;
-/// Pause when the system has no file descriptor or memory for another connection.
+/// Connections that are accepted before the others are served again, so that a new one is served before it can lose its
+/// slot.
+const ACCEPTED_AT_ONCE: usize = SLOTS / 2;
+/// Pause when the system lacks a file descriptor or memory for another connection.
 const SHORTAGE: Duration = Duration::from_millis(100);
-/// Connections that wait to be taken in.
+/// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Listens on a port of all addresses, IPv6 and IPv4, 0 = any free one. Returns the server and its port.
+/// Listens on a port (0 = any free one) of all IPv6 and IPv4 addresses. Returns the server and its port.
 ///
 /// # Errors
-/// The port is taken, or the system has no socket for it.
+/// The port is in use, or the system has no socket.
 pub fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
     let listener = match listen_dual(port) {
         Ok(listener) => listener,
         Err(error @ (Errno::ADDRINUSE | Errno::ACCESS)) => return Err(error.into()),
-        // A kernel without IPv6, or with it switched off.
+        // The kernel has no IPv6, or it is disabled.
         Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?,
     };
     listener.set_nonblocking(true)?;
@@ -46,7 +47,7 @@ pub fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
     Ok((Server { listener, board, connections: Vec::with_capacity(SLOTS), paused: None }, port))
 }
 
-/// Listens for IPv6 and IPv4 in one socket, whatever `net.ipv6.bindv6only` says.
+/// Listens for IPv6 and IPv4 on one socket, independent of `net.ipv6.bindv6only`.
 fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
     let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_ipv6_v6only(&socket, false)?;
@@ -60,7 +61,7 @@ fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
 pub struct Server {
     listener: TcpListener,
     board: Board,
-    /// Until when nobody is taken in, for want of descriptors.
+    /// Until when no connection is accepted, for lack of file descriptors.
     paused: Option<Instant>,
     /// Oldest first.
     connections: Vec<Exchange>,
@@ -72,8 +73,8 @@ struct Exchange {
     phase: Phase,
 }
 
-/// Reading -> Writing -> Draining -> gone. Draining waits for the other side to close: closing with unread input would
-/// send a reset that can overtake the answer.
+/// Reading -> Writing -> Draining -> closed. Draining waits for the client to close: closing with unread input would
+/// send a reset, and the client might drop the answer.
 enum Phase {
     Reading { head: Vec<u8> },
     Writing { answer: Vec<u8>, sent: usize },
@@ -81,7 +82,7 @@ enum Phase {
 }
 
 impl Server {
-    /// Adds what has to be polled.
+    /// Adds the descriptors to poll.
     pub fn descriptors<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
         if self.paused.is_none() {
             fds.push(PollFd::new(&self.listener, PollFlags::IN));
@@ -89,13 +90,13 @@ impl Server {
         fds.extend(self.connections.iter().map(|exchange| PollFd::new(&exchange.stream, exchange.phase.waits_for())));
     }
 
-    /// When [`Server::serve`] has something to do, whatever the descriptors say.
+    /// When [`Server::serve`] must be called, even if no descriptor is ready.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.connections.iter().map(|exchange| exchange.ends).chain(self.paused).min()
     }
 
-    /// Moves everything on as far as it goes. Never blocks.
+    /// Serves all connections and accepts new ones, without blocking.
     pub fn serve(&mut self) {
         self.advance();
         if self.paused.is_none_or(|until| Instant::now() >= until) {
@@ -104,14 +105,14 @@ impl Server {
         }
     }
 
-    /// Moves every connection on as far as it goes; at most 32 calls, most of which find nothing to do.
+    /// Advances every connection as far as possible without blocking.
     fn advance(&mut self) {
         let board = &self.board;
         self.connections.retain_mut(|connection| Instant::now() < connection.ends && connection.advance(board).unwrap_or(false));
     }
 
     fn accept(&mut self) {
-        for _ in 0..TAKEN_AT_ONCE {
+        for _ in 0..ACCEPTED_AT_ONCE {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     if stream.set_nonblocking(true).is_err() {
@@ -127,7 +128,7 @@ impl Server {
                     ErrorKind::WouldBlock => return,
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
                     _ => {
-                        // The one who waits would wake the poll for ever; make room instead.
+                        // The waiting connection would wake the poll again and again; close the oldest one, and pause.
                         if !self.connections.is_empty() {
                             self.connections.remove(0);
                         }
@@ -150,7 +151,7 @@ impl Phase {
 }
 
 impl Exchange {
-    /// Reads or writes what is possible now; `false` or an error when the connection is through.
+    /// Reads or writes what is possible now; `false` or an error when the connection must be closed.
     fn advance(&mut self, board: &Board) -> io::Result<bool> {
         loop {
             match &mut self.phase {
@@ -176,7 +177,7 @@ impl Exchange {
                     }
                 }
                 Phase::Draining => {
-                    // One piece a round: whoever pours in data gets no more attention than the others.
+                    // One read per round, so that a client that sends a lot of data does not delay the others.
                     let mut bytes = [0; 8 * HEAD];
                     return Ok(ready(self.stream.read(&mut bytes))?.is_none_or(|count| count > 0));
                 }
@@ -185,7 +186,7 @@ impl Exchange {
     }
 }
 
-/// `None` if the socket has to be waited for.
+/// `None` if the socket is not ready.
 fn ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(count) => Ok(Some(count)),
@@ -195,7 +196,7 @@ fn ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
 }
 
 fn too_long() -> Vec<u8> {
-    answer("431 Request Header Fields Too Large", "", &format!("{{\"error\":\"a request head has at most {HEAD} bytes\"}}"))
+    answer("431 Request Header Fields Too Large", "", &format!("{{\"error\":\"the head of a request has at most {HEAD} bytes\"}}"))
 }
 
 fn respond(head: &[u8], board: &Board) -> Vec<u8> {
@@ -212,14 +213,14 @@ fn respond(head: &[u8], board: &Board) -> Vec<u8> {
             answer(if ok { "200 OK" } else { "503 Service Unavailable" }, "", &health.to_string())
         }
         (b"/healthy", b"HEAD") => answer("405 Method Not Allowed", "Allow: GET\r\n", ""),
-        (b"/healthy", _) => answer("405 Method Not Allowed", "Allow: GET\r\n", r#"{"error":"only GET"}"#),
+        (b"/healthy", _) => answer("405 Method Not Allowed", "Allow: GET\r\n", r#"{"error":"only GET is allowed"}"#),
         (_, b"HEAD") => answer("404 Not Found", "", ""),
-        _ => answer("404 Not Found", "", r#"{"error":"only /healthy"}"#),
+        _ => answer("404 Not Found", "", r#"{"error":"only /healthy exists"}"#),
     }
 }
 
 fn bad_request() -> Vec<u8> {
-    answer("400 Bad Request", "", r#"{"error":"no HTTP/1 request"}"#)
+    answer("400 Bad Request", "", r#"{"error":"not an HTTP/1 request"}"#)
 }
 
 fn answer(status: &str, header: &str, body: &str) -> Vec<u8> {
@@ -236,8 +237,8 @@ mod tests {
 
     #[test]
     fn only_get_healthy_is_answered_with_the_health() {
-        let well = Board::new("controller", "controller");
-        let ill = well.clone();
+        let healthy = Board::new("controller", "controller");
+        let unhealthy = healthy.clone();
         let table = [
             ("GET /healthy HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK"),
             ("GET /healthy?verbose HTTP/1.0\n\n", "200 OK"),
@@ -252,13 +253,13 @@ mod tests {
             ("\r\n\r\n", "400 Bad Request"),
         ];
         for (request, expected) in table {
-            let answer = String::from_utf8(respond(request.as_bytes(), &well)).unwrap();
+            let answer = String::from_utf8(respond(request.as_bytes(), &healthy)).unwrap();
             let (head, body) = answer.split_once("\r\n\r\n").unwrap();
             assert_eq!(head.lines().next(), Some(format!("HTTP/1.1 {expected}").as_str()), "{request:?}");
             assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Connection: close"));
             assert_eq!(expected == "200 OK", body.contains("\"components\""), "{request:?}");
         }
-        ill.require("database");
-        assert!(respond(b"GET /healthy HTTP/1.1\r\n\r\n", &well).starts_with(b"HTTP/1.1 503 "));
+        unhealthy.require("database");
+        assert!(respond(b"GET /healthy HTTP/1.1\r\n\r\n", &healthy).starts_with(b"HTTP/1.1 503 "));
     }
 }

@@ -1,4 +1,4 @@
-//! What the program reports about itself and its host: `/healthy`, the heartbeat, systemd.
+//! What the program reports about itself and its host: `/healthy`, the heartbeat, the notifications to systemd.
 
 pub mod board;
 pub mod heartbeat;

@@ -1,7 +1,7 @@
-//! Tells systemd that the Controller is up, that its main loop moves, and that it stops (`sd_notify(3)`).
+//! Notifies systemd that the Controller is ready, that its main loop runs, and that it stops (`sd_notify(3)`).
 //!
-//! Called by the main loop only: what feeds the watchdog must be what is watched. A message that cannot be sent at once
-//! is dropped, as nothing may hold the loop.
+//! Only the main loop calls this, as the watchdog must detect when that loop is stuck. A message that cannot be sent at
+//! once is dropped, so that the loop never blocks.
 
 use crate::config::Supervisor;
 use std::io;
@@ -12,39 +12,39 @@ use std::time::Instant;
 #[derive(Debug)]
 pub struct Notifier {
     supervisor: Option<(Supervisor, UnixDatagram)>,
-    /// When the watchdog was fed last; `None` until the Controller is up.
-    fed: Option<Instant>,
+    /// When the last message for the watchdog was sent; `None` until the Controller is ready.
+    last_beat: Option<Instant>,
     stopping: bool,
 }
 
 impl Notifier {
-    /// One that says nothing if there is nobody to be told.
+    /// Without a supervisor, nothing is sent.
     ///
     /// # Errors
-    /// When the system gives no socket.
+    /// The system has no socket.
     pub fn new(supervisor: Option<Supervisor>) -> io::Result<Self> {
         let connected = |supervisor: Supervisor| {
             let socket = UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
             io::Result::Ok((supervisor, socket))
         };
-        Ok(Self { supervisor: supervisor.map(connected).transpose()?, fed: None, stopping: false })
+        Ok(Self { supervisor: supervisor.map(connected).transpose()?, last_beat: None, stopping: false })
     }
 
-    /// The main loop has completed a round: the first one means that the Controller is up, the others feed the watchdog,
-    /// twice as often as it asks for.
+    /// Notes that the main loop has completed a cycle. After the first one, the Controller is ready. The watchdog gets
+    /// a message twice as often as it requires.
     pub fn beat(&mut self, now: Instant) {
         let Some((supervisor, _)) = &self.supervisor else { return };
-        let message = match (self.fed, supervisor.watchdog) {
+        let message = match (self.last_beat, supervisor.watchdog) {
             (None, _) => "READY=1\nWATCHDOG=1",
-            (Some(fed), Some(watchdog)) if now.saturating_duration_since(fed) >= watchdog / 2 => "WATCHDOG=1",
+            (Some(last), Some(watchdog)) if now.saturating_duration_since(last) >= watchdog / 2 => "WATCHDOG=1",
             _ => return,
         };
-        self.fed = Some(now);
+        self.last_beat = Some(now);
         self.send(message);
     }
 
-    /// The Controller is about to end.
+    /// Notifies once that the Controller is about to end.
     pub fn stopping(&mut self) {
         if !self.stopping {
             self.stopping = true;

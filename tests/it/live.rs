@@ -199,7 +199,7 @@ fn a_wedged_main_loop_is_ill_after_a_minute() {
     assert_eq!(health(true)["components"]["controller"]["healthy"], true);
     let health = health(false);
     assert_eq!(health["components"]["controller"]["healthy"], false);
-    assert!(health["components"]["controller"]["details"].as_str().unwrap().starts_with("no round completed for 6"), "{health}");
+    assert!(health["components"]["controller"]["details"].as_str().unwrap().starts_with("no cycle completed for 6"), "{health}");
 }
 
 #[test]
