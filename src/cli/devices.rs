@@ -210,8 +210,8 @@ fn presences(config: &Config, registry: &Registry, notes: &mut Vec<String>) -> P
     match sysfs::scan(&config.host_root, &[], |_, _| {}) {
         Ok(scan) => {
             notes.extend(scan.unclear.iter().map(|(card, why)| format!("cannot identify card {card}: {}", shown(why))));
-            let seen = identify(scan.microphones, &registry.known_ports(), |id| presences.may_be_on(id, &scan.unclear));
-            presences.observe(&seen, &scan.unclear, now);
+            let observed = identify(scan.microphones, &registry.known_ports(), |id| presences.may_be_on(id, &scan.unclear));
+            presences.observe(&observed, &scan.unclear, now);
         }
         Err(why) => notes.push(format!("cannot read sound cards: {why}")),
     }

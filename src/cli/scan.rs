@@ -31,7 +31,7 @@ struct ScannedCard {
     microphone: Microphone,
     /// What it can capture, or why that cannot be read.
     capture: Result<Vec<Setting>, String>,
-    fit: Match,
+    best_match: Match,
 }
 
 impl ScanReport {
@@ -44,8 +44,8 @@ impl ScanReport {
         let is_selected = |index: u32| card.is_none_or(|card| card == index);
         let read = |(id, microphone): (String, Microphone)| {
             let criteria = profiles.iter().map(|profile| (profile.slug.as_str(), profile.config.criteria()));
-            let fit = best(scores(criteria, &microphone));
-            ScannedCard { id, capture: read_stream(root, microphone.card), fit, microphone }
+            let best_match = best(scores(criteria, &microphone));
+            ScannedCard { id, capture: read_stream(root, microphone.card), best_match, microphone }
         };
         let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
         let mut microphones: Vec<ScannedCard> = ids.into_iter().filter(|(_, microphone)| is_selected(microphone.card)).map(read).collect();
@@ -57,7 +57,7 @@ impl ScanReport {
     #[must_use]
     pub fn table(&self) -> String {
         let mut rows = vec![["CARD", "ID", "PORT", "NAME", "USB IDS", "SERIAL", "PROFILE (SCORE)", "CAPTURES"].map(str::to_owned)];
-        for ScannedCard { id, microphone, capture, fit } in &self.microphones {
+        for ScannedCard { id, microphone, capture, best_match } in &self.microphones {
             let usb = microphone.usb.as_ref();
             rows.push([
                 microphone.card.to_string(),
@@ -66,7 +66,7 @@ impl ScanReport {
                 shown(&microphone.name).to_string(),
                 usb.map_or_else(|| "-".to_owned(), |usb| format!("{}:{}", usb.vendor, usb.product)),
                 usb.and_then(|usb| usb.serial.as_deref()).unwrap_or("-").to_owned(),
-                match fit {
+                match best_match {
                     Match::None => "none".to_owned(),
                     Match::One { slug, score } => format!("{slug} ({score})"),
                     Match::Ambiguous { slugs, score } => format!("{} ({score} each: ambiguous)", slugs.join(", ")),
@@ -84,8 +84,8 @@ impl ScanReport {
     /// For programs.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let one = |ScannedCard { id, microphone, capture, fit }: &ScannedCard| {
-            let (slugs, score) = match fit {
+        let one = |ScannedCard { id, microphone, capture, best_match }: &ScannedCard| {
+            let (slugs, score) = match best_match {
                 Match::None => (Vec::new(), 0),
                 Match::One { slug, score } => (vec![slug.clone()], *score),
                 Match::Ambiguous { slugs, score } => (slugs.clone(), *score),
@@ -129,7 +129,7 @@ impl ScannedCard {
         // The seeder refuses a second profile with the same slug.
         let slug = std::iter::once(slug.clone()).chain((2..).map(|n| format!("{slug}_{n}"))).find(|slug| !taken(slug)).unwrap_or(slug);
         let mut text = format!("# Created by `silvasonic-controller scan --profile` for {}.\n", quoted(&self.id));
-        if let Match::One { score: 100, .. } | Match::Ambiguous { score: 100, .. } = self.fit {
+        if let Match::One { score: 100, .. } | Match::Ambiguous { score: 100, .. } = self.best_match {
             text.push_str("# Another profile has these USB ids, too; with both, neither is chosen automatically.\n");
         }
         let setting = match &self.capture {
@@ -199,7 +199,12 @@ mod tests {
 
     fn scanned(name: &str, capture: Result<Vec<Setting>, String>) -> ScannedCard {
         let usb = Usb { vendor: "0869".into(), product: "0389".into(), serial: None, bus_path: "1-1".into(), address: "001/002".into() };
-        ScannedCard { id: "x".into(), microphone: Microphone { card: 0, name: name.into(), usb: Some(usb) }, capture, fit: Match::None }
+        ScannedCard {
+            id: "x".into(),
+            microphone: Microphone { card: 0, name: name.into(), usb: Some(usb) },
+            capture,
+            best_match: Match::None,
+        }
     }
 
     #[test]

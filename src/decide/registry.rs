@@ -66,7 +66,7 @@ impl Default for System {
 }
 
 impl System {
-    /// Replaces an invalid row: no limit that would stop a Recorder, and no enrolment that a user may not want.
+    /// Replaces an invalid row: no limit that would stop a Recorder, and no automatic enrolment.
     const INVALID: Self = Self { max_recorders: None, auto_enrollment: false };
 }
 
