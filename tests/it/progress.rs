@@ -144,6 +144,19 @@ fn a_line_is_shown_while_the_next_test_still_runs() {
 }
 
 #[test]
+fn both_streams_in_one_file_keep_their_order() {
+    let dir = Scratch::new();
+    let run = "for one in one two three; do echo before $one >&2; echo test a::$one ... ok; done";
+    let file = fs::File::create(dir.0.join("shown")).unwrap();
+    let status = progress(&dir.0, run).stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
+    assert!(status.success());
+    let shown = fs::read_to_string(dir.0.join("shown")).unwrap();
+    let expected = "   Compiling sample v0.1.0\nbefore one\n[1 of 6] ok      a::one\nbefore two\n[2 of 6] ok      a::two\n\
+                    before three\n[3 of 6] ok      a::three\n0 tests ok in";
+    assert!(shown.starts_with(expected), "{shown}");
+}
+
+#[test]
 fn a_process_that_a_test_left_behind_holds_nothing_up() {
     let dir = Scratch::new();
     let start = Instant::now();
