@@ -42,6 +42,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_CONFIG_DIR", "built-in copy", "folder with defaults.yml, defaults.override.yml and profiles/*.yml"),
     ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
     ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders: `stop`, or `keep` to adopt them at the next start"),
+    ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", "seconds for the whole shutdown, 3-600; Recorders get 10 s of them, or what is left"),
     ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace"),
 ];
 
@@ -72,6 +73,8 @@ pub struct Config {
     pub config_dir: Option<PathBuf>,
     /// What a termination signal does to Recorders.
     pub shutdown: Shutdown,
+    /// All of the shutdown.
+    pub shutdown_timeout: Duration,
     /// Lowest level that is logged.
     pub log_level: LevelFilter,
     /// systemd, if it started this program with a notification socket.
@@ -208,6 +211,7 @@ impl Config {
                 "keep" => Some(Shutdown::Keep),
                 _ => None,
             }),
+            shutdown_timeout: env.seconds("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", 3.0, 600.0, "seconds from 3 to 600"),
             log_level: env.parsed("SILVASONIC_LOG_LEVEL", None, "info", "error, warn, info, debug or trace", |text| {
                 text.parse().ok().filter(|level| *level != LevelFilter::Off)
             }),
@@ -427,6 +431,7 @@ mod tests {
             ("SILVASONIC_CONFIG_DIR", "x"),
             ("SILVASONIC_OWNER", "-x"),
             ("SILVASONIC_SHUTDOWN", "maybe"),
+            ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "2"),
             ("SILVASONIC_LOG_LEVEL", "off"),
         ];
         let faults = read(&cases).unwrap_err();

@@ -5,28 +5,28 @@
 //! states of `hardware`, `database` and `containers`; decisions are made in `decide`, and what cannot be known is handed
 //! to it as unknown.
 
-use std::collections::BTreeMap;
+mod act;
+
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use log::{debug, error, info, warn};
+use log::{error, info, warn};
 
 use crate::config::{Config, Shutdown};
 use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
-use crate::containers::state::{ContainersState, List};
+use crate::containers::state::ContainersState;
 use crate::database::state::{DatabaseState, Hardware};
-use crate::decide::action::{Action, Done, Failure};
-use crate::decide::container::Container;
-use crate::decide::desired::{Desired, SpecCache, desired, none_of};
-use crate::decide::plan::{Plan, View, plan};
+use crate::decide::desired::SpecCache;
+use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
-use crate::decide::recorders::{Finished, Note, Recorders};
+use crate::decide::recorders::Recorders;
 use crate::event::Event;
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
 use crate::history::History;
+use crate::lock;
 use crate::logs::forwarder::LogForwarder;
 use crate::podman::client::Podman;
 use crate::probe::Prober;
@@ -34,14 +34,13 @@ use crate::rate_limit::RateLimit;
 use crate::redis::nudge::{self, Nudges};
 use crate::redis::publisher::Publisher;
 use crate::report::Known;
-use crate::text::shown;
 
 /// The loop shows that it moves at least this often, whatever the settings.
 const LONGEST_SLEEP: Duration = Duration::from_secs(20);
 /// For the last heartbeat.
 const FAREWELL: Duration = Duration::from_millis(300);
-/// All of the shutdown.
-const SHUTDOWN: Duration = Duration::from_millis(11_500);
+/// What the end of the process takes of the time for a shutdown, the last heartbeat included.
+const MARGIN: Duration = Duration::from_millis(600);
 
 /// All state of the program.
 pub struct Controller {
@@ -51,6 +50,7 @@ pub struct Controller {
     nudges: Nudges,
     /// Until when a shutdown may take, once it was asked for.
     shutdown: Option<Instant>,
+    leadership: Leadership,
 
     hardware: HardwareState,
     database: DatabaseState,
@@ -78,7 +78,9 @@ impl Controller {
         heartbeat: Heartbeat,
         publisher: Publisher,
     ) -> io::Result<Self> {
-        // First of all, so that it listens before the first cycle ends.
+        let sender = events.clone();
+        lock::contend(&config.workspace_local, &config.recorder.owner, move |standing| drop(sender.send(Event::Lock(standing))))?;
+        // Before all else that asks, so that it listens before the first cycle ends.
         let nudges = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
         Ok(Self {
@@ -86,6 +88,7 @@ impl Controller {
             next_tick: Instant::now(),
             nudges,
             shutdown: None,
+            leadership: Leadership::new(Instant::now()),
             database: DatabaseState::start(&config, events)?,
             containers: ContainersState::start(&podman, &config, events)?,
             hardware: HardwareState::new(&config, prober, events),
@@ -146,7 +149,8 @@ impl Controller {
 
     /// Sleeps until there is something to do, and handles every event that is there.
     fn wait(&mut self) {
-        let deadlines = [Some(self.next_tick), Some(self.heartbeat.due()), self.nudges.due(), self.containers.due, self.shutdown];
+        let heartbeat = self.leadership.deadline().unwrap_or_else(|| self.heartbeat.due());
+        let deadlines = [Some(self.next_tick), Some(heartbeat), self.nudges.due(), self.containers.due, self.shutdown];
         let until = deadlines.into_iter().flatten().min().unwrap_or(self.next_tick);
         let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()).min(LONGEST_SLEEP));
         while let Ok(next) = event {
@@ -173,14 +177,33 @@ impl Controller {
                 self.containers.answered(sequence, containers, engine, &self.actions);
                 if let Ok(containers) = self.containers.containers() {
                     // A log is read from its beginning whenever that begins, and a crowd of starts has no time for it.
-                    if !self.actions.are_a_crowd() {
+                    if !self.actions.are_a_crowd() && self.leadership.may_act(Instant::now()) {
                         self.logs.update(containers);
                     }
                     self.limits.check(containers).iter().for_each(|line| warn!("{line}"));
                 }
             }
+            Event::Lock(standing) => self.note_standing(standing),
             Event::Done { action, result, took } => self.finish(&action, result, took),
         }
+    }
+
+    /// Notes who holds the lock. A takeover acts at once, from a fresh list.
+    fn note_standing(&mut self, standing: Standing) {
+        match &standing {
+            Standing::Unknown(_) => warn!("{standing}"),
+            Standing::Standby(_) => info!("{standing}"),
+            Standing::Leader => {}
+        }
+        if let Some(holder) = self.leadership.update(standing) {
+            info!("this Controller takes over from {holder}");
+            self.containers.forget();
+            self.next_tick = Instant::now();
+        }
+        if self.leadership.may_act(Instant::now()) {
+            self.database.lead();
+        }
+        self.containers.ask(&self.actions);
     }
 
     /// Microphones that came or went are plugged in anew, whatever failed with them before.
@@ -188,30 +211,6 @@ impl Controller {
         for (id, _) in changes.iter().filter(|(_, change)| matches!(change, Transition::Appeared | Transition::Left)) {
             self.recorders.plugged(id);
         }
-    }
-
-    /// Notes how an action ended.
-    fn finish(&mut self, action: &Action, result: Result<Done, Failure>, took: Duration) {
-        let now = Instant::now();
-        let topic = format!("action {}", action.device);
-        self.actions.ended(&action.device, self.containers.sequence);
-        match self.recorders.finished(action, result, took, now) {
-            Finished::Done(note) => {
-                self.rate_limit.inform(&topic, &format!("microphone {}: works again", shown(&action.device)), now);
-                self.log(&note);
-            }
-            Finished::DoneInVain { note, warning } => {
-                self.rate_limit.warn(&topic, &warning, now);
-                self.history.add(note.to_string());
-            }
-            Finished::Failed(why) => {
-                self.rate_limit.warn(&topic, &why, now);
-                self.history.add(why);
-            }
-            Finished::Dropped(why) => debug!("microphone {}: {why}", shown(&action.device)),
-        }
-        // The list that shows the outcome; the one that is on its way may be older.
-        self.containers.ask(&self.actions);
     }
 
     /// Writes to the database what the hardware shows differently.
@@ -226,87 +225,16 @@ impl Controller {
         }
     }
 
-    /// Plans from all that is known and starts the actions.
-    fn act(&mut self) {
-        let now = Instant::now();
-        let Some(List { sequence, containers }) = self.containers.list.clone() else { return };
-        self.actions.listed(sequence);
-        let Some((desired, desired_complete)) = self.desired(&containers) else { return };
-        let busy = self.actions.busy();
-        let exit = |id: &str| self.containers.take_exit_code(id);
-        let ended = self.recorders.observe(&containers, &desired, |device| busy.contains(device), exit, now);
-        ended.iter().for_each(|note| self.log(note));
-        let plan = plan(&View {
-            containers: &containers,
-            desired: &desired,
-            desired_complete,
-            max_recorders: self.database.registry.as_ref().and_then(|registry| registry.system.max_recorders),
-            past: self.recorders.past(),
-            busy: &busy,
-            replacing: self.actions.are_replacing(),
-            stuck: &self.containers.stuck(now),
-            now,
-            wall: SystemTime::now(),
-        });
-        self.note_plan(&plan, &containers, &desired);
-        if plan.actions.is_empty() || self.containers.is_fresh(now) {
-            plan.actions.into_iter().for_each(|action| self.start(action));
-        } else {
-            self.containers.ask(&self.actions);
-        }
-    }
-
-    /// The desired state, and whether that is all; `None` while the database never answered.
-    fn desired(&mut self, containers: &[Container]) -> Option<(BTreeMap<String, Desired>, bool)> {
-        if self.shutdown.is_some() {
-            return Some((none_of(containers), true));
-        }
-        let registry = self.database.registry.as_ref()?;
-        let known = self.database.state.is_ok();
-        let desired = desired(registry, known, &self.hardware.presences, &mut self.specs);
-        Some((desired, known && self.hardware.state.is_ok()))
-    }
-
-    /// Logs what is new in a plan: adopted containers and Recorders that have no place.
-    fn note_plan(&mut self, plan: &Plan, containers: &[Container], desired: &BTreeMap<String, Desired>) {
-        let notes = self.recorders.planned(plan, containers, desired, |device| self.actions.has_settled(device));
-        notes.iter().for_each(|note| self.log(note));
-        for device in plan.crowded() {
-            let line = format!("microphone {device} is not recorded: max_recorders is reached");
-            self.rate_limit.warn(&format!("place {device}"), &line, Instant::now());
-        }
-        self.rate_limit.retain("place ", |device| plan.crowded().any(|crowded| crowded == device));
-    }
-
-    /// Writes a note to the log and, if something was done, to the history.
-    fn log(&mut self, note: &Note) {
-        match note {
-            Note::Held { .. } => return debug!("{note}"),
-            Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{note}"),
-            Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{note}"),
-        }
-        self.history.add(note.to_string());
-    }
-
-    /// Hands an action to a thread of its own.
-    fn start(&mut self, action: Action) {
-        let Some(engine) = &self.containers.engine else { return };
-        if !self.actions.have_room_for(&action) {
-            return;
-        }
-        self.recorders.begun(&action);
-        if let Err(why) = self.actions.start(action, engine, self.logs.drainer()) {
-            self.rate_limit.warn("thread", &format!("no thread for an action: {why}"), Instant::now());
-        }
-    }
-
     fn begin_shutdown(&mut self) {
-        if self.config.shutdown == Shutdown::Keep {
+        if self.config.shutdown == Shutdown::Keep || !self.leadership.may_act(Instant::now()) {
+            self.config.shutdown = Shutdown::Keep;
             info!("stopping; Recorders run on");
             self.shutdown = Some(Instant::now());
         } else {
             info!("stopping all Recorders");
-            self.shutdown = Some(Instant::now() + SHUTDOWN);
+            let deadline = Instant::now() + self.config.shutdown_timeout.saturating_sub(MARGIN);
+            self.shutdown = Some(deadline);
+            self.actions.hurry(deadline);
             self.recorders.stopping();
             self.actions.stop_starting();
             // Whether any is left, a fresh list says.
@@ -341,7 +269,9 @@ impl Controller {
         let now = Instant::now();
         let facts = self.known().facts();
         // Half a tick early is better than another wake-up.
-        if now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.heartbeat.due() {
+        let is_due = now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.heartbeat.due();
+        // Until it is known who leads, nobody may take this one for the leader.
+        if is_due && (self.leadership.is_standby() || self.leadership.may_act(now)) {
             let meta = self.known().meta();
             self.heartbeat.report(&facts, meta, now);
         } else {
@@ -356,6 +286,7 @@ impl Controller {
             containers: &self.containers,
             actions: &self.actions,
             recorders: &self.recorders,
+            leadership: &self.leadership,
             history: &self.history,
             specs: &mut self.specs,
             is_stopping: self.shutdown.is_some(),

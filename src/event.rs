@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::decide::action::{Action, Done, Failure};
 use crate::decide::container::{Container, Engine};
+use crate::decide::leadership::Standing;
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
 
@@ -43,6 +44,8 @@ pub enum Event {
         /// What engine it is.
         engine: Option<Engine>,
     },
+    /// Who holds the lock of this owner.
+    Lock(Standing),
     /// An action ended.
     Done {
         /// The action.

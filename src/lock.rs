@@ -1,19 +1,17 @@
-//! One Controller an owner: the lock in the Recorder workspace, and the thread that waits for it.
+//! One Controller for each owner: the lock in the Recorder workspace, and the thread that waits for it.
 //!
-//! Two Controllers with one owner label take each other's Recorders for their own and replace or stop them. So only the
-//! holder of `.controller-lock-{owner}` changes anything; any other one stands by and takes over when the holder ends.
+//! Two Controllers with one owner label would replace or stop each other's Recorders. So only the one that holds
+//! `.controller-lock-{owner}` changes anything; another one stands by and takes over when the holder ends.
 //!
-//! - The kernel keeps the lock (`flock`, per open file) and releases it at the end of the process, however it ends. A
-//!   stopped process (SIGSTOP) keeps it. It holds between the host and containers that bind the folder. Nobody may delete
-//!   the file while a Controller runs: one that is made anew is another lock.
-//! - A disk can hang, so only the thread `lock` calls [`try_take`], every [`RETRY`], and it ends when it leads.
-//! - Capture comes first: a file that cannot be used (no right, a FIFO or a link in its place, no `flock` there) makes
-//!   [`Standing::Unknown`], and a disk that says nothing for [`PATIENCE`] counts as that. The Controller goes on without a
-//!   lock then, with one warning, while the thread goes on trying.
+//! - The kernel keeps the lock (`flock`, for each open file) and releases it at the end of the process, however it ends. A
+//!   stopped process (SIGSTOP) keeps it. It works between the host and containers that bind the folder. Nobody may delete
+//!   the file while a Controller runs: a new file is another lock.
+//! - A disk can hang, so only the thread `lock` touches the file, every [`RETRY`], and it ends when it leads.
+//! - Capture comes first: with a file that cannot be used (no access, a FIFO or a link in its place, no `flock` there) the
+//!   Controller continues without a lock, with one warning, while the thread retries.
 //! - The descriptor is close-on-exec. A Controller that replaces itself by `exec` clears that flag first (`fcntl_setfd`)
-//!   and passes the number on: process and open file stay the same, so the lock is not free for a moment.
+//!   and passes the number on: process and open file stay the same, so the lock is never free.
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -25,42 +23,36 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::clock::iso_seconds;
+use crate::decide::leadership::Standing;
 use crate::text::shown;
 
 /// Time between two attempts.
-pub const RETRY: Duration = Duration::from_millis(500);
-/// How long the first answer is waited for before the Controller goes on without a lock.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(500);
 
-/// The held lock, in its descriptor. Dropping it releases it, so it is kept for as long as anything may be changed.
+/// The lock, in its descriptor. Dropping it releases it.
 #[derive(Debug)]
-pub struct Lock(pub File);
+struct Lock(#[allow(dead_code, reason = "the descriptor is the lock")] File);
 
-/// How this Controller stands to the lock. As text: a line for the log.
+/// What came of an attempt to take the lock.
 #[derive(Debug)]
-pub enum Standing {
-    /// It holds the lock, to the end.
-    Leader(Lock),
-    /// Another one does, which signed so: `pid 1 on pi, in a container, since 2026-01-31T12:00:00Z`.
-    Standby(String),
-    /// Nobody can say, and why.
-    Unknown(String),
+enum Attempt {
+    Taken(Lock),
+    Other(String),
 }
 
 /// Takes the lock if it is free, and signs it. Can block for as long as the disk does.
-pub fn try_take(workspace: &Path, owner: &str) -> Standing {
+fn try_take(workspace: &Path, owner: &str) -> Result<Attempt, String> {
     let path = workspace.join(format!(".controller-lock-{owner}"));
-    let taken = fs::create_dir_all(workspace).and_then(|()| take(&path));
-    taken.unwrap_or_else(|error| Standing::Unknown(format!("{}: {error}", path.display())))
+    fs::create_dir_all(workspace).and_then(|()| take(&path)).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn take(path: &Path) -> io::Result<Standing> {
+fn take(path: &Path) -> io::Result<Attempt> {
     loop {
         let file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => {
                 let line = io::read_to_string(file.take(256)).unwrap_or_default();
-                return Ok(Standing::Standby(shown(line.lines().next().unwrap_or("an unnamed process")).to_string()));
+                return Ok(Attempt::Other(shown(line.lines().next().unwrap_or("an unnamed process")).to_string()));
             }
             taken => taken?,
         }
@@ -69,7 +61,7 @@ fn take(path: &Path) -> io::Result<Standing> {
         if fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
             // On a full or read-only disk the lock holds all the same.
             let _ = sign(&file);
-            return Ok(Standing::Leader(Lock(file)));
+            return Ok(Attempt::Taken(Lock(file)));
         }
     }
 }
@@ -94,36 +86,32 @@ fn sign(file: &File) -> io::Result<()> {
     file.set_len(line.len() as u64)
 }
 
-impl fmt::Display for Standing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Leader(_) => write!(f, "this Controller holds the lock"),
-            Self::Standby(holder) => write!(f, "this Controller stands by: the lock is held by {holder}"),
-            Self::Unknown(why) => write!(f, "this Controller goes on without a lock and tries again: {why}"),
-        }
-    }
-}
-
-/// Starts the thread, which passes each new standing on, and ends with [`Standing::Leader`].
+/// Starts the thread, which reports each change, and ends with [`Standing::Leader`].
 ///
 /// # Errors
 /// When the system gives no thread.
 pub fn contend(workspace: &Path, owner: &str, notify: impl Fn(Standing) + Send + 'static) -> io::Result<()> {
-    let (workspace, owner, mut told) = (workspace.to_owned(), owner.to_owned(), String::new());
-    let run = move || loop {
-        match try_take(&workspace, &owner) {
-            leader @ Standing::Leader(_) => return notify(leader),
-            other if other.to_string() == told => {}
-            other => (told, _) = (other.to_string(), notify(other)),
+    let (workspace, owner) = (workspace.to_owned(), owner.to_owned());
+    let run = move || {
+        let mut last = None;
+        loop {
+            let standing = match try_take(&workspace, &owner) {
+                Ok(Attempt::Taken(lock)) => {
+                    // To the end of the process, whichever way it ends.
+                    std::mem::forget(lock);
+                    return notify(Standing::Leader);
+                }
+                Ok(Attempt::Other(holder)) => Standing::Standby(holder),
+                Err(why) => Standing::Unknown(why),
+            };
+            if last.as_ref() != Some(&standing) {
+                last = Some(standing.clone());
+                notify(standing);
+            }
+            thread::sleep(RETRY);
         }
-        thread::sleep(RETRY);
     };
     thread::Builder::new().name("lock".to_owned()).stack_size(128 << 10).spawn(run).map(drop)
-}
-
-/// Whether anything may be changed, so long after the start: as leader, and when nobody can say who leads.
-pub fn may_act(standing: Option<&Standing>, since: Duration) -> bool {
-    !matches!(standing, Some(Standing::Standby(_))) && (standing.is_some() || since >= PATIENCE)
 }
 
 #[cfg(test)]
@@ -133,18 +121,18 @@ mod tests {
     #[test]
     fn one_holds_the_lock_until_it_is_dropped_and_others_read_who() {
         let folder = std::env::temp_dir().join(format!("silvasonic-lock-{}/new", std::process::id()));
-        let Standing::Leader(lock) = try_take(&folder, "a") else { panic!("no lock") };
-        let Standing::Standby(holder) = try_take(&folder, "a") else { panic!("no holder") };
+        let Ok(Attempt::Taken(lock)) = try_take(&folder, "a") else { panic!("no lock") };
+        let Ok(Attempt::Other(holder)) = try_take(&folder, "a") else { panic!("no holder") };
         assert!(holder.starts_with(&format!("pid {} on ", std::process::id())) && holder.ends_with('Z'), "{holder}");
-        assert!(matches!(try_take(&folder, "b"), Standing::Leader(_)));
+        assert!(matches!(try_take(&folder, "b"), Ok(Attempt::Taken(_))));
         let (sender, standings) = std::sync::mpsc::channel();
         contend(&folder, "a", move |standing| sender.send(standing).unwrap()).unwrap();
         assert!(matches!(standings.recv().unwrap(), Standing::Standby(_)));
         drop(lock);
-        assert!(matches!(standings.recv().unwrap(), Standing::Leader(_)));
+        assert_eq!(standings.recv().unwrap(), Standing::Leader);
         assert!(standings.recv().is_err(), "the thread ends");
         std::os::unix::fs::symlink("/dev/null", folder.join(".controller-lock-link")).unwrap();
-        assert!(matches!(try_take(&folder, "link"), Standing::Unknown(_)));
+        assert!(try_take(&folder, "link").is_err());
         fs::remove_dir_all(folder.parent().unwrap()).unwrap();
     }
 }

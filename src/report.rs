@@ -9,6 +9,7 @@ use crate::containers::actions::Actions;
 use crate::containers::state::ContainersState;
 use crate::database::state::DatabaseState;
 use crate::decide::desired::{SpecCache, desired};
+use crate::decide::leadership::Leadership;
 use crate::decide::reason::{Reason, ReasonInput, reasons};
 use crate::decide::recorders::Recorders;
 use crate::hardware::pcm::Proof;
@@ -34,6 +35,8 @@ pub struct Known<'a> {
     pub history: &'a History,
     /// Specs that were made.
     pub specs: &'a mut SpecCache,
+    /// Which Controller leads.
+    pub leadership: &'a Leadership,
     /// Whether a shutdown was asked for.
     pub is_stopping: bool,
 }
@@ -76,7 +79,9 @@ impl Known<'_> {
             podman: connected(&self.containers.state),
             hardware: self.hardware.details(),
             containers,
+            lock: self.leadership.details(),
             activity: match (self.is_stopping, running) {
+                _ if self.leadership.is_standby() => Activity::Standby,
                 (true, _) => Activity::Stopping,
                 (false, 0) => Activity::Idle,
                 (false, _) => Activity::Recording,

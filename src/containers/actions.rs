@@ -25,6 +25,10 @@ use crate::podman::client::Podman;
 const STARTS_AT_ONCE: usize = 8;
 /// A start that takes so long hangs, and takes no place from the others.
 const HANGS: Duration = Duration::from_secs(2);
+/// What a Recorder gets to close its files before it is killed, as far as a shutdown leaves that.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What Podman needs to kill a Recorder that did not end, and to remove it.
+const AFTER_KILL: Duration = Duration::from_millis(1500);
 /// More actions than this are a crowd, which needs Podman and the processors for itself.
 const CROWD: usize = 3;
 
@@ -39,6 +43,8 @@ pub struct Actions {
     settled: BTreeMap<String, u64>,
     /// Set when the Controller was asked to stop; every action looks at it before it starts anything.
     is_stopping: Arc<AtomicBool>,
+    /// When everything must have ended, once the Controller was asked to stop.
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -61,6 +67,7 @@ impl Actions {
             under_way: BTreeMap::new(),
             settled: BTreeMap::new(),
             is_stopping: Arc::default(),
+            deadline: None,
         }
     }
 
@@ -82,6 +89,7 @@ impl Actions {
             engine: engine.clone(),
             workspace: self.workspace.clone(),
             is_stopping: Arc::clone(&self.is_stopping),
+            patience: self.patience(),
         };
         let (events, device, since) = (self.events.clone(), action.device.clone(), Instant::now());
         let is_replacement = matches!(action.task, Task::Replace { .. });
@@ -101,6 +109,17 @@ impl Actions {
     pub fn stop_starting(&mut self) {
         self.is_stopping.store(true, Ordering::Release);
         self.under_way.values_mut().filter(|action| action.rank != Rank::Stop).for_each(|action| action.is_overtaken = true);
+    }
+
+    /// All containers have to end by then.
+    pub fn hurry(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    /// What a Recorder gets to close its files before it is killed.
+    fn patience(&self) -> Duration {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).saturating_sub(AFTER_KILL));
+        left.map_or(PATIENCE, |left| left.clamp(Duration::from_secs(1), PATIENCE))
     }
 
     /// An action ended when this was the last list that had been asked for.

@@ -32,9 +32,6 @@ use crate::podman::client::{Outcome, Podman};
 use crate::podman::error::{Error, cause};
 use crate::text::shown;
 
-/// What a Recorder gets to close its files before it is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// What an action needs.
 pub struct Executor {
     /// The way to Podman.
@@ -47,6 +44,8 @@ pub struct Executor {
     pub workspace: PathBuf,
     /// Set when the Controller was asked to stop.
     pub is_stopping: Arc<AtomicBool>,
+    /// What a Recorder gets to close its files before it is killed.
+    pub patience: Duration,
 }
 
 impl Executor {
@@ -184,13 +183,13 @@ impl Executor {
                 return Err(Failure::Other(format!("{} could not be unpaused: {error}", old.name)));
             }
         }
-        match self.podman.stop(&old.id, PATIENCE) {
+        match self.podman.stop(&old.id, self.patience) {
             Ok(_) => Ok(()),
             // A container whose conmon died cannot be stopped in order; force still ends it.
             Err(error @ Error::Refused { .. }) => {
                 warn!("{} could not be stopped in order and is removed by force: {error}", old.name);
                 self.drainer.drain(&old.id, &old.name);
-                match self.podman.remove(&old.id, Some(PATIENCE)) {
+                match self.podman.remove(&old.id, Some(self.patience)) {
                     Ok(_) => Ok(()),
                     Err(error) => Err(Failure::Other(format!("{} could not be removed: {error}", old.name))),
                 }
@@ -204,7 +203,7 @@ impl Executor {
             Removal::Plain => None,
             Removal::Stop | Removal::Unpause => {
                 self.stop(old)?;
-                Some(PATIENCE)
+                Some(self.patience)
             }
             Removal::Force => Some(Duration::ZERO),
         };

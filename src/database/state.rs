@@ -52,6 +52,8 @@ pub struct DatabaseState {
     /// A second request is under way: a nudge arrived after the first one, whose answer may be older than the nudge.
     asked_again: bool,
     last_touch: Instant,
+    /// Whether this Controller leads: only then anything is written.
+    leads: bool,
     /// Whether the differences of this tick were written.
     recorded: bool,
     rows: Vec<Row>,
@@ -82,6 +84,7 @@ impl DatabaseState {
             asked: None,
             asked_again: false,
             last_touch: Instant::now(),
+            leads: false,
             recorded: false,
             rows: Vec::new(),
             saved,
@@ -95,13 +98,14 @@ impl DatabaseState {
     pub fn ask(&mut self, presences: &Presences, hardware: Hardware, now: Instant) {
         self.recorded = false;
         match self.waiting_since() {
-            None if now.duration_since(self.last_touch) >= TOUCH && self.state.is_ok() => {
+            None if self.leads && now.duration_since(self.last_touch) >= TOUCH && self.state.is_ok() => {
                 self.last_touch = now;
                 let online = presences.iter().filter(|(_, presence)| matches!(presence, Presence::Online(_)));
                 self.request(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
             }
             None => {
-                let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && self.differences(presences).is_empty();
+                let is_behind = self.leads && !self.differences(presences).is_empty();
+                let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && !is_behind;
                 self.request(if quiet { Request::Check } else { Request::Read });
             }
             Some(since) if now.duration_since(since) >= OVERDUE => self.replace_worker(),
@@ -142,10 +146,25 @@ impl DatabaseState {
         match Worker::start(&self.config, self.worker.generation + 1, self.events.clone()) {
             Ok(worker) => {
                 self.abandoned.push(std::mem::replace(&mut self.worker, worker).abandon());
+                if self.leads {
+                    self.worker.lead();
+                }
                 self.asked_again = false;
                 self.request(Request::Read);
             }
             Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for PostgreSQL: {why}"), Instant::now()),
+        }
+    }
+
+    /// This Controller leads from now on: it seeds, and writes what differs.
+    pub fn lead(&mut self) {
+        if !std::mem::replace(&mut self.leads, true) {
+            self.worker.lead();
+            if self.waiting_since().is_some() {
+                self.ask_again();
+            } else {
+                self.request(Request::Read);
+            }
         }
     }
 
@@ -200,7 +219,7 @@ impl DatabaseState {
 
     /// Writes the differences between hardware and rows: once a tick, after the rows were read.
     pub fn record(&mut self, presences: &Presences) {
-        if self.state.is_err() || self.recorded || self.waiting_since().is_some() {
+        if !self.leads || self.state.is_err() || self.recorded || self.waiting_since().is_some() {
             return;
         }
         self.recorded = true;

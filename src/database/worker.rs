@@ -5,7 +5,7 @@
 //! thread and starts another one. An abandoned thread ends after its next answer: its channel has no sender any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -45,6 +45,8 @@ pub struct Worker {
     requests: Sender<Request>,
     /// Number of requests without an answer.
     unanswered: Arc<AtomicUsize>,
+    /// Whether this Controller leads: only then anything is written, also to its own files.
+    leads: Arc<AtomicBool>,
     thread: JoinHandle<()>,
     /// Distinguishes the answers of this thread from those of an abandoned one.
     pub generation: u64,
@@ -57,9 +59,11 @@ impl Worker {
     /// The thread cannot be started.
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let unanswered = Arc::<AtomicUsize>::default();
+        let (unanswered, leads) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let worker = WorkerThread {
             unanswered: Arc::clone(&unanswered),
+            leads: Arc::clone(&leads),
+            is_seeded: false,
             config: config.clone(),
             generation,
             events,
@@ -71,7 +75,7 @@ impl Worker {
             is_sent: false,
         };
         let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
-        Ok(Self { requests, unanswered, thread, generation })
+        Ok(Self { requests, unanswered, leads, thread, generation })
     }
 
     /// Sends a request; the answer arrives as an event.
@@ -79,6 +83,11 @@ impl Worker {
         self.unanswered.fetch_add(1, Ordering::AcqRel);
         // The thread ends only after this sender was dropped, or with the process.
         let _ = self.requests.send(request);
+    }
+
+    /// This Controller leads from now on.
+    pub fn lead(&self) {
+        self.leads.store(true, Ordering::Release);
     }
 
     /// Whether all requests were answered.
@@ -99,7 +108,10 @@ struct WorkerThread {
     generation: u64,
     events: SyncSender<Event>,
     unanswered: Arc<AtomicUsize>,
+    leads: Arc<AtomicBool>,
     seeder: Seeder,
+    /// Whether the seeders ran on this connection.
+    is_seeded: bool,
     db: Option<Connection>,
     /// When the remaining seeders run; `None` = all have succeeded.
     seed_at: Option<Instant>,
@@ -141,6 +153,11 @@ impl WorkerThread {
             let db = Connection::connect(&self.config.database).map_err(|error| reason(&error))?;
             info!("connected to PostgreSQL at {:?}", self.config.database);
             self.db = Some(db);
+            self.is_seeded = false;
+        }
+        let leads = self.leads.load(Ordering::Acquire);
+        if leads && !self.is_seeded {
+            self.is_seeded = true;
             self.seed_at = Some(Instant::now() + SEED_LATER);
             self.seed_first();
         } else if self.seed_at.is_some_and(|at| at <= Instant::now()) {
@@ -150,7 +167,11 @@ impl WorkerThread {
         if self.saved.as_ref() == Some(&rows) {
             return Ok(None);
         }
-        self.save(&rows);
+        if leads {
+            self.save(&rows);
+        } else {
+            self.saved = Some(rows.clone());
+        }
         Ok(Some(rows))
     }
 

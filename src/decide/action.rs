@@ -229,8 +229,8 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotThere => f.write_str("desired, and there is no container"),
-            Self::Drift => f.write_str("the container differs from what is desired now"),
+            Self::NotThere => f.write_str("desired, but no container exists"),
+            Self::Drift => f.write_str("the container differs from the desired configuration"),
             Self::Ended(ending) => write!(f, "the container {ending}"),
             Self::StoppedBefore => f.write_str("desired again after a stop"),
             Self::NeverStarted => f.write_str("the container was created but never started"),
@@ -238,8 +238,8 @@ impl fmt::Display for Cause {
             Self::Renamed(name) => write!(f, "somebody renamed the container to {name}"),
             Self::Unproven(ending) => write!(f, "the new container {ending}"),
             Self::Proven => f.write_str("its successor is proven"),
-            Self::Twin => f.write_str("another container records this microphone"),
-            Self::Surplus => f.write_str("beyond max_recorders"),
+            Self::Twin => f.write_str("duplicate container for this microphone"),
+            Self::Surplus => f.write_str("exceeds max_recorders"),
             Self::Crowded => f.write_str("max_recorders is reached"),
             Self::Stop(reason) => write!(f, "{reason}"),
             Self::NoRow => f.write_str("no such device in the database"),
@@ -281,8 +281,8 @@ impl fmt::Display for Ending {
             Self::Exit(137) => f.write_str("ended with code 137 (SIGKILL, as when memory runs out)"),
             Self::Exit(code @ 129..=192) => write!(f, "ended with code {code} (signal {})", code - 128),
             Self::Exit(code) => write!(f, "ended with code {code}"),
-            Self::OutOfMemory(code) => write!(f, "ended with code {code} (memory ran out)"),
-            Self::Lost => f.write_str("lost its process, unseen by Podman as conmon was killed"),
+            Self::OutOfMemory(code) => write!(f, "ended with code {code} (out of memory)"),
+            Self::Lost => f.write_str("lost its process without Podman's notice, as conmon was killed"),
             Self::Reboot => f.write_str("ended with a reboot of the host"),
             Self::Unknown => f.write_str("ended"),
         }

@@ -32,6 +32,8 @@ pub enum Activity {
     Idle,
     /// At least one microphone is recorded.
     Recording,
+    /// Another Controller leads.
+    Standby,
     /// It is about to end.
     Stopping,
 }
@@ -41,6 +43,7 @@ impl Activity {
         match self {
             Self::Idle => "idle",
             Self::Recording => "recording",
+            Self::Standby => "standby",
             Self::Stopping => "stopping",
         }
     }
@@ -136,12 +139,18 @@ impl Board {
     #[must_use]
     pub fn heartbeat(&self, now: Instant, time: SystemTime, meta: Map<String, Value>) -> Value {
         let (_, health) = self.health_json(now);
+        let activity = self.state().activity;
+        // Nobody may take the heartbeat of a standby for that of the Controller that leads.
+        let instance = match activity {
+            Activity::Standby => format!("{}-standby", self.instance),
+            _ => self.instance.to_string(),
+        };
         json!({
             "service": self.service,
-            "instance_id": &*self.instance,
+            "instance_id": instance,
             "timestamp": time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             "health": health,
-            "activity": self.state().activity.as_str(),
+            "activity": activity.as_str(),
             "meta": meta,
         })
     }

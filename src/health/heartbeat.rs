@@ -25,6 +25,8 @@ pub struct Facts {
     pub hardware: Result<String, String>,
     /// Every desired Recorder runs.
     pub containers: Result<String, String>,
+    /// Who holds the lock.
+    pub lock: Result<String, String>,
     /// What the service is doing.
     pub activity: Activity,
 }
@@ -46,7 +48,7 @@ impl Heartbeat {
     /// The system has no socket for the notifications.
     pub fn new(config: &Config, board: Board, publisher: Publisher, prober: &Prober) -> io::Result<Self> {
         ["database", "podman", "hardware"].into_iter().for_each(|component| board.require(component));
-        ["containers", "redis"].into_iter().for_each(|component| board.include(component));
+        ["containers", "lock", "redis"].into_iter().for_each(|component| board.include(component));
         let notifier = Notifier::new(config.supervisor.clone())?;
         let meter = Meter::new(&config.recorder.workspace, prober);
         Ok(Self { board, publisher, meter, notifier, interval: config.heartbeat, next: Instant::now() })
@@ -68,13 +70,20 @@ impl Heartbeat {
     pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) {
         self.next = now + self.interval;
         let json = self.heartbeat(facts, more, now);
-        self.publisher.heartbeat(json, self.ttl());
+        match facts.activity {
+            Activity::Standby => self.publisher.announce(json, self.ttl()),
+            _ => self.publisher.heartbeat(json, self.ttl()),
+        }
     }
 
     /// Sends a last heartbeat, and waits for that until `deadline`.
     pub fn finish(&mut self, facts: &Facts, more: Map<String, Value>, deadline: Instant) {
         let json = self.heartbeat(facts, more, Instant::now());
-        let _ = self.publisher.finish(json, self.ttl(), deadline);
+        match facts.activity {
+            // The key belongs to the Controller that leads.
+            Activity::Standby => self.publisher.announce(json, self.ttl()),
+            _ => drop(self.publisher.finish(json, self.ttl(), deadline)),
+        }
     }
 
     /// How long Redis keeps a heartbeat.
@@ -97,6 +106,7 @@ impl Heartbeat {
             ("podman", &facts.podman),
             ("hardware", &facts.hardware),
             ("containers", &facts.containers),
+            ("lock", &facts.lock),
             ("redis", &redis),
         ] {
             self.board.set(component, fact.as_deref().map_err(String::as_str));

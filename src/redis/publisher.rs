@@ -69,6 +69,8 @@ struct Queue {
 
 #[derive(Debug)]
 struct StatusMessage {
+    /// Whether it is kept under the key of this instance, or published only.
+    is_kept: bool,
     json: String,
     ttl: Duration,
     made: Instant,
@@ -124,9 +126,15 @@ impl Publisher {
         Ok(Self { shared })
     }
 
+    /// Queues a heartbeat that is published, but not kept.
+    pub fn announce(&self, json: String, ttl: Duration) {
+        self.shared.queue().heartbeat = Some(StatusMessage { is_kept: false, json, ttl, made: Instant::now() });
+        self.shared.filled.notify_one();
+    }
+
     /// Queues a heartbeat, which Redis deletes after `ttl`. It replaces one that was not sent yet.
     pub fn heartbeat(&self, json: String, ttl: Duration) {
-        self.shared.queue().heartbeat = Some(StatusMessage { json, ttl, made: Instant::now() });
+        self.shared.queue().heartbeat = Some(StatusMessage { is_kept: true, json, ttl, made: Instant::now() });
         self.shared.filled.notify_one();
     }
 
@@ -189,7 +197,7 @@ impl Publisher {
     #[must_use]
     pub fn finish(&self, json: String, ttl: Duration, deadline: Instant) -> bool {
         let mut queue = self.shared.queue();
-        queue.heartbeat = Some(StatusMessage { json, ttl, made: Instant::now() });
+        queue.heartbeat = Some(StatusMessage { is_kept: true, json, ttl, made: Instant::now() });
         queue.finishing = true;
         self.shared.filled.notify_one();
         while !queue.finished {
@@ -385,7 +393,9 @@ fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<(), Sen
         pipe.cmd("PING");
     }
     if let Some(heartbeat) = &batch.heartbeat {
-        pipe.cmd("SET").arg(key).arg(&heartbeat.json).arg("EX").arg(heartbeat.ttl.as_secs().max(1));
+        if heartbeat.is_kept {
+            pipe.cmd("SET").arg(key).arg(&heartbeat.json).arg("EX").arg(heartbeat.ttl.as_secs().max(1));
+        }
         pipe.cmd("PUBLISH").arg(STATUS).arg(&heartbeat.json);
     }
     for line in &batch.lines {

@@ -70,7 +70,7 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
         (fresh && now.len() == 5 && (0..4).all(|n| state(&station, &Card::numbered_recorder(n), "Status") == "running")).then_some(())
     });
     controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 0; next start in 0 s", SOON);
-    controller.wait_log("the Recorder of 0869-0389-SER0003 lost its process, unseen by Podman as conmon was killed", SOON);
+    controller.wait_log("the Recorder of 0869-0389-SER0003 lost its process without Podman's notice, as conmon was killed", SOON);
     assert_eq!(ids(&station)[&Card::numbered_recorder(4)], before[&Card::numbered_recorder(4)]);
     assert_eq!(state(&station, &Card::numbered_recorder(4), "StartedAt"), untouched);
 

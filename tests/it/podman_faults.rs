@@ -151,7 +151,7 @@ fn events_wake_the_loop_and_without_them_lists_go_on() {
     station.podman.wait_running(SOON, &[RODE, ULTRAMIC]);
     drop(first);
     let mut second = station.controller_with(&rare);
-    second.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    second.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
     let before = marks(&station, &[RODE]);
     let open = || (proxy.requests_for("/events") == 1).then_some(());
     eventually(SOON, "the stream", open);
@@ -164,7 +164,7 @@ fn events_wake_the_loop_and_without_them_lists_go_on() {
     // What Podman 4.3 answers when it has no events.
     proxy.set("/events", answer("200 OK", "{\"cause\":\"x\",\"message\":\"no events\",\"response\":500}\n"));
     let third = station.controller_with(&[rare[0]]);
-    third.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    third.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
     let asked = proxy.requests_for("/containers/json");
     eventually(SOON, "a list at each tick", || (proxy.requests_for("/containers/json") >= asked + 4).then_some(()));
     station.podman.exec(&["rm", "-f", "-t", "0", ULTRAMIC]);

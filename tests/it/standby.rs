@@ -44,7 +44,7 @@ fn leader(station: &Station, settings: &[(&str, &str)]) -> Controller {
 /// Waits until the Recorder runs and this Controller knows it, so that no heartbeat says otherwise any more.
 fn wait_recording(station: &Station, controller: &Controller) {
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    let known = ["started in", "runs as wanted and is adopted"].map(|what| format!("{ULTRAMIC} {what}"));
+    let known = ["started in", "is already running as desired; adopted"].map(|what| format!("{ULTRAMIC} {what}"));
     eventually(SOON, "the Recorder is known", || known.iter().any(|line| controller.count_log(line) > 0).then_some(()));
 }
 
@@ -134,7 +134,7 @@ fn a_standby_takes_over_within_a_second_when_the_leader_is_killed() {
     first.kill();
     second.wait_log("takes over", TAKEOVER);
     println!("takeover after {:?}", killed.elapsed());
-    second.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    second.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
     let messages = station.redis.listen("silvasonic:status");
     wait_beats(&messages, LEADER, 2, || {});
     // And it does all that a leader does.
@@ -176,7 +176,7 @@ fn an_upgrade_with_keep_hands_over_without_a_gap() {
     assert_eq!(old.wait_exit(TAKEOVER), 0);
     new.wait_log("takes over", TAKEOVER);
     println!("hand-over after {:?}", asked.elapsed());
-    new.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    new.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
     wait_beats(&station.redis.listen("silvasonic:status"), LEADER, 2, || assert_eq!(station.podman.mark(ULTRAMIC), before));
 }
 

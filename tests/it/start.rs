@@ -99,8 +99,8 @@ fn a_killed_controller_leaves_recorders_running_and_the_next_one_adopts_them() {
     first.kill();
     drop(first);
     let second = station.controller();
-    second.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
-    second.wait_log(&format!("{RODE} runs as wanted and is adopted"), SOON);
+    second.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
+    second.wait_log(&format!("{RODE} is already running as desired; adopted"), SOON);
     assert_eq!(ids(&station), before);
     assert_eq!(second.count_log("started in"), 0);
 }
@@ -131,7 +131,7 @@ fn with_keep_a_termination_signal_touches_nothing() {
     assert_eq!(controller.wait_exit(Duration::from_secs(1)), 0);
     // A stop that was asked for would be over when the next Controller has adopted the container.
     let next = station.controller();
-    next.wait_log(&format!("{ULTRAMIC} runs as wanted and is adopted"), SOON);
+    next.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
     next.wait_log("seeded user admin", SOON);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     assert_eq!(ids(&station), before);

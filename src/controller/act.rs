@@ -1,0 +1,119 @@
+//! Act: from the desired state and the list of containers to actions, and what came of them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{debug, info, warn};
+
+use super::Controller;
+use crate::containers::state::List;
+use crate::decide::action::{Action, Done, Failure};
+use crate::decide::container::Container;
+use crate::decide::desired::{Desired, desired, none_of};
+use crate::decide::plan::{Plan, View, plan};
+use crate::decide::recorders::{Finished, Note};
+use crate::text::shown;
+
+impl Controller {
+    /// Plans from all that is known and starts the actions.
+    pub(super) fn act(&mut self) {
+        let now = Instant::now();
+        if !self.leadership.may_act(now) {
+            return;
+        }
+        self.database.lead();
+        let Some(List { sequence, containers }) = self.containers.list.clone() else { return };
+        self.actions.listed(sequence);
+        let Some((desired, desired_complete)) = self.desired(&containers) else { return };
+        let busy = self.actions.busy();
+        let exit = |id: &str| self.containers.take_exit_code(id);
+        let ended = self.recorders.observe(&containers, &desired, |device| busy.contains(device), exit, now);
+        ended.iter().for_each(|note| self.log(note));
+        let plan = plan(&View {
+            containers: &containers,
+            desired: &desired,
+            desired_complete,
+            max_recorders: self.database.registry.as_ref().and_then(|registry| registry.system.max_recorders),
+            past: self.recorders.past(),
+            busy: &busy,
+            replacing: self.actions.are_replacing(),
+            stuck: &self.containers.stuck(now),
+            now,
+            wall: SystemTime::now(),
+        });
+        self.note_plan(&plan, &containers, &desired);
+        if plan.actions.is_empty() || self.containers.is_fresh(now) {
+            plan.actions.into_iter().for_each(|action| self.start(action));
+        } else {
+            self.containers.ask(&self.actions);
+        }
+    }
+
+    /// The desired state, and whether that is all; `None` while the database never answered.
+    fn desired(&mut self, containers: &[Container]) -> Option<(BTreeMap<String, Desired>, bool)> {
+        if self.shutdown.is_some() {
+            return Some((none_of(containers), true));
+        }
+        let registry = self.database.registry.as_ref()?;
+        let known = self.database.state.is_ok();
+        let desired = desired(registry, known, &self.hardware.presences, &mut self.specs);
+        Some((desired, known && self.hardware.state.is_ok()))
+    }
+
+    /// Logs what is new in a plan: adopted containers and Recorders that have no place.
+    fn note_plan(&mut self, plan: &Plan, containers: &[Container], desired: &BTreeMap<String, Desired>) {
+        let notes = self.recorders.planned(plan, containers, desired, |device| self.actions.has_settled(device));
+        notes.iter().for_each(|note| self.log(note));
+        for device in plan.crowded() {
+            let line = format!("microphone {device} is not recorded: max_recorders is reached");
+            self.rate_limit.warn(&format!("place {device}"), &line, Instant::now());
+        }
+        self.rate_limit.retain("place ", |device| plan.crowded().any(|crowded| crowded == device));
+    }
+
+    /// Writes a note to the log and, if something was done, to the history.
+    fn log(&mut self, note: &Note) {
+        match note {
+            Note::Held { .. } => return debug!("{note}"),
+            Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{note}"),
+            Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{note}"),
+        }
+        self.history.add(note.to_string());
+    }
+
+    /// Hands an action to a thread of its own.
+    fn start(&mut self, action: Action) {
+        let Some(engine) = &self.containers.engine else { return };
+        if !self.actions.have_room_for(&action) {
+            return;
+        }
+        self.recorders.begun(&action);
+        if let Err(why) = self.actions.start(action, engine, self.logs.drainer()) {
+            self.rate_limit.warn("thread", &format!("no thread for an action: {why}"), Instant::now());
+        }
+    }
+
+    /// Notes how an action ended.
+    pub(super) fn finish(&mut self, action: &Action, result: Result<Done, Failure>, took: Duration) {
+        let now = Instant::now();
+        let topic = format!("action {}", action.device);
+        self.actions.ended(&action.device, self.containers.sequence);
+        match self.recorders.finished(action, result, took, now) {
+            Finished::Done(note) => {
+                self.rate_limit.inform(&topic, &format!("microphone {}: works again", shown(&action.device)), now);
+                self.log(&note);
+            }
+            Finished::DoneInVain { note, warning } => {
+                self.rate_limit.warn(&topic, &warning, now);
+                self.history.add(note.to_string());
+            }
+            Finished::Failed(why) => {
+                self.rate_limit.warn(&topic, &why, now);
+                self.history.add(why);
+            }
+            Finished::Dropped(why) => debug!("microphone {}: {why}", shown(&action.device)),
+        }
+        // The list that shows the outcome; the one that is on its way may be older.
+        self.containers.ask(&self.actions);
+    }
+}
