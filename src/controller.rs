@@ -234,9 +234,9 @@ impl Controller {
             info!("stopping all Recorders");
             let deadline = Instant::now() + self.config.shutdown_timeout.saturating_sub(MARGIN);
             self.shutdown = Some(deadline);
-            self.actions.hurry(deadline);
+
             self.recorders.stopping();
-            self.actions.stop_starting();
+            self.actions.stop_starting(deadline);
             // Whether any is left, a fresh list says.
             self.containers.forget();
             self.config.interval = self.config.interval.min(Duration::from_secs(1));

@@ -39,12 +39,19 @@ pub struct Actions {
     events: SyncSender<Event>,
     /// By device.
     under_way: BTreeMap<String, UnderWay>,
-    /// By device the last list that was asked for before its last action ended.
-    settled: BTreeMap<String, u64>,
+    /// By device its last action, until a list shows the outcome.
+    settled: BTreeMap<String, Settled>,
     /// Set when the Controller was asked to stop; every action looks at it before it starts anything.
     is_stopping: Arc<AtomicBool>,
     /// When everything must have ended, once the Controller was asked to stop.
     deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Settled {
+    /// The last list that was asked for before the action ended.
+    sequence: u64,
+    is_replacement: bool,
 }
 
 #[derive(Debug)]
@@ -104,16 +111,12 @@ impl Actions {
         Ok(())
     }
 
-    /// The Controller stops: nothing is started any more, and an action that starts something is not waited for. What it
-    /// still makes, it removes itself or a later list shows.
-    pub fn stop_starting(&mut self) {
+    /// The Controller stops, and all containers have to end by `deadline`: nothing is started any more, and an action that
+    /// starts something is not waited for. What it still makes, it removes itself or a later list shows.
+    pub fn stop_starting(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
         self.is_stopping.store(true, Ordering::Release);
         self.under_way.values_mut().filter(|action| action.rank != Rank::Stop).for_each(|action| action.is_overtaken = true);
-    }
-
-    /// All containers have to end by then.
-    pub fn hurry(&mut self, deadline: Instant) {
-        self.deadline = Some(deadline);
     }
 
     /// What a Recorder gets to close its files before it is killed.
@@ -124,19 +127,19 @@ impl Actions {
 
     /// An action ended when this was the last list that had been asked for.
     pub fn ended(&mut self, device: &str, sequence: u64) {
-        self.under_way.remove(device);
-        self.settled.insert(device.to_owned(), sequence);
+        let is_replacement = self.under_way.remove(device).is_some_and(|action| action.is_replacement);
+        self.settled.insert(device.to_owned(), Settled { sequence, is_replacement });
     }
 
     /// Forgets the actions whose outcome a list shows.
     pub fn listed(&mut self, sequence: u64) {
-        self.settled.retain(|_, settled| *settled >= sequence);
+        self.settled.retain(|_, settled| settled.sequence >= sequence);
     }
 
     /// Whether a list may not show the outcome of each action that ended.
     #[must_use]
     pub fn are_ahead_of(&self, sequence: u64) -> bool {
-        self.settled.values().any(|settled| *settled >= sequence)
+        self.settled.values().any(|settled| settled.sequence >= sequence)
     }
 
     /// Devices that must be left alone for now.
@@ -146,10 +149,10 @@ impl Actions {
         by_insertion(under_way.chain(self.settled.keys()).cloned())
     }
 
-    /// Whether a replacement is under way.
+    /// Whether a replacement is under way, or its outcome in no list yet.
     #[must_use]
     pub fn are_replacing(&self) -> bool {
-        self.under_way.values().any(|action| action.is_replacement)
+        self.under_way.values().any(|action| action.is_replacement) || self.settled.values().any(|settled| settled.is_replacement)
     }
 
     /// Whether an action for this device is under way.

@@ -26,7 +26,7 @@ use log::warn;
 use crate::decide::action::{Action, Done, Failure, OldContainer, Removal, Task};
 use crate::decide::container::Engine;
 use crate::decide::plan::old_name;
-use crate::decide::spec::{CONFIG_HASH, OWNER, SERVICE, Spec};
+use crate::decide::spec::{OWNER, SERVICE, Spec};
 use crate::logs::forwarder::Drainer;
 use crate::podman::client::{Outcome, Podman};
 use crate::podman::error::{Error, cause};
@@ -263,20 +263,19 @@ impl Executor {
             .map_err(|error| Failure::Lacking(format!("{} cannot be created: workspace folder {}: {error}", spec.name, folder.display())))
     }
 
-    /// How a container differs from what is desired, one phrase a field.
+    /// How a container differs from what is desired, one phrase a field; nothing if only its label does.
     fn differences(&self, spec: &Spec, old: &OldContainer) -> Vec<String> {
         let Ok(Some(inspect)) = self.podman.inspect(&old.id) else { return Vec::new() };
-        let differences = spec.differences(&inspect);
-        if differences.is_empty() {
-            let label = inspect.pointer("/Config/Labels").and_then(|labels| labels.get(CONFIG_HASH)?.as_str()).unwrap_or_default();
-            return vec![format!("label {CONFIG_HASH} {} -> {}", shown(label), spec.hash())];
-        }
-        differences
+        spec.differences(&inspect)
     }
 
     /// The fix where there is one.
     fn create_failure(&self, spec: &Spec, name: &str, error: &Error) -> Failure {
-        let lacking = |what: String| Failure::Lacking(format!("{name} cannot be created: {what}"));
+        let what = match name == spec.name {
+            true => format!("{name} cannot be created"),
+            false => format!("{} is not replaced", spec.name),
+        };
+        let lacking = |why: String| Failure::Lacking(format!("{what}: {why}"));
         if error.is_cause(cause::NO_IMAGE) {
             return lacking(format!("image {} is not on this machine; build or load it (podman image ls)", spec.image()));
         }
@@ -298,7 +297,7 @@ impl Executor {
         if error.is_cause(cause::NO_SPACE) {
             return lacking(format!("{error}; make room on the disk with Podman's storage"));
         }
-        Failure::Other(format!("{name} cannot be created: {error}"))
+        Failure::Other(format!("{what}: {error}"))
     }
 
     fn is_stopping(&self) -> bool {

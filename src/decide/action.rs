@@ -199,8 +199,8 @@ pub enum Cause {
     Ended(Ending),
     /// The container was stopped on purpose, and should run again.
     StoppedBefore,
-    /// The container was created and never started.
-    NeverStarted,
+    /// The container exists and does not run, as before its first start or after a reboot.
+    NotRunning,
     /// The container stays in a state that should pass.
     Stuck {
         /// Its name.
@@ -233,7 +233,7 @@ impl fmt::Display for Cause {
             Self::Drift => f.write_str("the container differs from the desired configuration"),
             Self::Ended(ending) => write!(f, "the container {ending}"),
             Self::StoppedBefore => f.write_str("desired again after a stop"),
-            Self::NeverStarted => f.write_str("the container was created but never started"),
+            Self::NotRunning => f.write_str("the container exists but does not run"),
             Self::Stuck { name, state } => write!(f, "container {name} is stuck in state {state}"),
             Self::Renamed(name) => write!(f, "somebody renamed the container to {name}"),
             Self::Unproven(ending) => write!(f, "the new container {ending}"),

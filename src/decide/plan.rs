@@ -67,7 +67,7 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// Desired, but waiting: device and for what.
     pub holds: BTreeMap<String, Hold>,
-    /// Containers that record: device and container id.
+    /// Containers that record or are paused: device and container id.
     pub kept: BTreeMap<String, String>,
     /// Devices of which a container runs that was made from the desired spec.
     pub matching: BTreeSet<String>,
@@ -196,10 +196,9 @@ impl Planner<'_> {
     /// This container runs as desired.
     fn keep(&mut self, spec: &Arc<Spec>, container: &Container, own: &[&Container]) {
         self.plan.matching.insert(spec.device.clone());
+        self.plan.kept.insert(spec.device.clone(), container.id.clone());
         if container.state == State::Paused {
             self.hold(spec, Hold::Paused { name: container.name.clone() });
-        } else {
-            self.plan.kept.insert(spec.device.clone(), container.id.clone());
         }
         let is_proven = self.view.past.is_proven(container, self.view.now);
         let predecessor = own.iter().find(|other| is_old(other) && other.state == State::Exited && !is_proven);
@@ -274,7 +273,7 @@ impl Planner<'_> {
             }
             (Some(container), _) if self.view.past.asked_to_end.contains(&container.id) => Cause::StoppedBefore,
             (Some(container), _) => Cause::Ended(Ending::of(container)),
-            (None, Some(_)) => Cause::NeverStarted,
+            (None, Some(_)) => Cause::NotRunning,
             (None, None) if own.is_empty() => Cause::NotThere,
             (None, None) => Cause::Drift,
         };

@@ -35,10 +35,10 @@ pub struct Recorders {
 
 #[derive(Debug, Default)]
 struct Recorder {
-    /// The container that records.
+    /// The container that records, or is paused.
     container: Option<String>,
-    /// Whether an action of this program started it.
-    is_own: bool,
+    /// The last container that an action of this program started and none asked to end.
+    own: Option<String>,
     /// How the last run ended, and how many runs did.
     ended: Option<(Ending, u32)>,
     /// Why the last run ended or could not be started, while that explains a hold.
@@ -188,7 +188,9 @@ impl Recorders {
 
     /// Devices whose Recorder runs, with the id of its container.
     pub fn running(&self) -> impl Iterator<Item = (&String, &String)> {
-        self.devices.iter().filter_map(|(device, recorder)| Some((device, recorder.container.as_ref()?)))
+        let is_paused = |device: &String| matches!(self.holds.get(device), Some(Hold::Paused { .. }));
+        let running = self.devices.iter().filter_map(|(device, recorder)| Some((device, recorder.container.as_ref()?)));
+        running.filter(move |(device, _)| !is_paused(device))
     }
 
     /// Takes in a list of containers: which runs ended since the last one. `is_busy` says for which devices an action is
@@ -251,7 +253,7 @@ impl Recorders {
             let device = device_of(container);
             let (Some(Desired::Run(spec)), Some(recorder)) = (desired.get(device), self.devices.get(device)) else { continue };
             let is_gone = |id: &String| !containers.iter().any(|other| &other.id == id);
-            let is_other = recorder.is_own && recorder.container.as_ref().is_some_and(is_gone);
+            let is_other = recorder.own.as_ref().is_some_and(is_gone);
             let differs = container.labels.get(CONFIG_HASH).is_none_or(|hash| hash != spec.hash());
             if is_other && differs && !is_busy(device) && self.past.foreign.insert(container.id.clone()) {
                 notes.push(Note::Foreign { name: container.name.clone(), device: device.to_owned() });
@@ -316,7 +318,6 @@ impl Recorders {
             let recorder = self.of(device);
             if recorder.container.as_ref() != Some(id) {
                 recorder.container = Some(id.clone());
-                recorder.is_own = false;
                 let name = containers.iter().find(|container| &container.id == id).map_or("", |container| &container.name);
                 if is_adopted {
                     notes.push(Note::Adopted { name: name.to_owned() });
@@ -333,6 +334,10 @@ impl Recorders {
     /// Takes in that an action begins.
     pub fn begun(&mut self, action: &Action) {
         self.past.asked_to_end.extend(action.ends().map(|container| container.id.clone()));
+        let ends = |id: &String| action.ends().any(|container| &container.id == id);
+        if let Some(recorder) = self.devices.get_mut(&action.device) {
+            recorder.own = recorder.own.take().filter(|id| !ends(id));
+        }
     }
 
     /// Takes in how an action ended.
@@ -360,8 +365,9 @@ impl Recorders {
                 if let Some(spec) = action.spec() {
                     self.past.rejected.insert(device.clone(), Rejected { hash: spec.hash().to_owned(), why: why.clone() });
                 }
-                // It was asked to end, and runs again.
+                // It was asked to end, and this is another run.
                 self.past.asked_to_end.remove(&id);
+                self.past.runs.remove(&id);
                 self.record_start(device, id);
                 Finished::Done(Note::FellBack { name, why })
             }
@@ -398,8 +404,8 @@ impl Recorders {
 
     fn record_start(&mut self, device: &str, id: String) {
         let recorder = self.of(device);
+        recorder.own = Some(id.clone());
         recorder.container = Some(id);
-        recorder.is_own = true;
         recorder.failure = None;
     }
 

@@ -259,9 +259,9 @@ fn a_paused_recorder_is_adopted_once() {
     controller.signal(Signal::TERM);
     controller.wait_exit(SOON);
     let next = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "0.1")]);
-    next.wait_log("is adopted", SOON);
+    next.wait_log("; adopted", SOON);
     next.wait_log("seeded user", SOON);
-    assert_eq!(next.count_log("is adopted"), 1);
+    assert_eq!(next.count_log("; adopted"), 1);
 }
 
 /// Opens each sound device. That no driver serves pcmC9D0c (see podman-sandbox) is said only to whom its control group lets.
