@@ -237,6 +237,8 @@ fn when_its_successor_cannot_start_or_ends_at_once_a_recorder_records_again() {
     });
     wait_only(&station, &[ULTRAMIC]);
     assert_eq!(rate(&station, ULTRAMIC), Some(96_000));
+    // The one of before has ended as it was asked to.
+    assert_eq!(controller.count_log("ended with code 0"), 0);
     assert_never_two(&station.podman.events(begun));
 }
 
