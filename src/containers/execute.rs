@@ -32,6 +32,10 @@ use crate::podman::client::{Outcome, Podman};
 use crate::podman::error::{Error, cause};
 use crate::text::shown;
 
+fn next_name(spec: &Spec) -> String {
+    format!("{}-next", spec.name)
+}
+
 /// What an action needs.
 pub struct Executor {
     /// The way to Podman.
@@ -85,7 +89,7 @@ impl Executor {
                 }
                 created.id.clone()
             }
-            None => self.create(spec, &spec.name)?,
+            None => self.create_under_its_name(spec)?,
         };
         match (self.run(spec, &id), fallback) {
             (Ok(()), _) => Ok(Done::Started { id, differences: Vec::new() }),
@@ -100,7 +104,7 @@ impl Executor {
         let next = match created {
             Some(created) => created.clone(),
             None => {
-                let name = format!("{}-next", spec.name);
+                let name = next_name(spec);
                 let id = self.create(spec, &name)?;
                 OldContainer { id, name, removal: Removal::Plain }
             }
@@ -109,8 +113,9 @@ impl Executor {
             let _ = self.podman.remove(&next.id, None);
             return Err(Failure::Stopping);
         }
+        let aside = OldContainer { name: old_name(&spec.name), ..old.clone() };
         if old.name == spec.name {
-            self.rename(old, &old_name(&spec.name))?;
+            self.rename(old, &aside.name)?;
         }
         if next.name != spec.name {
             if let Err(failure) = self.rename(&next, &spec.name) {
@@ -118,12 +123,12 @@ impl Executor {
                 return Err(failure);
             }
         }
-        self.stop(old)?;
+        self.stop(&aside)?;
         match self.run(spec, &next.id) {
             Ok(()) => Ok(Done::Started { id: next.id, differences }),
             Err(Failure::Other(why)) => {
                 let _ = self.podman.remove(&next.id, None);
-                self.fall_back(spec, old).map(|id| Done::FellBack { id, why: Some(why) })
+                self.fall_back(spec, &aside).map(|id| Done::FellBack { id, why: Some(why) })
             }
             Err(failure) => Err(failure),
         }
@@ -233,6 +238,19 @@ impl Executor {
         Ok(())
     }
 
+    /// Creates a container under its own name. Where only a crash of Podman still holds that name, it is created under
+    /// another one and renamed, which Podman allows.
+    fn create_under_its_name(&self, spec: &Spec) -> Result<String, Failure> {
+        match self.create(spec, &spec.name) {
+            Err(Failure::Orphaned(_)) => {
+                let name = next_name(spec);
+                let next = OldContainer { id: self.create(spec, &name)?, name, removal: Removal::Plain };
+                self.rename(&next, &spec.name).map(|()| next.id)
+            }
+            created => created,
+        }
+    }
+
     /// Creates a container; one that a crash of Podman left half created under the same name is cleared away.
     fn create(&self, spec: &Spec, name: &str) -> Result<String, Failure> {
         self.make_folder(spec)?;
@@ -283,7 +301,10 @@ impl Executor {
             return lacking(format!("network {} does not exist; make it with `podman network create {0}`", spec.network()));
         }
         if error.is_cause(cause::NAME_TAKEN) {
-            let inspect = self.podman.inspect(name).ok().flatten();
+            let inspect = match self.podman.inspect(name) {
+                Ok(None) => return Failure::Orphaned(format!("{what}: Podman holds its name for a container that does not exist")),
+                inspect => inspect.ok().flatten(),
+            };
             let label = |name: &str| inspect.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(name)?.as_str());
             if label(OWNER) == Some(spec.owner()) && label(SERVICE) == Some("recorder") {
                 return lacking("a container of that name was made meanwhile".to_owned());

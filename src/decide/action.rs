@@ -176,6 +176,8 @@ pub enum Failure {
     Lacking(String),
     /// The containers are not what the plan took them for; another look tells.
     Outdated(String),
+    /// Podman holds a name for a container that does not exist.
+    Orphaned(String),
     /// The Controller stops, so nothing was started.
     Stopping,
     /// Anything else.

@@ -207,13 +207,17 @@ impl Planner<'_> {
         }
         let rest: Vec<&Container> =
             own.iter().copied().filter(|other| other.id != container.id && predecessor.is_none_or(|old| old.id != other.id)).collect();
-        let name_is_free = rest.iter().all(|other| other.name != spec.name);
-        if rest.is_empty() && container.name != spec.name && name_is_free {
+        let cause = if rest.iter().all(|other| is_old(other)) { Cause::Proven } else { Cause::Twin };
+        self.tidy(spec, container, &rest, cause);
+    }
+
+    /// This container stays: removes the `rest`, and then gives it its name back.
+    fn tidy(&mut self, spec: &Spec, container: &Container, rest: &[&Container], cause: Cause) {
+        if rest.is_empty() && container.name != spec.name {
             let task = Task::Rename { container: container.into(), name: spec.name.clone() };
             return self.act(&spec.device, task, Cause::Renamed(container.name.clone()));
         }
-        let cause = if rest.iter().all(|other| is_old(other)) { Cause::Proven } else { Cause::Twin };
-        self.remove(&spec.device, &rest, cause);
+        self.remove(&spec.device, rest, cause);
     }
 
     /// This container runs, and another one is desired.
@@ -227,13 +231,13 @@ impl Planner<'_> {
         if old.state == State::Paused {
             return self.hold(spec, Hold::Paused { name: old.name.clone() });
         }
-        if let Some(why) = past.rejection(&spec.device, spec.hash()) {
-            self.hold(spec, Hold::FellBack { why: why.to_owned() });
-            return self.remove(&spec.device, &others, Cause::Twin);
-        }
-        if past.foreign.contains(&old.id) {
-            self.hold(spec, Hold::Foreign);
-            return self.remove(&spec.device, &others, Cause::Twin);
+        let stays = match past.rejection(&spec.device, spec.hash()) {
+            Some(why) => Some(Hold::FellBack { why: why.to_owned() }),
+            None => past.foreign.contains(&old.id).then_some(Hold::Foreign),
+        };
+        if let Some(hold) = stays {
+            self.hold(spec, hold);
+            return self.tidy(spec, old, &others, Cause::Twin);
         }
         if own.iter().any(|container| !self.view.is_removable(container)) {
             return self.hold(spec, Hold::Removing);

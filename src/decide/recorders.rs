@@ -383,14 +383,14 @@ impl Recorders {
             }
             Err(Failure::Stopping) => Finished::Dropped("the Controller stops".to_owned()),
             Err(Failure::Outdated(why)) => Finished::Dropped(why),
-            Err(failure @ (Failure::Lacking(_) | Failure::Other(_))) => {
+            Err(failure @ (Failure::Lacking(_) | Failure::Orphaned(_) | Failure::Other(_))) => {
                 let attempt = action.spec().map_or(Attempt::Stop, |spec| Attempt::Start(spec.hash()));
                 let why = match failure {
                     Failure::Lacking(why) => {
                         let every = self.past.failures.lacking(device, attempt, now);
                         format!("{why}; tried again every {} s", every.as_secs())
                     }
-                    Failure::Other(why) | Failure::Outdated(why) => {
+                    Failure::Other(why) | Failure::Orphaned(why) | Failure::Outdated(why) => {
                         self.past.failures.failed(device, attempt, now);
                         why
                     }

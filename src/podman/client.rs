@@ -55,7 +55,7 @@ struct ListRow {
     #[serde(default)]
     started_at: i64,
     #[serde(default)]
-    exited_at: i64,
+    exited: Option<bool>,
 }
 
 /// A container that was created.
@@ -196,8 +196,8 @@ impl Podman {
                     labels: row.labels.unwrap_or_default(),
                     exit_code: row.exit_code,
                     out_of_memory: false,
-                    // A run that Podman saw end has a time of its end.
-                    is_interrupted: row.state == State::Exited && row.exited_at <= 0,
+                    // Podman marks only a run that it saw end.
+                    is_interrupted: row.state == State::Exited && row.exited == Some(false),
                     pid: row.pid.try_into().unwrap_or(0),
                     started: row.started_at.try_into().unwrap_or(0),
                 })
