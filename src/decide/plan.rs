@@ -291,6 +291,12 @@ impl Planner<'_> {
         if let Some((wait, failures)) = self.view.past.failures.wait(&spec.device, Attempt::Start(spec.hash()), self.view.now) {
             return self.hold(spec, Hold::BackOff { until: self.view.wall_time(wait), failures });
         }
+        // The one that it fell back to ended, too, and the desired one is known to fail.
+        let fallback = own.iter().copied().find(|other| other.state == State::Exited && !matches(&other));
+        if let (Some(old), Some(_)) = (fallback, self.view.past.rejection(&spec.device, spec.hash())) {
+            let failed: Vec<&Container> = own.iter().copied().filter(|other| other.id != old.id).collect();
+            return self.fall_back(spec, &failed, old, Ending::of(old));
+        }
         let is_used = |container: &&Container| [created, predecessor].into_iter().flatten().any(|used| used.id == container.id);
         let remove: Vec<&Container> = own.iter().copied().filter(|container| !is_used(container)).collect();
         let task = Task::Start {
@@ -608,6 +614,16 @@ pub(crate) mod tests {
         );
         scene.past.rejected.clear();
         assert_eq!(scene.actions(), "replace a c0");
+    }
+
+    #[test]
+    fn a_predecessor_that_ended_is_started_again_while_the_spec_is_known_to_fail() {
+        let mut scene = scene("a:run", "a:exited!");
+        let hash = spec("a", 0).hash().to_owned();
+        scene.past.rejected.insert("a".to_owned(), crate::decide::past::Rejected { hash, why: "it failed".to_owned() });
+        assert_eq!(scene.actions(), "fall back a to c0");
+        scene.past.rejected.clear();
+        assert_eq!(scene.actions(), "restart a c0");
     }
 
     #[test]
