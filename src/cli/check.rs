@@ -15,6 +15,7 @@ use crate::decide::container::Engine;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::hardware::sysfs;
 use crate::podman::client::Podman;
+use crate::podman::error::Error;
 use crate::redis::publisher::redacted;
 use crate::text::{shown, table};
 
@@ -101,7 +102,13 @@ fn podman(config: &Config, findings: &mut Findings) {
     let (engine, controllers) = match podman.ping().and_then(|version| podman.examine(version)) {
         Ok(examined) => examined,
         Err(why) => {
-            let fix = "start its API with `systemctl enable --now podman.socket`, and set SILVASONIC_CONTAINER_SOCKET to its socket";
+            let fix = match why {
+                Error::Forbidden(_) => {
+                    "repeat this as root (`sudo -E` keeps the settings), or give this user the right to connect to the socket and to enter its \
+                     folders (SocketGroup=, SocketMode= and DirectoryMode= of podman.socket)"
+                }
+                _ => "start its API with `systemctl enable --now podman.socket`, and set SILVASONIC_CONTAINER_SOCKET to its socket",
+            };
             return findings.fail("podman", format!("{}: {why}", config.socket.display()), fix);
         }
     };

@@ -90,7 +90,7 @@ impl ListerThread {
             let containers = self.list();
             self.overdue = matches!(containers, Err(Error::Timeout(_)));
             // Another Podman may come; one that is merely slow or stumbles stays what it is.
-            if matches!(containers, Err(Error::Unreachable(_))) {
+            if matches!(containers, Err(Error::Unreachable(_) | Error::Forbidden(_))) {
                 self.engine = None;
             }
             let listed = containers.is_ok();

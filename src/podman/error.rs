@@ -6,8 +6,10 @@ use std::time::Duration;
 /// Why a request has no result.
 #[derive(Debug)]
 pub enum Error {
-    /// No service listens on the socket, or access is denied.
+    /// No service listens on the socket.
     Unreachable(String),
+    /// This user has no right to the socket, or to a folder on the way to it.
+    Forbidden(String),
     /// No complete answer within the deadline. The requested change may have been made, or may still be made.
     Timeout(Duration),
     /// The connection broke, or the answer does not have the form that the API defines.
@@ -27,6 +29,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(why) => write!(f, "no Podman service: {why}"),
+            Self::Forbidden(why) => write!(f, "no right to Podman's socket: {why}"),
             Self::Timeout(limit) => write!(f, "no answer from Podman within {} s", limit.as_secs()),
             Self::Invalid(what) => write!(f, "unusable answer from Podman: {what}"),
             Self::Refused { status, message, .. } => write!(f, "Podman answered {status}: {message}"),

@@ -97,9 +97,8 @@ fn fault(error: ureq::Error, limit: Duration) -> Error {
         ureq::Error::Timeout(Timeout::Connect) => Error::Timeout(CONNECT.min(limit)),
         ureq::Error::Timeout(_) => Error::Timeout(limit),
         ureq::Error::Io(error) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied => {
-                Error::Unreachable(error.to_string())
-            }
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Unreachable(error.to_string()),
+            io::ErrorKind::PermissionDenied => Error::Forbidden(error.to_string()),
             io::ErrorKind::WouldBlock => Error::Timeout(CONNECT.min(limit)),
             _ => Error::Invalid(error.to_string()),
         },

@@ -6,7 +6,9 @@ use super::tree::Card;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -217,4 +219,32 @@ fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
     let (code, text, _) = typed(&bare, "check", &[("SILVASONIC_RECONCILE_INTERVAL_S", "never")]);
     let line = "failed  settings  SILVASONIC_RECONCILE_INTERVAL_S: expected seconds from 0.1 to 60, got \"never\" -> correct the variable; --help lists all\n";
     assert_eq!((code, text.as_str()), (Some(1), line));
+}
+
+#[test]
+fn check_tells_a_user_without_the_right_to_podmans_socket_how_to_get_it() {
+    let station = Station::plan().without_postgres().without_redis().without_recorder_image().up();
+    let check = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+        command.arg(station.controller_command(&[]).get_program());
+        station.dress(&mut command, &[]);
+        let output = command.arg("check").current_dir("/").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().find(|line| line.contains(" podman ")).map(str::to_owned).unwrap_or_else(|| panic!("{text}"))
+    };
+    let line = check();
+    assert!(line.starts_with("failed ") && line.contains("no right to Podman's socket: Permission denied"), "{line}");
+    assert!(
+        line.contains(" -> repeat this as root ") && line.contains("or give this user the right") && !line.contains("start its API"),
+        "{line}"
+    );
+    // its folder is closed to the user: the socket may be there or not
+    fs::set_permissions(station.dir(), PermissionsExt::from_mode(0o700)).unwrap();
+    let line = check();
+    assert!(line.contains("no right to Podman's socket: Permission denied"), "{line}");
+    fs::set_permissions(station.dir(), PermissionsExt::from_mode(0o755)).unwrap();
+    station.podman.stop_api();
+    let line = check();
+    assert!(line.contains("no Podman service: No such file") && line.contains(" -> start its API"), "{line}");
 }
