@@ -153,8 +153,9 @@ fn explain(station: &Station, settings: &Settings, simulated: bool) {
     if simulated {
         println!("  make unplug                                      pull the microphone (and: make plug)");
     }
+    // root's Podman answers root alone
     let sudo = if rustix::process::geteuid().is_root() && std::env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
-    println!("  env $(cat {LINK}/env) target/debug/silvasonic-controller devices   why each microphone is recorded or not");
+    println!("  {sudo}env $(cat {LINK}/env) target/debug/silvasonic-controller devices   why each microphone is recorded or not");
     if settings.podman.is_none() {
         println!("  {sudo}tests/podman-sandbox exec $(readlink {LINK})/podman podman ps");
     }
