@@ -1,10 +1,15 @@
-# What developers type. Tests and `make run` need root for Podman's sandbox: sudo is used when we are not root.
+# What developers type, one target at a time. Tests and `make run` need root for Podman's sandbox: sudo is used when we are not root.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SOURCES := $(shell find src profiles defaults.yml Cargo.toml Cargo.lock -type f 2>/dev/null)
 # with a Podman of your own (SILVASONIC_CONTAINER_SOCKET), `make run` does without root
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))
+# where rustup puts its programs; a shell that was open before rustup came does not know the place yet
+CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+ifneq ($(wildcard $(CARGO_BIN)/cargo),)
+export PATH := $(CARGO_BIN):$(PATH)
+endif
 # as many as the smallest machine has cores: what a test waits for, such as Podman, needs them, too
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
@@ -12,12 +17,12 @@ export RUST_TEST_THREADS
 .PHONY: help setup recorder run plug unplug test test-podman5 bench aarch64 fuzz soak lint format clippy doc clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z ]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: ## install what tests and `make run` need (apt); prints nothing when all is there
 	@tests/setup
 
-recorder: $(TARGET)/static/silvasonic-recorder $(TARGET)/static/silvasonic-controller ## build the programs that go into test images
+recorder: setup $(TARGET)/static/silvasonic-recorder $(TARGET)/static/silvasonic-controller ## build the programs that go into test images
 
 # linked statically, for an image that holds nothing else; the plain build uses the same place below debug/
 $(TARGET)/static/%: $(SOURCES)
@@ -52,7 +57,7 @@ aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, an
 	qemu-aarch64-static $(TARGET)/aarch64/silvasonic-controller --version
 	STATION_CONTROLLER="qemu-aarch64-static $(abspath $(TARGET))/aarch64/silvasonic-controller" cargo test --test it -- arrival::seeding arrival::a_long scan::
 
-fuzz: ## fuzz each parser for FUZZ_S seconds (60), with coverage but without sanitizers, on the stable toolchain
+fuzz: setup ## fuzz each parser for FUZZ_S seconds (60), with coverage but without sanitizers, on the stable toolchain
 	cd fuzz && RUSTFLAGS="-C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table -C codegen-units=1" cargo build --quiet --release --bins --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir ../$(TARGET)/fuzz
 	@for target in cards frames answer profile; do \
 		mkdir -p $(TARGET)/fuzz/corpus/$$target; echo "fuzzing $$target"; \
@@ -75,6 +80,9 @@ clippy:
 # Of the library and the Recorder: Cargo leaves out a program whose name is the library's.
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# what is installed first is needed by what comes next
+.NOTPARALLEL:
 
 clean: ## remove what was built
 	cargo clean
