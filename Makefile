@@ -14,7 +14,7 @@ endif
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 bench aarch64 fuzz soak lint format clippy doc clean
+.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench aarch64 fuzz soak lint format clippy doc clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,7 +45,10 @@ test: setup recorder ## run all tests, or some: make test TESTS="--test it -- pl
 
 test-podman5: setup recorder ## run the tests that touch Podman on 5.x, in a chroot of Debian trixie (made by debootstrap)
 	@tests/podman-sandbox up /tmp/sv-trixie --suite trixie --rootfs /var/tmp/silvasonic-trixie >/dev/null; tests/podman-sandbox down /tmp/sv-trixie
-	STATION_PODMAN="--suite trixie --rootfs /var/tmp/silvasonic-trixie --fake-snd" cargo test --test it -- start:: logs:: plug:: arrival:: ends:: --skip rootless
+	STATION_PODMAN="--suite trixie --rootfs /var/tmp/silvasonic-trixie --fake-snd" cargo test --test it -- start:: logs:: plug:: arrival:: ends:: replace:: standby:: --skip rootless
+
+test-fresh: ## run `make test` and `make run` on a bare Debian 12 and 13 (made by debootstrap); SUITES="bookworm trixie"
+	@$(SUDO) tests/fresh $(SUITES)
 
 bench: setup recorder ## measure size, speed and cost on real services (release build); BENCH="--json quiet", PEER="command"
 	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
