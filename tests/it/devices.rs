@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -225,11 +224,7 @@ fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
 fn check_tells_a_user_without_the_right_to_podmans_socket_how_to_get_it() {
     let station = Station::plan().without_postgres().without_redis().without_recorder_image().up();
     let check = || {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
-        command.arg(station.controller_command(&[]).get_program());
-        station.dress(&mut command, &[]);
-        let output = command.arg("check").current_dir("/").output().unwrap();
+        let output = station.controller_command_of_nobody().arg("check").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().find(|line| line.contains(" podman ")).map(str::to_owned).unwrap_or_else(|| panic!("{text}"))
     };

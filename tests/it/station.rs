@@ -228,6 +228,16 @@ impl Station {
         command
     }
 
+    /// The Controller's command line for a user without any rights, in the root directory.
+    pub(crate) fn controller_command_of_nobody(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]);
+        command.arg(self.controller_command(&[]).get_program());
+        self.dress(&mut command, &[]);
+        command.current_dir("/");
+        command
+    }
+
     /// Gives a command this station's environment and none of ours, but for `overrides`, and its directory.
     pub(crate) fn dress(&self, command: &mut Command, overrides: &[(&str, &str)]) {
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
