@@ -51,9 +51,9 @@ test-fresh: ## run `make test` and `make run` on a bare Debian 12 and 13 (made b
 	@$(SUDO) tests/fresh $(SUITES)
 
 bench: setup recorder ## measure size, speed and cost on real services (release build); BENCH="--json quiet", PEER="command"
-	@command -v strace >/dev/null || { echo "installing strace, which counts system calls"; $(SUDO) apt-get install -y -q strace >/dev/null; }
+	@tests/setup bench
 	@cargo build --release --quiet --bins --example bench
-	@$(SUDO) $(TARGET)/release/examples/bench $(BENCH)
+	@$(SUDO) env "PATH=$(PATH):/usr/sbin:/sbin" $(TARGET)/release/examples/bench $(BENCH)
 
 aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, and try it under emulation
 	@$(SUDO) tests/aarch64 $(TARGET)/aarch64
