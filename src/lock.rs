@@ -6,7 +6,7 @@
 //! - The kernel keeps the lock (`flock`, for each open file) and releases it at the end of the process, however it ends. A
 //!   stopped process (SIGSTOP) keeps it. It works between the host and containers that bind the folder. Nobody may delete
 //!   the file while a Controller runs: a new file is another lock.
-//! - A disk can hang, so only the thread `lock` touches the file, every [`RETRY`], and it ends when it leads.
+//! - A disk can hang, so only the thread `lock` touches the file, twice a second, and it ends when it leads.
 //! - Capture comes first: with a file that cannot be used (no access, a FIFO or a link in its place, no `flock` there) the
 //!   Controller continues without a lock, with one warning, while the thread retries.
 //! - The descriptor is close-on-exec. A Controller that replaces itself by `exec` clears that flag first (`fcntl_setfd`)

@@ -1,4 +1,4 @@
-//! When may a Recorder that failed be started again? [p]
+//! When may a Recorder that failed be started again?
 //!
 //! The first failure is retried at once, the next ones after 1, 2, 4 … 60 s, for ever. A Recorder that ran for 60 s, a
 //! microphone that was plugged anew and a changed container spec begin with a clean slate.

@@ -1,4 +1,4 @@
-//! Should a device have a running Recorder now? [p]
+//! Should a device have a running Recorder now?
 //!
 //! | answer | when                                                                                     |
 //! | ------ | ---------------------------------------------------------------------------------------- |

@@ -1,4 +1,4 @@
-//! Why a microphone is recorded or not: one line each, the same in the heartbeat and in `devices`. [p]
+//! Why a microphone is recorded or not: one line each, the same in the heartbeat and in `devices`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};

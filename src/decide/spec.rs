@@ -1,4 +1,4 @@
-//! What a Recorder container is made from: its parts, labels, hash and create request. [p]
+//! What a Recorder container is made from: its parts, labels, hash and create request.
 //!
 //! The hash in the `config_hash` label covers everything but the labels, in the form in which it was wished, before
 //! [`Spec::create_request`] adapts it to the engine; a running container whose hash still holds is never touched.
