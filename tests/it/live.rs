@@ -126,7 +126,7 @@ fn the_heartbeat_tells_how_station_and_host_are() {
     assert_eq!(heartbeat["instance_id"], "controller");
     assert!(heartbeat["timestamp"].as_f64().unwrap() > 1.7e9);
     let components = heartbeat["health"]["components"].as_object().unwrap();
-    assert_eq!(components.keys().collect::<Vec<_>>(), ["containers", "controller", "database", "hardware", "podman", "redis"]);
+    assert_eq!(components.keys().collect::<Vec<_>>(), ["containers", "controller", "database", "hardware", "lock", "podman", "redis"]);
     for (name, component) in components {
         assert!(
             component["healthy"] == true && component["details"].is_string() && component["required"].is_boolean(),

@@ -142,7 +142,7 @@ fn a_controller_that_was_killed_goes_on_from_now() {
     controller.kill();
     stage.tell(ULTRAMIC, "echo missed");
     let controller = stage.controller();
-    controller.wait_log("is adopted", SOON);
+    controller.wait_log("; adopted", SOON);
     // Said until it is heard, as nobody knows when exactly the Controller begins to listen.
     let first = eventually(SOON, "a line", || {
         stage.tell(ULTRAMIC, "echo new");
