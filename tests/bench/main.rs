@@ -48,6 +48,7 @@ fn main() {
     section("start", &|table, subject| times::start(table, subject, 3));
     section("plug", &|table, subject| times::plug(table, subject, 20));
     section("died", &|table, subject| times::died(table, subject, 5));
+    section("replace", &|table, subject| times::replace(table, subject, 5));
     section("crowd", &|table, subject| times::crowd(table, subject, 50));
     section("quiet", &|table, subject| quiet::quiet(table, subject, 1));
     section("quiet", &|table, subject| quiet::quiet(table, subject, 5));

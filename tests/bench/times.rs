@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use silvasonic_controller::config::Config;
@@ -20,23 +20,27 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
-/// Podman's own time for creating and starting `count` containers as ours are, `at_once` side by side.
-fn podmans_own(station: &Station, count: u32, at_once: usize) -> f64 {
-    let podman = Podman::new(station.podman.socket().to_owned());
+/// Requests for `count` containers as ours are, each with a folder of its own.
+fn own_requests(station: &Station, count: u32, podman: &Podman) -> Vec<Value> {
     let engine = podman.info(podman.ping().unwrap()).unwrap();
     let environment = station.environment();
     let read = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
     let recorder = Config::read(read).unwrap().recorder;
     let config = station.postgres.value::<Value>("SELECT config FROM microphone_profiles WHERE slug = 'ultramic_384_evo'").unwrap();
-    let requests: Vec<Value> = (0..count)
-        .map(|n| {
-            let folder = format!("own-{n}");
-            fs::create_dir_all(station.workspace().join("recorder").join(&folder)).unwrap();
-            let microphone = Microphone { card: n, name: "bench".to_owned(), usb: None };
-            let spec = Spec::new(&recorder, &folder, &microphone, &folder, "bench", config.to_string());
-            spec.create_request(&engine, &spec.name)
-        })
-        .collect();
+    let request = |n: u32| {
+        let folder = format!("own-{n}");
+        fs::create_dir_all(station.workspace().join("recorder").join(&folder)).unwrap();
+        let microphone = Microphone { card: n, name: "bench".to_owned(), usb: None };
+        let spec = Spec::new(&recorder, &folder, &microphone, &folder, "bench", config.to_string());
+        spec.create_request(&engine, &spec.name)
+    };
+    (0..count).map(request).collect()
+}
+
+/// Podman's own time for creating and starting `count` containers as ours are, `at_once` side by side.
+fn podmans_own(station: &Station, count: u32, at_once: usize) -> f64 {
+    let podman = Podman::new(station.podman.socket().to_owned());
+    let requests = own_requests(station, count, &podman);
     let next = AtomicUsize::new(0);
     let run = || {
         let mut ids = Vec::new();
@@ -139,6 +143,53 @@ pub(crate) fn died(table: &mut Table, subject: &Subject, count: u32) {
     table.add_limited(format!("last retry died -> running again, median of {count}"), took[took.len() / 2], "ms", 300.0 + own);
     table.add(format!("last retry died -> running again, longest of {count}"), took[took.len() - 1], "ms");
     table.add("  Podman's own create + start", own, "ms");
+    drop(controller);
+}
+
+/// How long nothing records while an edited profile replaces a Recorder, beside Podman's own stop and start.
+pub(crate) fn replace(table: &mut Table, subject: &Subject, times: u32) {
+    if subject.is_peer() {
+        return; // It removes the Recorder first.
+    }
+    let station = seeded();
+    let podman = Podman::new(station.podman.socket().to_owned());
+    let mut own: Vec<f64> = (0..times)
+        .map(|_| {
+            let ids: Vec<String> = own_requests(&station, 2, &podman).iter().map(|request| podman.create(request).unwrap().id).collect();
+            podman.start(&ids[0]).unwrap();
+            let begun = Instant::now();
+            podman.stop(&ids[0], Duration::from_secs(10)).unwrap();
+            podman.start(&ids[1]).unwrap();
+            let took = milliseconds(begun);
+            for id in ids {
+                podman.remove(&id, Some(Duration::ZERO)).unwrap();
+            }
+            took
+        })
+        .collect();
+    station.tree.set(&microphones(1));
+    let controller = subject.controller(&station, &[]);
+    wait_running(&station, 1);
+    let name = &names(1)[0];
+    let id = || station.inspect(name).map(|inspect| inspect["Id"].as_str().unwrap_or_default().to_owned());
+    let mut gaps: Vec<f64> = (0..times)
+        .map(|n| {
+            let (old, begun) = (id().unwrap(), SystemTime::now());
+            let rate = format!("to_jsonb({})", 100_000 + n);
+            let set = format!("UPDATE microphone_profiles SET config = jsonb_set(config, '{{audio,sample_rate}}', {rate})");
+            station.postgres.exec(&format!("{set} WHERE slug = 'ultramic_384_evo'"));
+            let only = || station.containers().len() == 1 && id().is_some_and(|id| id != old);
+            eventually(SOON, "the successor alone", || only().then_some(()));
+            let (events, new) = (station.podman.events(begun), id().unwrap());
+            let at = |id: &str, action: &str| events.iter().find(|event| event.id == id && event.action == action).unwrap().at;
+            (at(&new, "start") - at(&old, "died")).as_secs_f64() * 1000.0
+        })
+        .collect();
+    own.sort_by(f64::total_cmp);
+    gaps.sort_by(f64::total_cmp);
+    let middle = times as usize / 2;
+    table.add_limited(format!("gap of a replacement, median of {times}"), gaps[middle], "ms", own[middle] + 50.0);
+    table.add("  Podman's own stop + start", own[middle], "ms");
     drop(controller);
 }
 
