@@ -110,13 +110,13 @@ impl Controller {
             let now = Instant::now();
             if self.nudges.take(now) {
                 self.database.ask_again();
-                self.containers.ask(&self.actions);
+                self.containers.request(&self.actions);
                 self.observe();
             } else if now >= self.next_tick {
                 self.observe();
             }
             if self.containers.due.is_some_and(|due| now >= due) {
-                self.containers.ask(&self.actions);
+                self.containers.request(&self.actions);
             }
             self.wait();
             if self.is_done() {
@@ -136,7 +136,7 @@ impl Controller {
         let now = Instant::now();
         self.next_tick = now + self.config.interval;
         if self.shutdown.is_some() {
-            self.containers.ask(&self.actions);
+            self.containers.request(&self.actions);
             return;
         }
         let changes = self.hardware.poll(self.database.registry.as_ref(), now);
@@ -144,7 +144,7 @@ impl Controller {
         self.note_plugged(&changes.unwrap_or_default());
         self.hardware.refresh_pcms(self.recorders.running().map(|(device, _)| device), self.database.registry.as_ref(), now);
         self.database.ask(&self.hardware.presences, hardware, now);
-        self.containers.ask_if_doubtful(&self.actions, now);
+        self.containers.request_if_stale(&self.actions, now);
     }
 
     /// Sleeps until there is something to do, and handles every event that is there.
@@ -177,7 +177,7 @@ impl Controller {
                 self.containers.answered(sequence, containers, engine, &self.actions);
                 if let Ok(containers) = self.containers.containers() {
                     // A log is read from its beginning whenever that begins, and a crowd of starts has no time for it.
-                    if !self.actions.are_a_crowd() && self.leadership.may_act(Instant::now()) {
+                    if !self.actions.are_many() && self.leadership.may_act(Instant::now()) {
                         self.logs.update(containers);
                     }
                     self.limits.check(containers).iter().for_each(|line| warn!("{line}"));
@@ -203,7 +203,7 @@ impl Controller {
         if self.leadership.may_act(Instant::now()) {
             self.database.lead();
         }
-        self.containers.ask(&self.actions);
+        self.containers.request(&self.actions);
     }
 
     /// Microphones that came or went are plugged in anew, whatever failed with them before.

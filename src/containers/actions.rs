@@ -1,7 +1,7 @@
 //! Actions under way, each on a thread of its own.
 //!
-//! A device with an action under way gets no second one, nor does one whose containers were listed before its last
-//! action ended: such a list may show how things were.
+//! A device has at most one action under way. After an action, the next one of the same device waits for a list of
+//! containers that was requested after the end of the first: an earlier list may show the state before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,33 +23,33 @@ use crate::podman::client::Podman;
 
 /// Starts under way at a time: Podman gains nothing from more (measured).
 const STARTS_AT_ONCE: usize = 8;
-/// A start that takes so long hangs, and takes no place from the others.
-const HANGS: Duration = Duration::from_secs(2);
-/// What a Recorder gets to close its files before it is killed, as far as a shutdown leaves that.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// What Podman needs to kill a Recorder that did not end, and to remove it.
-const AFTER_KILL: Duration = Duration::from_millis(1500);
-/// More actions than this are a crowd, which needs Podman and the processors for itself.
-const CROWD: usize = 3;
+/// A start that takes longer hangs. It is not counted, so that it does not delay the others.
+const SLOW_START: Duration = Duration::from_secs(2);
+/// Time for a Recorder to close its files before it is killed, unless a shutdown leaves less.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that Podman needs to kill a Recorder that did not end, and to remove it.
+const KILL_MARGIN: Duration = Duration::from_millis(1500);
+/// With more actions than this under way, other requests to Podman are delayed.
+const MANY: usize = 3;
 
-/// Actions under way, and those whose outcome is in no list yet.
+/// Actions under way, and those that ended but whose outcome is not in a list yet.
 pub struct Actions {
     podman: Podman,
     workspace: PathBuf,
     events: SyncSender<Event>,
     /// By device.
     under_way: BTreeMap<String, UnderWay>,
-    /// By device its last action, until a list shows the outcome.
-    settled: BTreeMap<String, Settled>,
-    /// Set when the Controller was asked to stop; every action looks at it before it starts anything.
+    /// By device: the last action, from its end until a list shows the outcome.
+    unlisted: BTreeMap<String, Unlisted>,
+    /// Set when a shutdown begins; every action checks it before it starts a container.
     is_stopping: Arc<AtomicBool>,
-    /// When everything must have ended, once the Controller was asked to stop.
+    /// When all containers must have ended, once a shutdown began.
     deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Settled {
-    /// The last list that was asked for before the action ended.
+struct Unlisted {
+    /// The last list that was requested before the action ended.
     sequence: u64,
     is_replacement: bool,
 }
@@ -59,12 +59,12 @@ struct UnderWay {
     rank: Rank,
     is_replacement: bool,
     since: Instant,
-    /// The Controller stops and no longer waits for it before it stops the containers of the device.
-    is_overtaken: bool,
+    /// The Controller stops, and does not wait for this action before it stops the containers of the device.
+    is_abandoned: bool,
 }
 
 impl Actions {
-    /// None yet.
+    /// No actions yet.
     #[must_use]
     pub fn new(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> Self {
         Self {
@@ -72,23 +72,23 @@ impl Actions {
             workspace: config.workspace_local.clone(),
             events: events.clone(),
             under_way: BTreeMap::new(),
-            settled: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
             is_stopping: Arc::default(),
             deadline: None,
         }
     }
 
-    /// Whether there is room for an action now. What has no room is left to the next plan.
+    /// Whether an action may start now. If not, the next plan contains it again.
     #[must_use]
     pub fn have_room_for(&self, action: &Action) -> bool {
-        let starts = self.under_way.values().filter(|other| other.rank == Rank::Start && other.since.elapsed() < HANGS);
+        let starts = self.under_way.values().filter(|other| other.rank == Rank::Start && other.since.elapsed() < SLOW_START);
         action.rank() != Rank::Start || starts.count() < STARTS_AT_ONCE
     }
 
-    /// Hands an action to a thread, which reports its end by [`Event::Done`].
+    /// Starts a thread for an action. The thread reports the end with [`Event::Done`].
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If the thread cannot be started.
     pub fn start(&mut self, action: Action, engine: &Engine, drainer: Drainer) -> io::Result<()> {
         let executor = Executor {
             podman: self.podman.clone(),
@@ -96,14 +96,14 @@ impl Actions {
             engine: engine.clone(),
             workspace: self.workspace.clone(),
             is_stopping: Arc::clone(&self.is_stopping),
-            patience: self.patience(),
+            stop_timeout: self.stop_timeout(),
         };
         let (events, device, since) = (self.events.clone(), action.device.clone(), Instant::now());
         let is_replacement = matches!(action.task, Task::Replace { .. });
-        let entry = UnderWay { rank: action.rank(), is_replacement, since, is_overtaken: false };
+        let entry = UnderWay { rank: action.rank(), is_replacement, since, is_abandoned: false };
         let run = move || {
             let result = executor.execute(&action);
-            // Only a program that is ending has no inbox.
+            // Fails only while the program ends.
             let _ = events.send(Event::Done { action: Box::new(action), result, took: since.elapsed() });
         };
         thread::Builder::new().name("action".to_owned()).stack_size(256 << 10).spawn(run)?;
@@ -111,48 +111,48 @@ impl Actions {
         Ok(())
     }
 
-    /// The Controller stops, and all containers have to end by `deadline`: nothing is started any more, and an action that
-    /// starts something is not waited for. What it still makes, it removes itself or a later list shows.
+    /// Begins a shutdown: all containers must end by `deadline`. No container is started from now on. Nothing waits for
+    /// an action that starts one: it removes the container itself, or a later list shows it.
     pub fn stop_starting(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
         self.is_stopping.store(true, Ordering::Release);
-        self.under_way.values_mut().filter(|action| action.rank != Rank::Stop).for_each(|action| action.is_overtaken = true);
+        self.under_way.values_mut().filter(|action| action.rank != Rank::Stop).for_each(|action| action.is_abandoned = true);
     }
 
-    /// What a Recorder gets to close its files before it is killed.
-    fn patience(&self) -> Duration {
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).saturating_sub(AFTER_KILL));
-        left.map_or(PATIENCE, |left| left.clamp(Duration::from_secs(1), PATIENCE))
+    /// Time for a Recorder to close its files before it is killed.
+    fn stop_timeout(&self) -> Duration {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).saturating_sub(KILL_MARGIN));
+        left.map_or(STOP_TIMEOUT, |left| left.clamp(Duration::from_secs(1), STOP_TIMEOUT))
     }
 
-    /// An action ended when this was the last list that had been asked for.
+    /// Records the end of an action; `sequence` is the last list that was requested before.
     pub fn ended(&mut self, device: &str, sequence: u64) {
         let is_replacement = self.under_way.remove(device).is_some_and(|action| action.is_replacement);
-        self.settled.insert(device.to_owned(), Settled { sequence, is_replacement });
+        self.unlisted.insert(device.to_owned(), Unlisted { sequence, is_replacement });
     }
 
-    /// Forgets the actions whose outcome a list shows.
+    /// Drops the ended actions whose outcome this list shows.
     pub fn listed(&mut self, sequence: u64) {
-        self.settled.retain(|_, settled| settled.sequence >= sequence);
+        self.unlisted.retain(|_, unlisted| unlisted.sequence >= sequence);
     }
 
-    /// Whether a list may not show the outcome of each action that ended.
+    /// Whether some action ended whose outcome this list may not show.
     #[must_use]
     pub fn are_ahead_of(&self, sequence: u64) -> bool {
-        self.settled.values().any(|settled| settled.sequence >= sequence)
+        self.unlisted.values().any(|unlisted| unlisted.sequence >= sequence)
     }
 
-    /// Devices that must be left alone for now.
+    /// Devices for which no action may start now.
     #[must_use]
     pub fn busy(&self) -> BTreeSet<String> {
-        let under_way = self.under_way.iter().filter(|(_, action)| !action.is_overtaken).map(|(device, _)| device);
-        by_insertion(under_way.chain(self.settled.keys()).cloned())
+        let under_way = self.under_way.iter().filter(|(_, action)| !action.is_abandoned).map(|(device, _)| device);
+        by_insertion(under_way.chain(self.unlisted.keys()).cloned())
     }
 
-    /// Whether a replacement is under way, or its outcome in no list yet.
+    /// Whether a replacement is under way, or ended and its outcome is not in a list yet.
     #[must_use]
     pub fn are_replacing(&self) -> bool {
-        self.under_way.values().any(|action| action.is_replacement) || self.settled.values().any(|settled| settled.is_replacement)
+        self.under_way.values().any(|action| action.is_replacement) || self.unlisted.values().any(|unlisted| unlisted.is_replacement)
     }
 
     /// Whether an action for this device is under way.
@@ -161,21 +161,21 @@ impl Actions {
         self.under_way.contains_key(device)
     }
 
-    /// Whether an action for this device ended whose outcome is in no list yet.
+    /// Whether an action for this device ended whose outcome is not in a list yet.
     #[must_use]
-    pub fn has_settled(&self, device: &str) -> bool {
-        self.settled.contains_key(device)
+    pub fn has_unlisted(&self, device: &str) -> bool {
+        self.unlisted.contains_key(device)
     }
 
-    /// Whether none is under way.
+    /// Whether no action is under way.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.under_way.is_empty()
     }
 
-    /// Whether so many are under way that whatever can wait should.
+    /// Whether so many actions are under way that other requests to Podman should wait.
     #[must_use]
-    pub fn are_a_crowd(&self) -> bool {
-        self.under_way.len() > CROWD
+    pub fn are_many(&self) -> bool {
+        self.under_way.len() > MANY
     }
 }

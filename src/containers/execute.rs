@@ -1,20 +1,20 @@
 //! Carries out one action: the only code that changes containers.
 //!
-//! Runs on a short-lived thread an action, so that no slow call of one Recorder delays another. Whatever is left half done
-//! is seen in the next list of containers and planned for; nothing here retries.
+//! Each action runs on its own short-lived thread, so that a slow call for one Recorder does not delay another. Nothing
+//! here retries: if an action ends half way, the next list of containers shows it, and the next plan continues there.
 //!
-//! A replacement keeps to this order, so that a crash or a refusal at any step leaves one container that records or can
-//! be started again, and never two that run:
+//! A replacement follows this order. A crash or an error at any step leaves one container that records or can be
+//! started again, and never two that run:
 //!
 //! | step                              | what records | when it fails                                   |
 //! | --------------------------------- | ------------ | ----------------------------------------------- |
-//! | create `NAME-next`                | the old one  | the old one records on, untouched               |
-//! | rename `NAME` to `NAME-old`       | the old one  | likewise                                        |
+//! | create `NAME-next`                | the old one  | the old one continues to record, unchanged      |
+//! | rename `NAME` to `NAME-old`       | the old one  | the same                                        |
 //! | rename `NAME-next` to `NAME`      | the old one  | the old one gets its name back                  |
-//! | stop `NAME-old`                   | nothing      | the next list shows what became of it           |
+//! | stop `NAME-old`                   | nothing      | the next list shows its state                   |
 //! | start `NAME`                      | the new one  | it is removed, and the old one is started again |
 //!
-//! After the Controller was asked to stop, nothing is started any more.
+//! After a shutdown began, no container is started.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,27 +36,27 @@ fn next_name(spec: &Spec) -> String {
     format!("{}-next", spec.name)
 }
 
-/// What an action needs.
+/// Carries out actions.
 pub struct Executor {
-    /// The way to Podman.
+    /// Client for Podman.
     pub podman: Podman,
     /// Reads the last log lines of a container that is about to be removed.
     pub drainer: Drainer,
-    /// What kind of engine it is.
+    /// Podman's version and properties.
     pub engine: Engine,
-    /// Recorder folder as this process sees it.
+    /// Workspace folder of all Recorders, as this process sees it.
     pub workspace: PathBuf,
-    /// Set when the Controller was asked to stop.
+    /// Set when a shutdown begins.
     pub is_stopping: Arc<AtomicBool>,
-    /// What a Recorder gets to close its files before it is killed.
-    pub patience: Duration,
+    /// Time for a Recorder to close its files before it is killed.
+    pub stop_timeout: Duration,
 }
 
 impl Executor {
-    /// Does what the action says.
+    /// Carries out an action.
     ///
     /// # Errors
-    /// [`Failure`].
+    /// [`Failure`]: what went wrong.
     pub fn execute(&self, action: &Action) -> Result<Done, Failure> {
         match &action.task {
             Task::Start { spec, created, remove, fallback } => self.start(spec, created.as_ref(), remove, fallback.as_ref()),
@@ -79,7 +79,7 @@ impl Executor {
     ) -> Result<Done, Failure> {
         for old in remove {
             if let Err(failure) = self.remove(old) {
-                self.put_aside(old, failure)?;
+                self.rename_stuck(old, failure)?;
             }
         }
         let id = match created {
@@ -89,7 +89,7 @@ impl Executor {
                 }
                 created.id.clone()
             }
-            None => self.create_under_its_name(spec)?,
+            None => self.create_with_final_name(spec)?,
         };
         match (self.run(spec, &id), fallback) {
             (Ok(()), _) => Ok(Done::Started { id, differences: Vec::new() }),
@@ -137,9 +137,9 @@ impl Executor {
     /// Starts the predecessor again.
     fn fall_back(&self, spec: &Spec, old: &OldContainer) -> Result<String, Failure> {
         if old.name != spec.name {
-            // Without its name it records as well; the next list shows it.
+            // It records under any name; a later plan renames it.
             if let Err(error) = self.podman.rename(&old.id, &spec.name) {
-                warn!("{} could not get its name back: {error}", old.name);
+                warn!("{} cannot be renamed back: {error}", old.name);
             }
         }
         if self.is_stopping() {
@@ -147,12 +147,12 @@ impl Executor {
         }
         match self.podman.start(&old.id) {
             Ok(Outcome::Done | Outcome::Already) => Ok(old.id.clone()),
-            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{} was removed by somebody before it could start again", old.name))),
+            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{} was removed by somebody else before it could start again", old.name))),
             Err(error) => Err(Failure::Other(format!("{} cannot be started again: {error}", spec.name))),
         }
     }
 
-    /// Starts a container that was created. When Podman refuses, the container is removed.
+    /// Starts a created container. If Podman refuses, removes it.
     fn run(&self, spec: &Spec, id: &str) -> Result<(), Failure> {
         let name = &spec.name;
         if self.is_stopping() {
@@ -161,86 +161,86 @@ impl Executor {
         }
         match self.podman.start(id) {
             Ok(Outcome::Done | Outcome::Already) => Ok(()),
-            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{name} was removed by somebody before it could start"))),
+            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{name} was removed by somebody else before it could start"))),
             Err(error @ Error::Refused { .. }) => {
-                // Left in place it would hold the name.
+                // Otherwise it would occupy the name.
                 let _ = self.podman.remove(id, None);
                 Err(Failure::Other(format!("{name} cannot be started: {error}")))
             }
-            // It may run: the next list shows that.
+            // Whether it runs is unknown; the next list shows it.
             Err(error) => Err(Failure::Outdated(format!("{name} cannot be started: {error}"))),
         }
     }
 
     fn rename(&self, container: &OldContainer, name: &str) -> Result<(), Failure> {
         match self.podman.rename(&container.id, name) {
-            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{} is gone", container.name))),
+            Ok(Outcome::Gone) => Err(Failure::Outdated(format!("{} does not exist any more", container.name))),
             Ok(Outcome::Done | Outcome::Already) => Ok(()),
             Err(error) => Err(Failure::Other(format!("{} cannot be renamed to {name}: {error}", container.name))),
         }
     }
 
-    /// Asks a container to end, and waits until it has.
+    /// Stops a container, and waits until it has ended.
     fn stop(&self, old: &OldContainer) -> Result<(), Failure> {
         if old.removal == Removal::Unpause {
-            // What is paused cannot hear a signal. One that somebody let go on meanwhile is as well.
+            // A paused container receives no signal. A refusal means that somebody resumed it meanwhile, which is fine.
             if let Some(error) = self.podman.unpause(&old.id).err().filter(|error| !matches!(error, Error::Refused { .. })) {
-                return Err(Failure::Other(format!("{} could not be unpaused: {error}", old.name)));
+                return Err(Failure::Other(format!("{} cannot be unpaused: {error}", old.name)));
             }
         }
-        match self.podman.stop(&old.id, self.patience) {
+        match self.podman.stop(&old.id, self.stop_timeout) {
             Ok(_) => Ok(()),
-            // A container whose conmon died cannot be stopped in order; force still ends it.
+            // A container whose conmon died cannot be stopped gracefully; removal with force still ends it.
             Err(error @ Error::Refused { .. }) => {
-                warn!("{} could not be stopped in order and is removed by force: {error}", old.name);
+                warn!("{} did not stop gracefully and is removed with force: {error}", old.name);
                 self.drainer.drain(&old.id, &old.name);
-                match self.podman.remove(&old.id, Some(self.patience)) {
+                match self.podman.remove(&old.id, Some(self.stop_timeout)) {
                     Ok(_) => Ok(()),
-                    Err(error) => Err(Failure::Other(format!("{} could not be removed: {error}", old.name))),
+                    Err(error) => Err(Failure::Other(format!("{} cannot be removed: {error}", old.name))),
                 }
             }
-            Err(error) => Err(Failure::Other(format!("{} could not be stopped: {error}", old.name))),
+            Err(error) => Err(Failure::Other(format!("{} cannot be stopped: {error}", old.name))),
         }
     }
 
     fn remove(&self, old: &OldContainer) -> Result<(), Failure> {
-        let patience = match old.removal {
+        let timeout = match old.removal {
             Removal::Plain => None,
             Removal::Stop | Removal::Unpause => {
                 self.stop(old)?;
-                Some(self.patience)
+                Some(self.stop_timeout)
             }
             Removal::Force => Some(Duration::ZERO),
         };
-        // The log goes with the container.
+        // The removal deletes the log, too.
         self.drainer.drain(&old.id, &old.name);
-        match self.podman.remove(&old.id, patience) {
+        match self.podman.remove(&old.id, timeout) {
             Ok(_) => Ok(()),
-            // Podman's own restart policy was quicker.
+            // Podman's restart policy started it first.
             Err(error) if old.removal == Removal::Plain && error.is_cause(cause::WRONG_STATE) => {
-                Err(Failure::Outdated(format!("{} could not be removed: {error}", old.name)))
+                Err(Failure::Outdated(format!("{} cannot be removed: {error}", old.name)))
             }
-            Err(error) => Err(Failure::Other(format!("{} could not be removed: {error}", old.name))),
+            Err(error) => Err(Failure::Other(format!("{} cannot be removed: {error}", old.name))),
         }
     }
 
-    /// A container that has ended and cannot be removed must not keep its microphone from being recorded: it loses its
-    /// name, and its removal is tried again later.
-    fn put_aside(&self, old: &OldContainer, failure: Failure) -> Result<(), Failure> {
+    /// Renames a container that has ended and cannot be removed, so that its name is free for the next one. Its removal
+    /// is retried later.
+    fn rename_stuck(&self, old: &OldContainer, failure: Failure) -> Result<(), Failure> {
         let (Removal::Plain | Removal::Force, Failure::Other(why)) = (old.removal, &failure) else { return Err(failure) };
         let aside = format!("{}-stuck-{}", old.name.split("-stuck-").next().unwrap_or_default(), &old.id[..old.id.len().min(8)]);
         if old.name != aside {
             if self.podman.rename(&old.id, &aside).is_err() {
                 return Err(failure);
             }
-            warn!("{why}; it is renamed to {aside}, and its removal is tried again later");
+            warn!("{why}; it is renamed to {aside}, and its removal is retried later");
         }
         Ok(())
     }
 
-    /// Creates a container under its own name. Where only a crash of Podman still holds that name, it is created under
-    /// another one and renamed, which Podman allows.
-    fn create_under_its_name(&self, spec: &Spec) -> Result<String, Failure> {
+    /// Creates a container under its final name. After a crash, Podman can reserve that name for a container that does
+    /// not exist; then the container is created under another name and renamed, which Podman allows.
+    fn create_with_final_name(&self, spec: &Spec) -> Result<String, Failure> {
         match self.create(spec, &spec.name) {
             Err(Failure::Orphaned(_)) => {
                 let name = next_name(spec);
@@ -251,7 +251,7 @@ impl Executor {
         }
     }
 
-    /// Creates a container; one that a crash of Podman left half created under the same name is cleared away.
+    /// Creates a container. First removes one of the same name that a crash of Podman left incomplete.
     fn create(&self, spec: &Spec, name: &str) -> Result<String, Failure> {
         self.make_folder(spec)?;
         if self.is_stopping() {
@@ -260,63 +260,65 @@ impl Executor {
         let request = spec.create_request(&self.engine, name);
         let mut created = self.podman.create(&request);
         if created.as_ref().is_err_and(|error| error.is_cause(cause::NAME_TAKEN)) && matches!(self.podman.inspect(name), Ok(None)) {
-            warn!("{name} was created by half, as when Podman crashes; what is left of it is removed");
-            // Without force: a container that somebody creates at this moment is left alone.
+            warn!("{name} was created incompletely, as after a crash of Podman; its remains are removed");
+            // Without force, so that a container that somebody else starts at this moment is not removed.
             if let Err(error) = self.podman.remove(name, None) {
-                return Err(Failure::Other(format!("{name} was created by half and cannot be removed: {error}")));
+                return Err(Failure::Other(format!("{name} was created incompletely and cannot be removed: {error}")));
             }
             created = self.podman.create(&request);
         }
         let created = created.map_err(|error| self.create_failure(spec, name, &error))?;
         for warning in created.warnings.iter().flatten() {
-            warn!("{name}: Podman warns: {}", shown(warning));
+            warn!("{name}: warning by Podman: {}", shown(warning));
         }
         Ok(created.id)
     }
 
-    /// Podman refuses a bind whose source is missing, and would make it as the wrong user if it did not.
+    /// Creates the workspace folder: Podman refuses a bind mount whose source is missing, and a folder that Podman
+    /// created would have the wrong owner.
     fn make_folder(&self, spec: &Spec) -> Result<(), Failure> {
         let folder = self.workspace.join(&spec.folder);
-        std::fs::create_dir_all(&folder)
-            .map_err(|error| Failure::Lacking(format!("{} cannot be created: workspace folder {}: {error}", spec.name, folder.display())))
+        std::fs::create_dir_all(&folder).map_err(|error| {
+            Failure::Prerequisite(format!("{} cannot be created: workspace folder {}: {error}", spec.name, folder.display()))
+        })
     }
 
-    /// How a container differs from what is desired, one phrase a field; nothing if only its label does.
+    /// How a container differs from the desired configuration, one phrase a field; empty if only its label differs.
     fn differences(&self, spec: &Spec, old: &OldContainer) -> Vec<String> {
         let Ok(Some(inspect)) = self.podman.inspect(&old.id) else { return Vec::new() };
         spec.differences(&inspect)
     }
 
-    /// The fix where there is one.
+    /// The failure for an error of Podman's create request, with the fix if it is known.
     fn create_failure(&self, spec: &Spec, name: &str, error: &Error) -> Failure {
         let what = match name == spec.name {
             true => format!("{name} cannot be created"),
             false => format!("{} is not replaced", spec.name),
         };
-        let lacking = |why: String| Failure::Lacking(format!("{what}: {why}"));
+        let missing = |why: String| Failure::Prerequisite(format!("{what}: {why}"));
         if error.is_cause(cause::NO_IMAGE) {
-            return lacking(format!("image {} is not on this machine; build or load it (podman image ls)", spec.image()));
+            return missing(format!("image {} is not in Podman's local storage; build or load it (podman image ls)", spec.image()));
         }
         if error.is_cause(cause::NO_NETWORK) {
-            return lacking(format!("network {} does not exist; make it with `podman network create {0}`", spec.network()));
+            return missing(format!("network {} does not exist; create it with `podman network create {0}`", spec.network()));
         }
         if error.is_cause(cause::NAME_TAKEN) {
             let inspect = match self.podman.inspect(name) {
-                Ok(None) => return Failure::Orphaned(format!("{what}: Podman holds its name for a container that does not exist")),
+                Ok(None) => return Failure::Orphaned(format!("{what}: Podman reserves its name for a container that does not exist")),
                 inspect => inspect.ok().flatten(),
             };
             let label = |name: &str| inspect.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(name)?.as_str());
             if label(OWNER) == Some(spec.owner()) && label(SERVICE) == Some("recorder") {
-                return lacking("a container of that name was made meanwhile".to_owned());
+                return missing("a container of that name was created meanwhile".to_owned());
             }
             let owner = label(OWNER).map_or_else(|| "none".to_owned(), |owner| shown(owner).to_string());
-            return lacking(format!("a foreign container has that name (owner label: {owner}); rename or remove it"));
+            return missing(format!("a foreign container has that name (owner label: {owner}); rename or remove it"));
         }
         if error.is_cause(cause::NO_FILE) {
-            return lacking(format!("{error}; it must exist on the Podman host (SILVASONIC_WORKSPACE_PATH, /dev/snd)"));
+            return missing(format!("{error}; it must exist on the Podman host (SILVASONIC_WORKSPACE_PATH, /dev/snd)"));
         }
         if error.is_cause(cause::NO_SPACE) {
-            return lacking(format!("{error}; make room on the disk with Podman's storage"));
+            return missing(format!("{error}; free space on the disk with Podman's storage"));
         }
         Failure::Other(format!("{what}: {error}"))
     }

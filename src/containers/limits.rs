@@ -1,7 +1,8 @@
-//! Do the limits of a Recorder hold? What was asked for is compared with what the kernel enforces.
+//! Checks that the kernel enforces the requested limits of Recorders.
 //!
-//! Kernels without the memory control group and rootless engines accept limits that nobody keeps. Where the process of a
-//! Recorder can be seen, its files in `/proc` and `/sys/fs/cgroup` tell; each kind of limit is told once, with its cure.
+//! Podman accepts limits that are not enforced: on a kernel without the memory control group, or when it is rootless.
+//! If the process of a Recorder is visible to the Controller, its files in `/proc` and `/sys/fs/cgroup` show the limits
+//! that apply. A limit that is not enforced is reported once for each kind, with the fix. Nothing here changes a limit.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,45 +12,47 @@ use crate::decide::spec::RecorderSettings;
 use crate::decide::spec::{CPU_PERIOD_US, OOM_SCORE_ADJ};
 use crate::podman::pidfd::Process;
 
-/// What is enforced for one process, as far as it can be seen.
+/// The limits that apply to one process; `None` = cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Enforced {
     oom_score_adj: Option<i64>,
     /// Bytes; `u64::MAX` = no limit.
     memory: Option<u64>,
-    /// Microseconds a period of 100 ms; `u64::MAX` = no limit.
+    /// Microseconds in a period of 100 ms; `u64::MAX` = no limit.
     cpu: Option<u64>,
 }
 
-/// What was asked for, and what was told.
+/// The requested limits, and what was checked and reported.
 #[derive(Debug)]
 pub struct Limits {
     memory: u64,
     cpu: u64,
-    seen: BTreeSet<(String, u32)>,
-    told: BTreeSet<&'static str>,
+    /// Runs that were checked: container id and process.
+    checked: BTreeSet<(String, u32)>,
+    /// Kinds of limits that were reported.
+    reported: BTreeSet<&'static str>,
 }
 
 impl Limits {
-    /// Those that every Recorder gets.
+    /// The limits of every Recorder.
     #[must_use]
     pub fn new(recorder: &RecorderSettings) -> Self {
-        Self { memory: recorder.memory, cpu: recorder.cpu_quota, seen: BTreeSet::new(), told: BTreeSet::new() }
+        Self { memory: recorder.memory, cpu: recorder.cpu_quota, checked: BTreeSet::new(), reported: BTreeSet::new() }
     }
 
-    /// Looks at each run once; returns what does not hold and was not told yet.
+    /// Checks each run once. Returns a line for each kind of limit that is not enforced and was not reported before.
     pub fn check(&mut self, containers: &[Container]) -> Vec<String> {
         let run = |container: &Container| (container.id.clone(), container.pid);
-        self.seen.retain(|seen| containers.iter().any(|container| run(container) == *seen));
+        self.checked.retain(|checked| containers.iter().any(|container| run(container) == *checked));
         let mut lines = Vec::new();
         for container in containers.iter().filter(|container| container.state == State::Running) {
-            if self.seen.contains(&run(container)) || Process::of(container.pid, &container.id).is_none() {
+            if self.checked.contains(&run(container)) || Process::of(container.pid, &container.id).is_none() {
                 continue;
             }
-            self.seen.insert(run(container));
+            self.checked.insert(run(container));
             let faults = self.faults(enforced(container.pid));
-            let news = faults.into_iter().filter(|(kind, _)| self.told.insert(kind));
-            lines.extend(news.map(|(_, fault)| format!("{}: {fault}", container.name)));
+            let new = faults.into_iter().filter(|(kind, _)| self.reported.insert(kind));
+            lines.extend(new.map(|(_, fault)| format!("{}: {fault}", container.name)));
         }
         lines
     }
@@ -57,24 +60,24 @@ impl Limits {
     fn faults(&self, is: Enforced) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         if let Some(score) = is.oom_score_adj.filter(|score| *score != i64::from(OOM_SCORE_ADJ)) {
-            let cure = "a rootless or restricted Podman may not set it: give its service OOMScoreAdjust=-999, or run Podman as root";
-            faults.push(("oom", format!("oom_score_adj is {score} instead of {OOM_SCORE_ADJ}; {cure}")));
+            let fix = "a rootless or restricted Podman may not set it: set OOMScoreAdjust=-999 for its service, or run Podman as root";
+            faults.push(("oom", format!("oom_score_adj is {score} instead of {OOM_SCORE_ADJ}; {fix}")));
         }
         if let Some(memory) = is.memory.filter(|memory| *memory > self.memory) {
-            let cure =
+            let fix =
                 "add `cgroup_enable=memory cgroup_memory=1` to the kernel's command line, or delegate the memory controller to the user";
-            faults.push(("memory", format!("memory is limited to {} instead of {} bytes; {cure}", limit(memory), self.memory)));
+            faults.push(("memory", format!("the memory limit is {} instead of {} bytes; {fix}", limit(memory), self.memory)));
         }
         if let Some(cpu) = is.cpu.filter(|cpu| *cpu > self.cpu) {
-            let cure = "delegate the cpu controller to the user that runs Podman (Delegate=cpu memory)";
-            faults.push(("cpu", format!("processor time is limited to {} instead of {} us in 100 ms; {cure}", limit(cpu), self.cpu)));
+            let fix = "delegate the cpu controller to the user that runs Podman (Delegate=cpu memory)";
+            faults.push(("cpu", format!("the processor limit is {} instead of {} us in 100 ms; {fix}", limit(cpu), self.cpu)));
         }
         faults
     }
 }
 
 fn limit(value: u64) -> String {
-    if value == u64::MAX { "nothing".to_owned() } else { value.to_string() }
+    if value == u64::MAX { "none".to_owned() } else { value.to_string() }
 }
 
 fn enforced(pid: u32) -> Enforced {
@@ -104,7 +107,7 @@ fn enforced(pid: u32) -> Enforced {
     is
 }
 
-/// `max`, `-1` and what version 1 calls no limit are none.
+/// Reads a limit. `max`, `-1` and the huge number that control groups version 1 show mean no limit.
 fn limited(text: &str) -> Option<u64> {
     match text {
         "max" | "-1" => Some(u64::MAX),
@@ -112,10 +115,10 @@ fn limited(text: &str) -> Option<u64> {
     }
 }
 
-/// `50000 100000` or `max 100000`, scaled to our period.
+/// Reads `50000 100000` or `max 100000`, scaled to a period of 100 ms.
 fn quota(text: &str) -> Option<u64> {
-    let mut words = text.split_whitespace();
-    let (quota, period) = (limited(words.next()?)?, words.next()?.parse::<u64>().ok().filter(|period| *period > 0)?);
+    let mut numbers = text.split_whitespace();
+    let (quota, period) = (limited(numbers.next()?)?, numbers.next()?.parse::<u64>().ok().filter(|period| *period > 0)?);
     Some(if quota == u64::MAX { quota } else { quota.saturating_mul(CPU_PERIOD_US) / period })
 }
 
@@ -124,18 +127,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_that_do_not_hold_are_told_with_a_cure() {
-        let limits = Limits { memory: 512 << 20, cpu: 100_000, seen: BTreeSet::new(), told: BTreeSet::new() };
+    fn limits_that_are_not_enforced_are_reported_with_a_fix() {
+        let limits = Limits { memory: 512 << 20, cpu: 100_000, checked: BTreeSet::new(), reported: BTreeSet::new() };
         let good = Enforced { oom_score_adj: Some(-999), memory: Some(512 << 20), cpu: Some(100_000) };
         assert!(limits.faults(good).is_empty());
         assert!(limits.faults(Enforced::default()).is_empty());
         let faults = limits.faults(Enforced { oom_score_adj: Some(0), memory: Some(u64::MAX), cpu: Some(200_000) });
         assert_eq!(faults.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), ["oom", "memory", "cpu"]);
-        assert!(faults[1].1.starts_with("memory is limited to nothing instead of 536870912 bytes; add `cgroup_enable=memory"));
+        assert!(faults[1].1.starts_with("the memory limit is none instead of 536870912 bytes; add `cgroup_enable=memory"));
     }
 
     #[test]
-    fn quotas_of_both_versions_are_read() {
+    fn quotas_of_both_control_group_versions_are_read() {
         for (text, expected) in [
             ("50000 100000\n", Some(50_000)),
             ("max 100000", Some(u64::MAX)),

@@ -1,10 +1,11 @@
-//! The `podman` thread: lists our containers when asked, and learns once per connection what engine it talks to.
+//! The `podman` thread: lists our containers on request, and reads the properties of the engine once per connection.
 //!
-//! Only reads. A hung Podman blocks this thread for the list's deadline and nobody else.
+//! It only reads. A Podman that hangs blocks this thread until the deadline of the list, and no other thread.
 //!
-//! Asking Podman what it is takes 0.2-0.3 s (`info` starts conmon, the OCI runtime and dpkg). What it was at the last
-//! start holds while it answers with the same version on a socket of the same owner; a short-lived thread asks when the
-//! first Recorders run, and its answer replaces what was remembered. Only the form of a create request depends on it.
+//! `info` takes 0.2-0.3 s, as it starts conmon, the OCI runtime and dpkg. So the properties of the engine are cached
+//! from one start to the next. The cache is valid while Podman reports the same version on a socket of the same owner.
+//! A short-lived thread calls `info` when the first Recorders run, and its result replaces the cached one. Only the
+//! form of a create request depends on it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +25,7 @@ use crate::event::Event;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
 
-/// The other end of the `podman` thread.
+/// Handle of the `podman` thread.
 #[derive(Debug)]
 pub struct Lister {
     requests: Sender<u64>,
@@ -34,31 +35,31 @@ impl Lister {
     /// Starts the thread; it connects at the first request.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If the thread cannot be started.
     pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let place = EngineCache {
+        let engine_cache = EngineCache {
             podman,
             socket: config.socket.clone(),
             workspace: config.workspace_local.clone(),
             recorder: config.recorder.clone(),
         };
-        let worker = ListerThread { place, events, engine: None, check: EngineCheck::Due(false), overdue: false };
+        let worker = ListerThread { engine_cache, events, engine: None, check: EngineCheck::Due(false), overdue: false };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests })
     }
 
-    /// Asks for a list; the answer carries `sequence`.
-    pub fn ask(&self, sequence: u64) {
+    /// Requests a list; the answer carries `sequence`.
+    pub fn request(&self, sequence: u64) {
         // The thread ends only with the program.
         let _ = self.requests.send(sequence);
     }
 }
 
-/// The first Recorders start sooner if Podman does nothing else meanwhile.
+/// Delay of the check after the first list: the first Recorders start sooner if Podman does nothing else meanwhile.
 const FIRST_STARTS: Duration = Duration::from_secs(5);
 
-/// What the threads here need to know.
+/// Reads the properties of the engine, from Podman or from the cache.
 #[derive(Clone)]
 struct EngineCache {
     podman: Podman,
@@ -68,19 +69,19 @@ struct EngineCache {
 }
 
 struct ListerThread {
-    place: EngineCache,
+    engine_cache: EngineCache,
     events: SyncSender<Event>,
     engine: Option<Engine>,
     check: EngineCheck,
-    /// The last list did not come in time: Podman hangs, or the list is slow.
+    /// The last list missed its deadline: Podman hangs or is slow.
     overdue: bool,
 }
 
-/// The second look at this connection's Podman, which is not waited for.
+/// The check after the first list of a connection; nothing waits for it.
 enum EngineCheck {
-    /// Due when the first list is out, and whether the engine is what was remembered.
+    /// Due after the first list; whether the properties came from the cache.
     Due(bool),
-    /// Brings what the engine is if that is not what was remembered.
+    /// Receives the properties if they differ from the cached ones.
     UnderWay(Receiver<Engine>),
 }
 
@@ -89,7 +90,7 @@ impl ListerThread {
         while let Ok(sequence) = inbox.recv() {
             let containers = self.list();
             self.overdue = matches!(containers, Err(Error::Timeout(_)));
-            // Another Podman may come; one that is merely slow or stumbles stays what it is.
+            // The next connection may be to another Podman. After a slow answer or an error it is the same one.
             if matches!(containers, Err(Error::Unreachable(_) | Error::Forbidden(_))) {
                 self.engine = None;
             }
@@ -106,63 +107,64 @@ impl ListerThread {
     }
 
     fn list(&mut self) -> Result<Vec<Container>, Error> {
-        // A hung service is asked briefly, so that its return is not missed for the rest of a list's deadline.
-        let version = if self.overdue || self.engine.is_none() { Some(self.place.podman.ping()?) } else { None };
+        // A ping has a short deadline, so that the end of a hang is detected sooner than with a list.
+        let version = if self.overdue || self.engine.is_none() { Some(self.engine_cache.podman.ping()?) } else { None };
         if let Some(version) = version.filter(|_| self.engine.is_none()) {
-            let remembered = self.place.remembered(version);
-            self.check = EngineCheck::Due(remembered.is_some());
-            let engine = remembered.map_or_else(|| self.place.podman.info(version), Ok)?;
-            tell(&engine);
+            let cached = self.engine_cache.load(version);
+            self.check = EngineCheck::Due(cached.is_some());
+            let engine = cached.map_or_else(|| self.engine_cache.podman.info(version), Ok)?;
+            log_engine(&engine);
             self.engine = Some(engine);
         }
         if let EngineCheck::UnderWay(answer) = &self.check {
             if let Ok(engine) = answer.try_recv() {
-                tell(&engine);
+                log_engine(&engine);
                 self.engine = Some(engine);
             }
         }
-        let mut containers = recorders(&self.place.podman, &self.place.recorder.owner)?;
+        let mut containers = recorders(&self.engine_cache.podman, &self.engine_cache.recorder.owner)?;
         for container in containers.iter_mut().filter(|container| container.state == State::Exited && container.exit_code != 0) {
-            // Worth a word in the log, and no reason to do without the list.
-            container.out_of_memory = self.place.podman.ran_out_of_memory(&container.id).unwrap_or(false);
+            // For the log only: an error here must not fail the list.
+            container.out_of_memory = self.engine_cache.podman.ran_out_of_memory(&container.id).unwrap_or(false);
         }
         Ok(containers)
     }
 
-    /// Once per connection, when the first list is out: whether all is as remembered and as needed.
+    /// Once per connection, after the first list: checks the prerequisites and the cached properties.
     fn check(&mut self) {
-        let (EngineCheck::Due(remembered), Some(mut engine)) = (&self.check, self.engine.clone()) else { return };
+        let (EngineCheck::Due(cached), Some(mut engine)) = (&self.check, self.engine.clone()) else { return };
         let (answer, check) = channel();
-        let (place, events, remembered) = (self.place.clone(), self.events.clone(), *remembered);
+        let (engine_cache, events, cached) = (self.engine_cache.clone(), self.events.clone(), *cached);
         let run = move || {
-            place.check_needs();
-            if remembered {
+            engine_cache.check_prerequisites();
+            if cached {
                 thread::sleep(FIRST_STARTS);
-                let Ok(found) = place.podman.info(engine.version) else { return };
+                let Ok(found) = engine_cache.podman.info(engine.version) else { return };
                 if found != engine {
-                    // Nobody listens when another Podman has come meanwhile. The next list brings it to the main loop.
+                    // Fails if another connection began meanwhile. The main loop receives the properties with the next
+                    // list.
                     let _ = answer.send(found.clone());
                     let _ = events.send(Event::Changed);
                 }
                 engine = found;
             }
-            place.remember(&engine);
+            engine_cache.save(&engine);
         };
         if let Err(why) = thread::Builder::new().name("engine".to_owned()).stack_size(256 << 10).spawn(run) {
-            warn!("no thread to look at Podman a second time: {why}");
+            warn!("cannot start a thread for a check of Podman: {why}");
         }
         self.check = EngineCheck::UnderWay(check);
     }
 }
 
 impl EngineCache {
-    /// What the engine was at the last start, if there is no sign that it is another one now.
-    fn remembered(&self, version: Version) -> Option<Engine> {
-        let remembered = cache::load_engine(&self.workspace).unwrap_or_else(|why| {
-            warn!("what Podman was is ignored: {why}");
+    /// The cached properties, if they are valid for this Podman.
+    fn load(&self, version: Version) -> Option<Engine> {
+        let cached = cache::load_engine(&self.workspace).unwrap_or_else(|why| {
+            warn!("cannot read the cached properties of Podman; they are ignored: {why}");
             None
         });
-        let (engine, owner) = remembered?;
+        let (engine, owner) = cached?;
         (engine.version == version && Some(owner) == self.socket_owner()).then_some(engine)
     }
 
@@ -170,33 +172,34 @@ impl EngineCache {
         fs::metadata(&self.socket).map(|socket| socket.uid()).ok()
     }
 
-    /// Keeps what the engine is for the next start, if that is news.
-    fn remember(&self, engine: &Engine) {
+    /// Writes the properties to the cache, if they changed.
+    fn save(&self, engine: &Engine) {
         let Some(owner) = self.socket_owner() else { return };
         if cache::load_engine(&self.workspace).ok().flatten().is_some_and(|known| known == (engine.clone(), owner)) {
             return;
         }
         if let Err(why) = cache::save_engine(&self.workspace, engine, owner) {
-            warn!("what Podman is cannot be kept for the next start: {why}");
+            warn!("cannot cache the properties of Podman for the next start: {why}");
         }
     }
 
-    /// What will be missing at the first start is better known before it.
-    fn check_needs(&self) {
+    /// Warns about a missing image or network before the first start fails.
+    fn check_prerequisites(&self) {
         let RecorderSettings { image, network, .. } = &self.recorder;
         if matches!(self.podman.image_exists(image), Ok(false)) {
-            warn!("image {image} is not on this machine: no Recorder can start until it is built or loaded");
+            warn!("image {image} is not in Podman's local storage: no Recorder can start until it is built or loaded");
         }
         if matches!(self.podman.network_exists(network), Ok(false)) {
-            warn!("network {network} does not exist: no Recorder can start until `podman network create {network}`");
+            warn!("network {network} does not exist: no Recorder can start; create it with `podman network create {network}`");
         }
     }
 }
 
-/// Our containers, running or not. Other services of a station carry the same owner label; they are not this program's.
+/// All Recorder containers of an owner, running or not. Other services of a station carry the same owner label; this
+/// program does not manage them.
 ///
 /// # Errors
-/// Why they are unknown.
+/// If Podman cannot list them.
 pub fn recorders(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> {
     let mut containers = podman.list(OWNER, owner)?;
     let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
@@ -204,7 +207,7 @@ pub fn recorders(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> 
     Ok(containers)
 }
 
-fn tell(engine: &Engine) {
+fn log_engine(engine: &Engine) {
     let Engine { version, rootless, runtime, cgroups } = engine;
     info!("connected to Podman {version} ({}, {runtime}, cgroups {cgroups})", if *rootless { "rootless" } else { "rootful" });
 }

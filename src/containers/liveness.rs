@@ -1,9 +1,9 @@
-//! Does a Recorder's process still live? Podman learns of an end from conmon only, and says `running` for ever when that
-//! was killed.
+//! Detects Recorders whose process has ended although Podman reports `running`. Podman learns of an end only from
+//! conmon, and reports `running` for ever if conmon was killed.
 //!
-//! A wrong "dead" would interrupt a recording, so only this counts: a process that was seen in the control group of that
-//! very container is gone, and a second later Podman still names it. A Controller that cannot see the processes of the
-//! host never saw them, and judges nobody.
+//! A false detection would interrupt a recording. So a process counts as ended only if it was observed in the control
+//! group of this container, is gone, and Podman still reports it one second later. A Controller that cannot see the
+//! processes of the host never observes one, and detects nothing.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,44 +11,45 @@ use std::time::{Duration, Instant};
 use crate::decide::container::{Container, State};
 use crate::podman::pidfd::Process;
 
-/// Podman itself takes 30-300 ms to notice an end.
+/// Podman itself takes 30-300 ms to detect an end.
 const CONFIRMED: Duration = Duration::from_secs(1);
 
-/// The processes that were seen, by container id.
+/// The processes that were observed, by container id.
 #[derive(Debug, Default)]
 pub struct Liveness {
-    seen: BTreeMap<String, Seen>,
+    observed: BTreeMap<String, Observed>,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct Observed {
     process: Process,
-    gone: Option<Instant>,
-    /// For good, whatever state a removal that failed leaves behind.
+    /// Since when the process is gone.
+    gone_since: Option<Instant>,
+    /// Final, also if a failed removal leaves the container in another state.
     lost: bool,
 }
 
 impl Liveness {
-    /// Marks the containers of a fresh list as [`State::Lost`] whose process is known to be gone.
-    pub fn judge(&mut self, containers: &mut [Container], now: Instant) {
-        let keeps = |id: &String, sight: &Seen| {
-            containers.iter().any(|container| &container.id == id && (sight.lost || container.state == State::Running))
+    /// Sets [`State::Lost`] for the containers of a new list whose process is gone.
+    pub fn update(&mut self, containers: &mut [Container], now: Instant) {
+        let keeps = |id: &String, entry: &Observed| {
+            containers.iter().any(|container| &container.id == id && (entry.lost || container.state == State::Running))
         };
-        self.seen.retain(|id, sight| keeps(id, sight));
+        self.observed.retain(|id, entry| keeps(id, entry));
         for container in containers {
             let running = container.state == State::Running;
-            match self.seen.get_mut(&container.id).filter(|sight| sight.process.pid == container.pid || (sight.lost && !running)) {
+            match self.observed.get_mut(&container.id).filter(|entry| entry.process.pid == container.pid || (entry.lost && !running)) {
                 None if running => {
                     if let Some(process) = Process::of(container.pid, &container.id) {
-                        self.seen.insert(container.id.clone(), Seen { process, gone: None, lost: false });
+                        self.observed.insert(container.id.clone(), Observed { process, gone_since: None, lost: false });
                     }
                 }
                 None => {}
-                Some(sight) if sight.process.is_alive() => sight.gone = None,
-                Some(sight) => {
-                    let since = *sight.gone.get_or_insert(now);
-                    sight.lost |= now.saturating_duration_since(since) >= CONFIRMED;
-                    if sight.lost && !container.state.is_over() {
+                Some(entry) if entry.process.is_alive() => entry.gone_since = None,
+                Some(entry) => {
+                    let since = *entry.gone_since.get_or_insert(now);
+                    entry.lost |= now.saturating_duration_since(since) >= CONFIRMED;
+                    if entry.lost && !container.state.is_over() {
                         container.state = State::Lost;
                     }
                 }
@@ -56,9 +57,9 @@ impl Liveness {
         }
     }
 
-    /// Whether a process that was seen is gone, whatever the last list said.
+    /// Whether a process that was observed is gone, independent of the last list.
     #[must_use]
-    pub fn misses_one(&self) -> bool {
-        self.seen.values().any(|sight| !sight.process.is_alive())
+    pub fn has_ended_process(&self) -> bool {
+        self.observed.values().any(|entry| !entry.process.is_alive())
     }
 }

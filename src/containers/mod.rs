@@ -1,4 +1,4 @@
-//! The Recorder containers: what runs, which actions are under way, and the only code that changes them.
+//! The Recorder containers: the last list of them, the actions under way, and the only code that changes them.
 
 pub mod actions;
 pub mod execute;

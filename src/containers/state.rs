@@ -1,8 +1,8 @@
-//! What Podman says of our containers, and when it is asked again.
+//! The last list of our containers, and when the next one is requested.
 //!
-//! A list is asked for at a tick when the last one may no longer hold; at once after an event, a nudge or the end of an
-//! action; and every tenth of a second while Podman itself is between two states. One request is on its way at a time, and
-//! what happens meanwhile has another one follow it.
+//! A list is requested at a tick if the last one may be outdated; at once after an event, a nudge or the end of an
+//! action; and every 100 ms while a container is in a transitional state. One request is under way at a time. If
+//! something happens meanwhile, another request follows it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,180 +23,185 @@ use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
 
-/// How often Podman is asked for a list while it tells of events, nothing is in between and nothing is to be done.
+/// Time between two lists while the event stream is open, no state is transitional and no action is under way.
 const QUIET: Duration = Duration::from_secs(15);
-/// What is done is planned from a list that came no longer ago. What happens meanwhile is told by an event, but late.
+/// Maximum age of a list from which actions are planned. An event reports what happens meanwhile, but late.
 const FRESH: Duration = Duration::from_secs(1);
-/// While more than a few actions are under way, each list takes time from them: so long between two.
-const PACE: Duration = Duration::from_millis(400);
-/// Podman's own clean-up or restart takes 30-300 ms: so often, and for so long, its end is looked for.
+/// Time between two lists while many actions are under way: each list delays them.
+const BUSY_INTERVAL: Duration = Duration::from_millis(400);
+/// Time between two lists while a container is in a transitional state: Podman's own clean-up or restart takes 30-300
+/// ms.
 const RECHECK: Duration = Duration::from_millis(100);
-const RESTLESS: Duration = Duration::from_secs(2);
-/// An in-between state of a container that lasts so long has no end of its own.
+/// How long such a container is checked so often.
+const RECHECK_MAX: Duration = Duration::from_secs(2);
+/// A transitional state that lasts so long does not end by itself.
 const STUCK: Duration = Duration::from_secs(20);
 
 /// A list of our containers.
 #[derive(Clone, Debug)]
 pub struct List {
-    /// Which request's it is.
+    /// Number of the request.
     pub sequence: u64,
-    /// All containers of ours.
+    /// All our containers.
     pub containers: Arc<[Container]>,
 }
 
-/// Asks Podman, and keeps what it said last.
+/// Requests lists from Podman, and keeps the last one.
 pub struct ContainersState {
-    inventory: Lister,
-    hints: Watch,
-    notices: RateLimit,
-    witness: Liveness,
-    /// The last request's number.
+    lister: Lister,
+    watch: Watch,
+    rate_limit: RateLimit,
+    liveness: Liveness,
+    /// Number of the last request.
     pub sequence: u64,
     under_way: bool,
-    asked: Instant,
-    /// Something happened while a list was on its way, which may be older.
-    again: bool,
+    /// When the last list was requested.
+    requested: Instant,
+    /// Something happened while a request was under way; its list may be older.
+    is_outdated: bool,
     /// When the next list is due before the next tick.
     pub due: Option<Instant>,
-    /// When the last list came.
-    listed: Instant,
-    /// The last list; `None` while it is unknown what containers there are.
+    /// When the last list was received.
+    received: Instant,
+    /// The last list; `None` while the containers are unknown.
     pub list: Option<List>,
-    /// What the engine is, once it answered.
+    /// Podman's properties, once they are known.
     pub engine: Option<Engine>,
-    /// Whether the last answer was one, or why not.
+    /// Whether the last request succeeded, or why not.
     pub state: Result<(), String>,
-    in_between: BTreeMap<String, Instant>,
+    /// Containers in a transitional state, and since when.
+    transitional: BTreeMap<String, Instant>,
 }
 
 impl ContainersState {
     /// Starts the threads for lists and events.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If a thread cannot be started.
     pub fn start(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
         let now = Instant::now();
         Ok(Self {
-            inventory: Lister::start(podman.clone(), config, events.clone())?,
-            hints: Watch::start(podman.clone(), &config.recorder.owner, events.clone())?,
-            notices: RateLimit::default(),
-            witness: Liveness::default(),
+            lister: Lister::start(podman.clone(), config, events.clone())?,
+            watch: Watch::start(podman.clone(), &config.recorder.owner, events.clone())?,
+            rate_limit: RateLimit::default(),
+            liveness: Liveness::default(),
             sequence: 0,
             under_way: false,
-            asked: now,
-            again: false,
+            requested: now,
+            is_outdated: false,
             due: None,
-            listed: now,
+            received: now,
             list: None,
             engine: None,
             state: Err(NOT_YET.to_owned()),
-            in_between: BTreeMap::new(),
+            transitional: BTreeMap::new(),
         })
     }
 
-    /// Whether a list is on its way.
+    /// Whether a request is under way.
     #[must_use]
     pub fn is_under_way(&self) -> bool {
         self.under_way
     }
 
-    /// Asks for a list, unless one is on its way or the actions need their time.
-    pub fn ask(&mut self, jobs: &Actions) {
+    /// Requests a list, unless a request is under way or many actions are.
+    pub fn request(&mut self, actions: &Actions) {
         let now = Instant::now();
-        let next = self.asked + PACE;
-        if jobs.are_a_crowd() && now < next {
+        let next = self.requested + BUSY_INTERVAL;
+        if actions.are_many() && now < next {
             self.due = Some(next);
             return;
         }
         self.due = None;
         if !self.under_way {
             self.under_way = true;
-            self.asked = now;
-            self.hints.taken();
+            self.requested = now;
+            self.watch.list_requested();
             self.sequence += 1;
-            self.inventory.ask(self.sequence);
+            self.lister.request(self.sequence);
         }
     }
 
-    /// Asks if the last list may no longer hold although no event says so.
-    pub fn ask_if_doubtful(&mut self, jobs: &Actions, now: Instant) {
-        let old = now.saturating_duration_since(self.listed) >= QUIET;
-        let known = self.hints.is_up() && self.list.is_some();
-        // An action that lasts may have met a Podman that hangs.
-        let quiet = jobs.is_empty() && self.in_between.is_empty() && !self.witness.misses_one();
+    /// Requests a list if the last one may be outdated although no event reported a change.
+    pub fn request_if_stale(&mut self, actions: &Actions, now: Instant) {
+        let old = now.saturating_duration_since(self.received) >= QUIET;
+        let known = self.watch.is_open() && self.list.is_some();
+        // While an action is under way, Podman may hang.
+        let quiet = actions.is_empty() && self.transitional.is_empty() && !self.liveness.has_ended_process();
         if old || !known || !quiet {
-            self.ask(jobs);
+            self.request(actions);
         }
     }
 
-    /// Podman says that something happened.
-    pub fn changed(&mut self, jobs: &Actions) {
-        self.again = self.under_way;
-        self.ask(jobs);
+    /// Handles an event of Podman: something happened.
+    pub fn changed(&mut self, actions: &Actions) {
+        self.is_outdated = self.under_way;
+        self.request(actions);
     }
 
-    /// Takes in an answer.
-    pub fn answered(&mut self, sequence: u64, containers: Result<Vec<Container>, String>, engine: Option<Engine>, jobs: &Actions) {
+    /// Handles the answer to a request.
+    pub fn answered(&mut self, sequence: u64, containers: Result<Vec<Container>, String>, engine: Option<Engine>, actions: &Actions) {
         let now = Instant::now();
         self.under_way = false;
         self.engine = engine;
         match containers {
             Err(why) => {
                 self.list = None;
-                self.notices.warn("podman", &format!("containers are unknown, running Recorders are left alone: {why}"), now);
+                self.rate_limit.warn("podman", &format!("cannot list containers; running Recorders are not touched: {why}"), now);
                 self.state = Err(why);
             }
             Ok(mut containers) => {
-                self.notices.inform("podman", "Podman answers again", now);
+                self.rate_limit.inform("podman", "Podman is available again", now);
                 self.state = Ok(());
-                self.hints.open();
-                self.hints.keep(&containers);
-                self.listed = now;
-                self.witness.judge(&mut containers, now);
-                self.note_in_between(&containers, jobs, now);
+                self.watch.open();
+                self.watch.retain_exit_codes(&containers);
+                self.received = now;
+                self.liveness.update(&mut containers, now);
+                self.note_transitional(&containers, actions, now);
                 self.list = Some(List { sequence, containers: containers.into() });
             }
         }
-        // An action ended after this list was asked for: its outcome is in the next one.
-        if std::mem::take(&mut self.again) || jobs.are_ahead_of(sequence) {
-            self.ask(jobs);
+        // If an action ended after this list was requested, its outcome is in the next one.
+        if std::mem::take(&mut self.is_outdated) || actions.are_ahead_of(sequence) {
+            self.request(actions);
         }
     }
 
-    fn note_in_between(&mut self, containers: &[Container], jobs: &Actions, now: Instant) {
-        let between = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
-        let since = |id: &String| self.in_between.get(id).copied().unwrap_or(now);
-        self.in_between = by_insertion(containers.iter().filter(between).map(|container| (container.id.clone(), since(&container.id))));
-        // What an action of ours does, its end tells.
-        let restless = |container: &Container| {
-            let since = self.in_between.get(&container.id);
-            let ours = container.labels.get(DEVICE_ID).is_some_and(|device| jobs.has(device));
-            !ours && since.is_some_and(|since| now.saturating_duration_since(*since) < RESTLESS)
+    fn note_transitional(&mut self, containers: &[Container], actions: &Actions, now: Instant) {
+        let is_transitional = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
+        let since = |id: &String| self.transitional.get(id).copied().unwrap_or(now);
+        self.transitional =
+            by_insertion(containers.iter().filter(is_transitional).map(|container| (container.id.clone(), since(&container.id))));
+        // For an action of ours, the end of the action triggers the next list.
+        let changes_soon = |container: &Container| {
+            let since = self.transitional.get(&container.id);
+            let ours = container.labels.get(DEVICE_ID).is_some_and(|device| actions.has(device));
+            !ours && since.is_some_and(|since| now.saturating_duration_since(*since) < RECHECK_MAX)
         };
-        if containers.iter().any(restless) {
+        if containers.iter().any(changes_soon) {
             self.due = Some(now + RECHECK);
         }
     }
 
-    /// Ids of containers that will not come out of an in-between state by themselves.
+    /// Ids of containers that have been in a transitional state for too long.
     #[must_use]
     pub fn stuck(&self, now: Instant) -> BTreeSet<String> {
-        let stuck = self.in_between.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= STUCK);
+        let stuck = self.transitional.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= STUCK);
         by_insertion(stuck.map(|(id, _)| id.clone()))
     }
 
     /// Whether the last list is new enough to act on.
     #[must_use]
     pub fn is_fresh(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.listed) < FRESH
+        now.saturating_duration_since(self.received) < FRESH
     }
 
-    /// After a shutdown was asked for, only a fresh list counts.
+    /// Drops the last list, so that nothing is decided before a new one arrives.
     pub fn forget(&mut self) {
         self.list = None;
     }
 
-    /// All containers of ours, or why they are unknown.
+    /// All our containers, or why they are unknown.
     ///
     /// # Errors
     /// Why they are unknown.
@@ -208,17 +213,18 @@ impl ContainersState {
         }
     }
 
-    /// With which code a container's last run ended, or `Some(None)` if nobody tells; `None` while an event still may.
+    /// The exit code of a container's last run. `Some(None)` if it will stay unknown; `None` while an event may still
+    /// report it.
     #[must_use]
     pub fn take_exit_code(&self, id: &str) -> Option<Option<i64>> {
-        let code = self.hints.take_exit_code(id);
-        (code.is_some() || !self.hints.is_up()).then_some(code)
+        let code = self.watch.take_exit_code(id);
+        (code.is_some() || !self.watch.is_open()).then_some(code)
     }
 
-    /// For a dump: which list was the last one, its age, and whether events come.
+    /// For a dump: number and age of the last list, and whether the event stream is open.
     #[must_use]
     pub fn summary(&self) -> String {
-        let events = if self.hints.is_up() { "come" } else { "do not come" };
-        format!("list {} of containers, {:.1} s old; events {events}", self.sequence, self.listed.elapsed().as_secs_f64())
+        let events = if self.watch.is_open() { "open" } else { "closed" };
+        format!("list {} of containers, {:.1} s old; event stream {events}", self.sequence, self.received.elapsed().as_secs_f64())
     }
 }

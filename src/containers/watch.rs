@@ -1,11 +1,12 @@
-//! The `events` thread: Podman's word that something happened to a container of ours.
+//! The `events` thread: follows Podman's events about our containers.
 //!
-//! A hint and never a truth: it says that a list is worth asking for, and each decision is made from a list. While the
-//! stream is up, the main loop asks for lists now and then instead of at each tick. That the stream begins or breaks is a
-//! hint, too, as things may have happened unseen.
+//! An event only triggers a request for a list; every decision is made from a list. While the stream is open, the main
+//! loop requests lists less often than at each tick. The begin and the end of a stream trigger a list, too, as changes
+//! may have been missed.
 //!
-//! With the events file (no systemd), Podman looks for news four times a second. Podman 4.3 tells of errors inside an
-//! answer of 200; whatever is no event ends the stream. Without one, everything goes on by lists.
+//! With the events file (no systemd), Podman checks for new events four times a second. Podman 4.3 reports errors
+//! inside an answer with status 200; any line that is not an event ends the stream. Without a stream, lists alone are
+//! sufficient.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
@@ -24,71 +25,71 @@ use crate::event::Event;
 use crate::podman::client::Podman;
 use crate::text::shown;
 
-/// Between the end of a stream and the next one: at first, and at most.
+/// Delay between the end of a stream and the next one: initial and maximum.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// A stream that lasted so long was a good one.
-const GOOD: Duration = Duration::from_secs(10);
-/// Longest event that is read. Podman repeats all labels in it.
-const LINE: u64 = 64 << 10;
+/// A stream that lasted so long resets the delay.
+const STABLE: Duration = Duration::from_secs(10);
+/// Maximum length of an event. Podman repeats all labels in it.
+const LINE_MAX: u64 = 64 << 10;
 
-/// The other end of the `events` thread.
+/// Handle of the `events` thread.
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<WatchShared>,
-    wishes: SyncSender<()>,
+    requests: SyncSender<()>,
 }
 
 #[derive(Debug, Default)]
 struct WatchShared {
-    up: AtomicBool,
-    /// With which code each container's last run ended, by id.
+    is_open: AtomicBool,
+    /// Exit codes of last runs, by container id.
     exits: Mutex<BTreeMap<String, i64>>,
-    /// An [`Event::Changed`] is on its way; one is as good as many.
-    told: AtomicBool,
+    /// An [`Event::Changed`] was sent, and no list was requested since; further ones are not needed.
+    is_notified: AtomicBool,
 }
 
 impl Watch {
     /// Starts the thread, which waits for [`Watch::open`].
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If the thread cannot be started.
     pub fn start(podman: Podman, owner: &str, events: SyncSender<Event>) -> io::Result<Self> {
         let shared = Arc::<WatchShared>::default();
-        // One wish is as good as many.
-        let (wishes, inbox) = sync_channel(1);
+        // One pending request is sufficient.
+        let (requests, inbox) = sync_channel(1);
         let follower = WatchThread { podman, owner: owner.to_owned(), events, shared: Arc::clone(&shared) };
         thread::Builder::new().name("events".to_owned()).stack_size(256 << 10).spawn(move || follower.run(&inbox))?;
-        Ok(Self { shared, wishes })
+        Ok(Self { shared, requests })
     }
 
-    /// Whether hints come.
+    /// Whether the stream is open.
     #[must_use]
-    pub fn is_up(&self) -> bool {
-        self.shared.up.load(Ordering::Acquire)
+    pub fn is_open(&self) -> bool {
+        self.shared.is_open.load(Ordering::Acquire)
     }
 
-    /// Podman is there: opens the stream if there is none and it is time to.
+    /// Podman is available: opens the stream if it is closed and the delay is over.
     pub fn open(&self) {
-        if !self.is_up() {
-            let _ = self.wishes.try_send(());
+        if !self.is_open() {
+            let _ = self.requests.try_send(());
         }
     }
 
-    /// With which code a container's last run ended, if that was told since it was last asked for.
+    /// The exit code of a container's last run, if an event reported it. Each code is returned once.
     #[must_use]
     pub fn take_exit_code(&self, id: &str) -> Option<i64> {
         self.shared.exits().remove(id)
     }
 
-    /// Forgets the codes of other containers than these.
-    pub fn keep(&self, containers: &[Container]) {
+    /// Drops the exit codes of all containers but these.
+    pub fn retain_exit_codes(&self, containers: &[Container]) {
         self.shared.exits().retain(|id, _| containers.iter().any(|container| &container.id == id));
     }
 
-    /// A list is asked for now; what happens from here on is told again.
-    pub fn taken(&self) {
-        self.shared.told.store(false, Ordering::Release);
+    /// A list is requested now: the next event is reported again.
+    pub fn list_requested(&self) {
+        self.shared.is_notified.store(false, Ordering::Release);
     }
 }
 
@@ -106,43 +107,43 @@ struct WatchThread {
 }
 
 impl WatchThread {
-    fn run(self, wishes: &Receiver<()>) {
+    fn run(self, requests: &Receiver<()>) {
         let (mut pause, mut next) = (RETRY, Instant::now());
-        while wishes.recv().is_ok() {
+        while requests.recv().is_ok() {
             let begun = Instant::now();
             if begun < next {
                 continue;
             }
             let why = self.follow();
-            if begun.elapsed() >= GOOD {
+            if begun.elapsed() >= STABLE {
                 pause = RETRY;
             }
             debug!("no events from Podman for {} s at least: {why}", pause.as_secs());
             next = Instant::now() + pause;
             pause = (pause * 2).min(RETRY_MAX);
-            if self.shared.up.swap(false, Ordering::AcqRel) {
-                self.tell();
+            if self.shared.is_open.swap(false, Ordering::AcqRel) {
+                self.notify();
             }
         }
     }
 
-    /// Tells of events until there are no more, and says why.
+    /// Reports events until the stream ends; returns why it ended.
     fn follow(&self) -> String {
         let mut stream = match self.podman.events(OWNER, &self.owner).open() {
             Ok(stream) => BufReader::with_capacity(4 << 10, stream),
             Err(why) => return why.to_string(),
         };
-        self.shared.up.store(true, Ordering::Release);
-        self.tell();
+        self.shared.is_open.store(true, Ordering::Release);
+        self.notify();
         let mut line = Vec::new();
         loop {
             line.clear();
-            match stream.by_ref().take(LINE).read_until(b'\n', &mut line) {
+            match stream.by_ref().take(LINE_MAX).read_until(b'\n', &mut line) {
                 Ok(0) => return "the stream ended".to_owned(),
-                Ok(_) => match event(&line) {
+                Ok(_) => match parse(&line) {
                     Some(event) => {
                         self.note_exit(event);
-                        self.tell();
+                        self.notify();
                     }
                     None => return format!("not an event: {}", shown(&String::from_utf8_lossy(&line))),
                 },
@@ -151,21 +152,22 @@ impl WatchThread {
         }
     }
 
-    fn note_exit(&self, said: EventLine) {
-        if let Some(code) = said.actor.attributes.code.and_then(|code| code.parse().ok()).filter(|_| said.action == "died") {
-            self.shared.exits().insert(said.actor.id, code);
+    fn note_exit(&self, event: EventLine) {
+        if let Some(code) = event.actor.attributes.code.and_then(|code| code.parse().ok()).filter(|_| event.action == "died") {
+            self.shared.exits().insert(event.actor.id, code);
         }
     }
 
-    fn tell(&self) {
-        if !self.shared.told.swap(true, Ordering::AcqRel) {
-            // Only a program that is ending has no inbox.
+    fn notify(&self) {
+        if !self.shared.is_notified.swap(true, Ordering::AcqRel) {
+            // Fails only while the program ends.
             let _ = self.events.send(Event::Changed);
         }
     }
 }
 
-/// An event. What it means is left to the list, but for the exit code of a run that Podman follows with another one.
+/// An event. Only its exit code is used: a list does not show it if Podman has restarted the container. All else is
+/// read from the list.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct EventLine {
@@ -190,24 +192,24 @@ struct Attributes {
     code: Option<String>,
 }
 
-/// The event in a line, if that is whole and says what happened.
-fn event(line: &[u8]) -> Option<EventLine> {
-    let said: EventLine = serde_json::from_slice(line).ok()?;
-    (line.ends_with(b"\n") && !said.action.is_empty()).then_some(said)
+/// Parses a line; `None` if it is incomplete or not an event.
+fn parse(line: &[u8]) -> Option<EventLine> {
+    let event: EventLine = serde_json::from_slice(line).ok()?;
+    (line.ends_with(b"\n") && !event.action.is_empty()).then_some(event)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::event;
+    use super::parse;
 
     #[test]
-    fn only_whole_events_are_events() {
-        assert!(event(b"{\"status\":\"died\",\"Action\":\"died\",\"Actor\":{\"Attributes\":{\"name\":\"x\"}}}\n").is_some());
-        let said = event(b"{\"Action\":\"died\",\"Actor\":{\"ID\":\"c0\",\"Attributes\":{\"containerExitCode\":\"3\"}}}\n").unwrap();
-        assert_eq!((said.actor.id, said.actor.attributes.code.as_deref()), ("c0".to_owned(), Some("3")));
+    fn only_complete_events_are_parsed() {
+        assert!(parse(b"{\"status\":\"died\",\"Action\":\"died\",\"Actor\":{\"Attributes\":{\"name\":\"x\"}}}\n").is_some());
+        let event = parse(b"{\"Action\":\"died\",\"Actor\":{\"ID\":\"c0\",\"Attributes\":{\"containerExitCode\":\"3\"}}}\n").unwrap();
+        assert_eq!((event.actor.id, event.actor.attributes.code.as_deref()), ("c0".to_owned(), Some("3")));
         for other in ["{\"Action\":\"died\"}", "{\"cause\":\"x\",\"message\":\"y\",\"response\":500}\n", "\n", "{\"Action\":7}\n", "[[[[\n"]
         {
-            assert!(event(other.as_bytes()).is_none(), "{other}");
+            assert!(parse(other.as_bytes()).is_none(), "{other}");
         }
     }
 }

@@ -45,7 +45,7 @@ impl Controller {
         if plan.actions.is_empty() || self.containers.is_fresh(now) {
             plan.actions.into_iter().for_each(|action| self.start(action));
         } else {
-            self.containers.ask(&self.actions);
+            self.containers.request(&self.actions);
         }
     }
 
@@ -62,7 +62,7 @@ impl Controller {
 
     /// Logs what is new in a plan: adopted containers and Recorders that have no place.
     fn note_plan(&mut self, plan: &Plan, containers: &[Container], desired: &BTreeMap<String, Desired>) {
-        let notes = self.recorders.planned(plan, containers, desired, |device| self.actions.has_settled(device));
+        let notes = self.recorders.planned(plan, containers, desired, |device| self.actions.has_unlisted(device));
         notes.iter().for_each(|note| self.log(note));
         for device in plan.crowded() {
             let line = format!("microphone {device} is not recorded: max_recorders is reached");
@@ -114,6 +114,6 @@ impl Controller {
             Finished::Dropped(why) => debug!("microphone {}: {why}", shown(&action.device)),
         }
         // The list that shows the outcome; the one that is on its way may be older.
-        self.containers.ask(&self.actions);
+        self.containers.request(&self.actions);
     }
 }

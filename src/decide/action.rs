@@ -172,8 +172,8 @@ pub enum Done {
 /// Why an action failed: one line that names the container, what went wrong and, where it is known, the cure.
 #[derive(Debug)]
 pub enum Failure {
-    /// Something that a start needs is not there: an image, a network, a folder, a free name, space.
-    Lacking(String),
+    /// A prerequisite is missing: an image, a network, a folder, a free name, disk space.
+    Prerequisite(String),
     /// The containers are not what the plan took them for; another look tells.
     Outdated(String),
     /// Podman holds a name for a container that does not exist.

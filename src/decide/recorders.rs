@@ -383,10 +383,10 @@ impl Recorders {
             }
             Err(Failure::Stopping) => Finished::Dropped("the Controller stops".to_owned()),
             Err(Failure::Outdated(why)) => Finished::Dropped(why),
-            Err(failure @ (Failure::Lacking(_) | Failure::Orphaned(_) | Failure::Other(_))) => {
+            Err(failure @ (Failure::Prerequisite(_) | Failure::Orphaned(_) | Failure::Other(_))) => {
                 let attempt = action.spec().map_or(Attempt::Stop, |spec| Attempt::Start(spec.hash()));
                 let why = match failure {
-                    Failure::Lacking(why) => {
+                    Failure::Prerequisite(why) => {
                         let every = self.past.failures.lacking(device, attempt, now);
                         format!("{why}; tried again every {} s", every.as_secs())
                     }

@@ -25,7 +25,7 @@ fn podman_may_come_after_the_controller_and_its_socket_may_be_stale() {
     let station = Station::plan().without_podman().up();
     station.tree.set(&[Card::ultramic()]);
     let controller = station.controller();
-    let line = controller.wait_log("containers are unknown", SOON);
+    let line = controller.wait_log("cannot list containers", SOON);
     assert!(line.contains("no Podman service: No such file"), "{line}");
     // A socket file that nobody serves.
     fs::create_dir_all(station.podman.socket().parent().unwrap()).unwrap();
@@ -35,7 +35,7 @@ fn podman_may_come_after_the_controller_and_its_socket_may_be_stale() {
     station.podman.start();
     station.podman.recorder_image();
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    controller.wait_log("Podman answers again", SOON);
+    controller.wait_log("Podman is available again", SOON);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_missing_image_or_network_is_named_with_its_cure() {
     let station = Station::plan().without_recorder_image().up();
     station.tree.set(&[Card::ultramic()]);
     let controller = station.controller();
-    controller.wait_log("image localhost/silvasonic_recorder:latest is not on this machine: no Recorder can start", SOON);
+    controller.wait_log("image localhost/silvasonic_recorder:latest is not in Podman's local storage: no Recorder can start", SOON);
     let line = controller.wait_log("build or load it", SOON);
     assert!(line.contains(ULTRAMIC), "{line}");
     station.podman.recorder_image();

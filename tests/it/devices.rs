@@ -166,7 +166,7 @@ fn limits_that_the_kernel_does_not_hold_are_told() {
     }
     eventually(SOON, "a heartbeat", || (meta(&station) != Value::Null).then_some(()));
     assert_eq!(controller.count_log("oom_score_adj is"), expected);
-    assert_eq!(controller.count_log("memory is limited to") + controller.count_log("processor time is limited to"), 0);
+    assert_eq!(controller.count_log("memory limit is") + controller.count_log("processor limit is"), 0);
 }
 
 #[test]

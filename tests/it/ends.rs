@@ -153,11 +153,11 @@ fn what_a_start_needs_is_named_and_found_as_soon_as_it_is_there() {
     station.tree.set(&[Card::ultramic()]);
     let debug = [("SILVASONIC_LOG_LEVEL", "debug"), ("SILVASONIC_RECORDER_IMAGE", RECORDER)];
     let controller = station.controller_with(&debug);
-    in_vain(&controller, "image localhost/silvasonic_recorder:latest is not on this machine; build or load it");
+    in_vain(&controller, "image localhost/silvasonic_recorder:latest is not in Podman's local storage; build or load it");
     let reason = |beat: &Value| beat["meta"]["devices"]["0869-0389-034F6A21"]["reason"].as_str().map(str::to_owned).unwrap_or_default();
     eventually(SOON, "the cause in the heartbeat", || {
         let reason = reason(&station.heartbeat()?);
-        (reason.starts_with("not recording: back-off until 20") && reason.contains("is not on this machine")).then_some(())
+        (reason.starts_with("not recording: back-off until 20") && reason.contains("is not in Podman's local storage")).then_some(())
     });
     station.podman.recorder_image();
     eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
@@ -166,7 +166,7 @@ fn what_a_start_needs_is_named_and_found_as_soon_as_it_is_there() {
     station.podman.exec(&["rm", "-f", "-t", "0", ULTRAMIC]);
 
     let controller = station.controller_with(&[debug[0], ("SILVASONIC_NETWORK", "elsewhere")]);
-    in_vain(&controller, "network elsewhere does not exist; make it with `podman network create elsewhere`");
+    in_vain(&controller, "network elsewhere does not exist; create it with `podman network create elsewhere`");
     station.podman.exec(&["network", "create", "elsewhere"]);
     eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
     drop(controller);

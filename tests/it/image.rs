@@ -93,7 +93,7 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
     told("connected to Podman");
     // The socket is another one after a restart of the service.
     station.podman.stop_api();
-    told("containers are unknown");
+    told("cannot list containers");
     station.podman.start_api();
-    told("Podman answers again");
+    told("Podman is available again");
 }

@@ -77,7 +77,7 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
     ];
     let last = faults.len();
     for (number, (told, fault)) in faults.into_iter().enumerate() {
-        let (unknown, known) = (controller.count_log(told), controller.count_log("Podman answers again"));
+        let (unknown, known) = (controller.count_log(told), controller.count_log("Podman is available again"));
         match number + 1 {
             n if n == last - 1 => station.podman.stop_api(),
             n if n == last => station.podman.freeze_api(),
@@ -96,7 +96,7 @@ fn whatever_podman_answers_recorders_are_left_alone_and_all_is_caught_up_with() 
         let wanted: &[&str] = if number % 2 == 0 { &[ULTRAMIC, RODE, THIRD] } else { &[ULTRAMIC, RODE] };
         station.podman.wait_running(CAUGHT_UP, wanted);
         println!("fault {number}: caught up after {:?}", begun.elapsed());
-        eventually(SOON, "the closing line", || (controller.count_log("Podman answers again") > known).then_some(()));
+        eventually(SOON, "the closing line", || (controller.count_log("Podman is available again") > known).then_some(()));
         assert_eq!(marks(&station, &[ULTRAMIC, RODE]), before, "after fault {number}");
     }
     let peak = controller.status("VmHWM:");
@@ -120,7 +120,7 @@ fn a_call_that_hangs_for_one_recorder_holds_up_no_other() {
     // The call's own deadline ends it, and the next try gets through.
     proxy.clear();
     station.podman.wait_running(Duration::from_secs(30), &[RODE]);
-    assert_eq!(controller.count_log("could not be stopped: no answer from Podman within 20 s"), 1);
+    assert_eq!(controller.count_log("cannot be stopped: no answer from Podman within 20 s"), 1);
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn while_podmans_disk_is_full_an_edited_profile_interrupts_no_recorder() {
     let (id, before) = (ids(&station)[ULTRAMIC].clone(), station.podman.mark(ULTRAMIC));
     fill(&storage.join("stuffing"));
     edit(&station, 192_000);
-    controller.wait_log("make room on the disk with Podman's storage", SOON);
+    controller.wait_log("free space on the disk with Podman's storage", SOON);
     two_cycles(&station);
     assert_eq!(station.podman.mark(ULTRAMIC), before);
     assert_eq!(state(&station, ULTRAMIC), "running");
@@ -469,7 +469,7 @@ fn a_recorder_that_is_paused_by_hand_is_told_and_left_alone_until_it_is_to_end()
     let events = station.podman.events(begun);
     let died: Vec<&str> = events.iter().filter(|event| event.action == "died").map(|event| event.code.as_str()).collect();
     assert_eq!(died, ["0"], "{}", told(&events));
-    assert_eq!(controller.count_log("could not be stopped"), 0);
+    assert_eq!(controller.count_log("cannot be stopped"), 0);
 }
 
 #[test]
@@ -549,7 +549,7 @@ fn a_removal_that_podmans_own_start_forestalls_is_looked_at_again_without_a_word
     wait_replaced(&station, ULTRAMIC, &id);
     wait_only(&station, &[ULTRAMIC]);
     assert!(proxy.requests_for(&format!("DELETE {id}")) >= 2);
-    assert_eq!(controller.count_log("could not be removed"), 0);
+    assert_eq!(controller.count_log("cannot be removed"), 0);
     assert_eq!(controller.count_log("as it is running"), 0);
 }
 

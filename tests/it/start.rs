@@ -231,7 +231,7 @@ fn what_runs_is_not_stopped_for_an_image_that_is_not_there() {
     first.wait_exit(SOON);
     let mistyped = station.controller_with(&[("SILVASONIC_RECORDER_IMAGE", "localhost/mistyped")]);
     let line = mistyped.wait_log("is not replaced", SOON);
-    assert!(line.contains("image localhost/mistyped is not on this machine"), "{line}");
+    assert!(line.contains("image localhost/mistyped is not in Podman's local storage"), "{line}");
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     assert_eq!(ids(&station), before);
 }
@@ -243,7 +243,7 @@ fn a_stop_waits_for_podman_to_come_back() {
     let mut controller = station.controller();
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     station.podman.stop_api();
-    controller.wait_log("containers are unknown", SOON);
+    controller.wait_log("cannot list containers", SOON);
     controller.signal(Signal::TERM);
     controller.wait_log("stopping all Recorders", SOON);
     station.podman.start_api();
