@@ -209,7 +209,7 @@ impl Controller {
     /// Microphones that came or went are plugged in anew, whatever failed with them before.
     fn note_plugged(&mut self, changes: &Changes) {
         for (id, _) in changes.iter().filter(|(_, change)| matches!(change, Transition::Appeared | Transition::Left)) {
-            self.recorders.plugged(id);
+            self.recorders.reconnected(id);
         }
     }
 

@@ -1,4 +1,5 @@
-//! Act: from the desired state and the list of containers to actions, and what came of them.
+//! The step "act": plans from the desired state and the list of containers, starts the actions, and handles their
+//! results.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,13 +10,13 @@ use super::Controller;
 use crate::containers::state::List;
 use crate::decide::action::{Action, Done, Failure};
 use crate::decide::container::Container;
-use crate::decide::desired::{Desired, desired, none_of};
+use crate::decide::desired::{Desired, desired, stop_all};
 use crate::decide::plan::{Plan, View, plan};
 use crate::decide::recorders::{Finished, Note};
 use crate::text::shown;
 
 impl Controller {
-    /// Plans from all that is known and starts the actions.
+    /// Makes a plan and starts its actions.
     pub(super) fn act(&mut self) {
         let now = Instant::now();
         if !self.leadership.may_act(now) {
@@ -49,10 +50,10 @@ impl Controller {
         }
     }
 
-    /// The desired state, and whether that is all; `None` while the database never answered.
+    /// The desired state, and whether it is complete; `None` until the database has responded for the first time.
     fn desired(&mut self, containers: &[Container]) -> Option<(BTreeMap<String, Desired>, bool)> {
         if self.shutdown.is_some() {
-            return Some((none_of(containers), true));
+            return Some((stop_all(containers), true));
         }
         let registry = self.database.registry.as_ref()?;
         let known = self.database.state.is_ok();
@@ -60,18 +61,18 @@ impl Controller {
         Some((desired, known && self.hardware.state.is_ok()))
     }
 
-    /// Logs what is new in a plan: adopted containers and Recorders that have no place.
+    /// Logs what is new in a plan: adopted containers, and Recorders over the limit.
     fn note_plan(&mut self, plan: &Plan, containers: &[Container], desired: &BTreeMap<String, Desired>) {
         let notes = self.recorders.planned(plan, containers, desired, |device| self.actions.has_unlisted(device));
         notes.iter().for_each(|note| self.log(note));
-        for device in plan.crowded() {
+        for device in plan.over_limit() {
             let line = format!("microphone {device} is not recorded: max_recorders is reached");
-            self.rate_limit.warn(&format!("place {device}"), &line, Instant::now());
+            self.rate_limit.warn(&format!("limit {device}"), &line, Instant::now());
         }
-        self.rate_limit.retain("place ", |device| plan.crowded().any(|crowded| crowded == device));
+        self.rate_limit.retain("limit ", |device| plan.over_limit().any(|other| other == device));
     }
 
-    /// Writes a note to the log and, if something was done, to the history.
+    /// Writes a note to the log and, unless it is only a hold, to the history.
     fn log(&mut self, note: &Note) {
         match note {
             Note::Held { .. } => return debug!("{note}"),
@@ -81,7 +82,7 @@ impl Controller {
         self.history.add(note.to_string());
     }
 
-    /// Hands an action to a thread of its own.
+    /// Starts an action on its own thread.
     fn start(&mut self, action: Action) {
         let Some(engine) = &self.containers.engine else { return };
         if !self.actions.have_room_for(&action) {
@@ -89,11 +90,11 @@ impl Controller {
         }
         self.recorders.begun(&action);
         if let Err(why) = self.actions.start(action, engine, self.logs.drainer()) {
-            self.rate_limit.warn("thread", &format!("no thread for an action: {why}"), Instant::now());
+            self.rate_limit.warn("thread", &format!("cannot start a thread for an action: {why}"), Instant::now());
         }
     }
 
-    /// Notes how an action ended.
+    /// Handles the result of an action.
     pub(super) fn finish(&mut self, action: &Action, result: Result<Done, Failure>, took: Duration) {
         let now = Instant::now();
         let topic = format!("action {}", action.device);
@@ -103,7 +104,7 @@ impl Controller {
                 self.rate_limit.inform(&topic, &format!("microphone {}: works again", shown(&action.device)), now);
                 self.log(&note);
             }
-            Finished::DoneInVain { note, warning } => {
+            Finished::StillDiffers { note, warning } => {
                 self.rate_limit.warn(&topic, &warning, now);
                 self.history.add(note.to_string());
             }
@@ -113,7 +114,7 @@ impl Controller {
             }
             Finished::Dropped(why) => debug!("microphone {}: {why}", shown(&action.device)),
         }
-        // The list that shows the outcome; the one that is on its way may be older.
+        // This list shows the outcome; one that was requested before may be older.
         self.containers.request(&self.actions);
     }
 }

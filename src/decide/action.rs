@@ -1,4 +1,4 @@
-//! What can be done to containers, why, and why something waits: every action and every reason on one page.
+//! Every action on containers, every cause of one, and everything that a Recorder can wait for.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use crate::decide::container::{Container, State};
 use crate::decide::desired::StopReason;
 use crate::decide::spec::Spec;
 
-/// One thing to do for one device.
+/// One action for one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Action {
-    /// Stable id of the microphone; empty if a container does not say.
+    /// Stable id of the microphone; empty if a container has no such label.
     pub device: String,
     /// What to do.
     pub task: Task,
@@ -23,27 +23,27 @@ pub struct Action {
 /// What to do for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Nothing runs: remove what ended, create a container and start it.
+    /// Nothing runs: remove ended containers, create a new one and start it.
     Start {
-        /// What is created.
+        /// The spec of the new container.
         spec: Arc<Spec>,
-        /// A container that is already created from it.
+        /// A container that is already created from the spec.
         created: Option<OldContainer>,
-        /// Containers that ended.
+        /// Ended containers to remove.
         remove: Vec<OldContainer>,
-        /// A container that ended, and is started again if the new one does not start.
+        /// The predecessor, which is started again if the new container does not start.
         fallback: Option<OldContainer>,
     },
-    /// Another container runs: create the successor, exchange the names, stop the old one, start the new one. The old one
-    /// is kept until the new one is proven.
+    /// Another container runs: create the successor, exchange the names, stop the old one, start the new one. The old
+    /// one is kept until the new one is proven, that is, has run for [`PROVEN`].
     Replace {
-        /// What is created.
+        /// The spec of the new container.
         spec: Arc<Spec>,
         /// A successor that is already created.
         created: Option<OldContainer>,
-        /// Containers that ended.
+        /// Ended containers to remove.
         remove: Vec<OldContainer>,
-        /// The container that runs.
+        /// The running container.
         old: OldContainer,
     },
     /// The successor failed: remove it and start its predecessor again.
@@ -55,7 +55,7 @@ pub enum Task {
         /// The predecessor.
         old: OldContainer,
     },
-    /// Give a container that runs as desired its name back.
+    /// Rename a container that runs as desired to the name in its spec.
     Rename {
         /// The container.
         container: OldContainer,
@@ -76,7 +76,7 @@ impl Action {
         }
     }
 
-    /// The order in which actions are begun: what starts a Recorder, what replaces one, what stops one.
+    /// The order in which actions begin: starts, replacements, stops.
     #[must_use]
     pub fn rank(&self) -> Rank {
         match &self.task {
@@ -86,7 +86,7 @@ impl Action {
         }
     }
 
-    /// Containers that the action asks to end or removes.
+    /// Containers that the action stops or removes.
     pub fn ends(&self) -> impl Iterator<Item = &OldContainer> {
         let (many, one) = match &self.task {
             Task::Start { remove, .. } => (&remove[..], None),
@@ -99,38 +99,38 @@ impl Action {
     }
 }
 
-/// When an action is begun among others.
+/// When an action begins, compared with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
-    /// Nothing is recorded until it is done.
+    /// Nothing is recorded before it.
     Start,
-    /// Something is recorded meanwhile.
+    /// The Recorder records until its replacement.
     Replacement,
-    /// Nothing has to be recorded.
+    /// Nothing should be recorded.
     Stop,
 }
 
-/// A container that exists.
+/// An existing container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OldContainer {
     /// Its id.
     pub id: String,
     /// Its name.
     pub name: String,
-    /// What it takes to remove it.
+    /// How it is removed.
     pub removal: Removal,
 }
 
-/// What it takes to remove a container.
+/// How a container is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// It has ended.
+    /// Removed only: it has ended.
     Plain,
-    /// It must be asked to end first.
+    /// Stopped first.
     Stop,
-    /// It is paused, and must go on before it can be asked to end.
+    /// Unpaused and stopped first: a paused container receives no signal.
     Unpause,
-    /// Force, as nobody is there to be asked.
+    /// With force: its process is gone.
     Force,
 }
 
@@ -146,7 +146,7 @@ impl From<&Container> for OldContainer {
     }
 }
 
-/// What came of an action.
+/// The result of an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
     /// A container was started from the spec.
@@ -160,7 +160,7 @@ pub enum Done {
     FellBack {
         /// Id of the predecessor.
         id: String,
-        /// Why the successor failed; `None` if the cause of the action says it.
+        /// Why the successor failed; `None` if the cause of the action states it.
         why: Option<String>,
     },
     /// A container was renamed.
@@ -169,14 +169,14 @@ pub enum Done {
     Removed,
 }
 
-/// Why an action failed: one line that names the container, what went wrong and, where it is known, the cure.
+/// Why an action failed: one line with the container, the error and, if it is known, the fix.
 #[derive(Debug)]
 pub enum Failure {
     /// A prerequisite is missing: an image, a network, a folder, a free name, disk space.
     Prerequisite(String),
-    /// The containers are not what the plan took them for; another look tells.
+    /// The containers changed since the plan; the next list shows how.
     Outdated(String),
-    /// Podman holds a name for a container that does not exist.
+    /// Podman reserves a name for a container that does not exist.
     Orphaned(String),
     /// The Controller stops, so nothing was started.
     Stopping,
@@ -190,38 +190,38 @@ impl From<String> for Failure {
     }
 }
 
-/// Why something is done.
+/// Why an action is planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// A Recorder should run, and there is no container.
     NotThere,
-    /// The container is another one than is desired now.
+    /// The container differs from the desired configuration.
     Drift,
     /// The container ended.
     Ended(Ending),
     /// The container was stopped on purpose, and should run again.
     StoppedBefore,
-    /// The container exists and does not run, as before its first start or after a reboot.
+    /// The container exists but was not started, or not since a reboot.
     NotRunning,
-    /// The container stays in a state that should pass.
+    /// The container stays in a transitional state.
     Stuck {
         /// Its name.
         name: String,
-        /// That state.
+        /// The state.
         state: State,
     },
-    /// Somebody gave the container another name.
+    /// Somebody else renamed the container.
     Renamed(String),
     /// The successor ended before it was proven.
     Unproven(Ending),
     /// The successor of the container is proven.
     Proven,
     /// Another container of the device runs as desired.
-    Twin,
+    Duplicate,
     /// More Recorders run than are allowed.
     Surplus,
-    /// The Recorder waits for a place, and its ended container serves nobody.
-    Crowded,
+    /// The limit is reached, and the ended container of this Recorder is not needed.
+    LimitReached,
     /// No Recorder should run.
     Stop(StopReason),
     /// The database has no such device.
@@ -237,12 +237,12 @@ impl fmt::Display for Cause {
             Self::StoppedBefore => f.write_str("desired again after a stop"),
             Self::NotRunning => f.write_str("the container exists but does not run"),
             Self::Stuck { name, state } => write!(f, "container {name} is stuck in state {state}"),
-            Self::Renamed(name) => write!(f, "somebody renamed the container to {name}"),
+            Self::Renamed(name) => write!(f, "somebody else renamed the container to {name}"),
             Self::Unproven(ending) => write!(f, "the new container {ending}"),
             Self::Proven => f.write_str("its successor is proven"),
-            Self::Twin => f.write_str("duplicate container for this microphone"),
+            Self::Duplicate => f.write_str("duplicate container for this microphone"),
             Self::Surplus => f.write_str("exceeds max_recorders"),
-            Self::Crowded => f.write_str("max_recorders is reached"),
+            Self::LimitReached => f.write_str("max_recorders is reached"),
             Self::Stop(reason) => write!(f, "{reason}"),
             Self::NoRow => f.write_str("no such device in the database"),
         }
@@ -256,11 +256,11 @@ pub enum Ending {
     Exit(i64),
     /// With this exit code, as memory ran out.
     OutOfMemory(i64),
-    /// Its process is gone, and Podman does not know.
+    /// Its process is gone, and Podman does not know it.
     Lost,
-    /// The host went down under it.
+    /// The host was rebooted while it ran.
     Reboot,
-    /// Nobody reports how.
+    /// How is unknown.
     Unknown,
 }
 
@@ -284,59 +284,59 @@ impl fmt::Display for Ending {
             Self::Exit(code @ 129..=192) => write!(f, "ended with code {code} (signal {})", code - 128),
             Self::Exit(code) => write!(f, "ended with code {code}"),
             Self::OutOfMemory(code) => write!(f, "ended with code {code} (out of memory)"),
-            Self::Lost => f.write_str("lost its process without Podman's notice, as conmon was killed"),
-            Self::Reboot => f.write_str("ended with a reboot of the host"),
+            Self::Lost => f.write_str("lost its process and Podman did not detect it, as conmon was killed"),
+            Self::Reboot => f.write_str("was ended by a reboot of the host"),
             Self::Unknown => f.write_str("ended"),
         }
     }
 }
 
-/// What a desired Recorder, or its replacement, waits for.
+/// What a desired Recorder or its replacement waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// An action of ours is under way.
+    /// An action for the device is under way.
     Busy,
     /// As many Recorders run as are allowed.
-    Crowded,
-    /// Its container is in a state that passes.
-    InBetween(State),
+    LimitReached,
+    /// Its container is in a transitional state.
+    Transitional(State),
     /// Its old container is being removed.
     Removing,
-    /// Somebody paused its container.
+    /// Somebody else paused its container.
     Paused {
         /// Name of the container.
         name: String,
     },
-    /// The next try after failures.
+    /// The time of the next attempt after failures.
     BackOff {
-        /// When it comes, by the wall clock.
+        /// That time, by the wall clock.
         until: SystemTime,
-        /// How many tries failed.
+        /// Number of failures in a row.
         failures: u32,
     },
-    /// A container that differed right after it was made is not replaced again before this time.
+    /// Its container differed right after its creation, and is not replaced again before this time.
     Drifting {
         /// By the wall clock.
         until: SystemTime,
     },
-    /// Another Recorder is being replaced, and its successor is not proven yet.
+    /// Another Recorder is being replaced, or its successor is not proven yet.
     Turn,
     /// The spec failed, and its predecessor runs.
     FellBack {
         /// Why it failed.
         why: String,
     },
-    /// Somebody else made the container that runs.
+    /// Somebody else created the running container.
     Foreign,
 }
 
 impl Hold {
-    /// Whether it takes a person, or time that should not be needed, to end it.
+    /// Whether this is a fault for health checks, rather than a step of normal operation.
     #[must_use]
     pub fn is_fault(&self) -> bool {
         match self {
-            Self::Busy | Self::InBetween(_) | Self::Removing | Self::Turn => false,
-            Self::Crowded | Self::Paused { .. } | Self::BackOff { .. } | Self::Drifting { .. } => true,
+            Self::Busy | Self::Transitional(_) | Self::Removing | Self::Turn => false,
+            Self::LimitReached | Self::Paused { .. } | Self::BackOff { .. } | Self::Drifting { .. } => true,
             Self::FellBack { .. } | Self::Foreign => true,
         }
     }
@@ -346,20 +346,20 @@ impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("an action is under way"),
-            Self::Crowded => write!(f, "{}", Cause::Crowded),
-            Self::InBetween(state) => write!(f, "its container is {state}"),
+            Self::LimitReached => write!(f, "{}", Cause::LimitReached),
+            Self::Transitional(state) => write!(f, "its container is {state}"),
             Self::Removing => f.write_str("its old container is being removed"),
             Self::Paused { name } => write!(f, "paused by hand; to resume: podman unpause {name}"),
             Self::BackOff { until, failures } => write!(f, "back-off until {} after {failures} failures", clock::iso_seconds(*until)),
             Self::Drifting { until } => {
-                write!(f, "the container differed right after it was made; not replaced before {}", clock::iso_seconds(*until))
+                write!(f, "the container differed right after its creation; not replaced before {}", clock::iso_seconds(*until))
             }
             Self::Turn => f.write_str("another Recorder is replaced first"),
-            Self::FellBack { why } => write!(f, "fell back to the container of before, as {why}"),
-            Self::Foreign => f.write_str("somebody else made its container, which is left running"),
+            Self::FellBack { why } => write!(f, "fell back to the previous container: {why}"),
+            Self::Foreign => f.write_str("somebody else created its container, which is left running"),
         }
     }
 }
 
-/// Time for which a successor must run before its predecessor goes.
+/// Time for which a successor must run before its predecessor is removed.
 pub const PROVEN: Duration = Duration::from_secs(10);

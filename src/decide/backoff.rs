@@ -1,25 +1,26 @@
-//! When may a Recorder that failed be started again?
+//! When a Recorder that failed may be started again.
 //!
-//! The first failure is retried at once, the next ones after 1, 2, 4 … 60 s, for ever. A Recorder that ran for 60 s, a
-//! microphone that was plugged anew and a changed container spec begin with a clean slate.
+//! The first failure is retried at once, the next ones after 1, 2, 4 … 60 s, for ever. The failures of a device are
+//! reset when its Recorder has run for 60 s, when the microphone is connected again, and when the container spec
+//! changes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const LONGEST: Duration = Duration::from_secs(60);
-/// Time between tries of what cannot work yet; a try costs Podman some 10 ms.
-const LACKING: Duration = Duration::from_secs(2);
-/// Running that long makes earlier failures forgotten.
+/// Time between two attempts while a prerequisite is missing; an attempt takes Podman about 10 ms.
+const PREREQUISITE_RETRY: Duration = Duration::from_secs(2);
+/// A run of this duration resets the failures.
 const PROVEN: Duration = Duration::from_secs(60);
 
-/// Between two replacements of a container that differs right after it was made, at most.
+/// Maximum time between two replacements of a container that differs right after its creation.
 const LONGEST_DRIFT: Duration = Duration::from_secs(3600);
 
 /// The failures of all devices.
 #[derive(Debug)]
 pub struct Backoffs {
     devices: BTreeMap<String, Backoff>,
-    /// The delay after the first failure, and after the second one; it doubles from there.
+    /// The delay after the first failure, and after the second one; then it doubles.
     first: [Duration; 2],
     longest: Duration,
 }
@@ -30,12 +31,12 @@ impl Default for Backoffs {
     }
 }
 
-/// What was tried. Failures of one attempt are no reason to wait with another one.
+/// What was tried. Failures of one attempt do not delay another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt<'a> {
-    /// To start a container from a spec with this hash.
+    /// Starting a container from a spec with this hash.
     Start(&'a str),
-    /// To stop and remove containers.
+    /// Stopping and removing containers.
     Stop,
 }
 
@@ -49,7 +50,7 @@ struct Backoff {
 }
 
 impl Backoffs {
-    /// For containers that differ right after they were made: 1 s doubling to 1 h.
+    /// For containers that differ right after their creation: 1 s, doubling up to 1 h.
     #[must_use]
     pub fn of_drifts() -> Self {
         Self { devices: BTreeMap::new(), first: [Duration::from_secs(1), Duration::from_secs(2)], longest: LONGEST_DRIFT }
@@ -62,13 +63,13 @@ impl Backoffs {
         }
     }
 
-    /// How many failures in a row this device has.
+    /// Number of failures in a row of this device.
     #[must_use]
     pub fn failures(&self, device: &str) -> u32 {
         self.devices.get(device).map_or(0, |backoff| backoff.failures)
     }
 
-    /// The start with a spec of this hash failed, or the container made from it ended. Returns how long to wait.
+    /// Records that an attempt failed, or that the started container ended. Returns the delay before the next attempt.
     pub fn failed(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> Duration {
         let backoff = self.of(device, attempt, now);
         if backoff.running_since.take().is_some_and(|since| now.saturating_duration_since(since) >= PROVEN) {
@@ -81,14 +82,14 @@ impl Backoffs {
         wait
     }
 
-    /// A start could not even be tried, as something that it needs is not there. That is no failure of the Recorder: it
-    /// is tried again steadily, so that it works as soon as the cause is gone.
-    pub fn lacking(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> Duration {
-        self.of(device, attempt, now).until = now + LACKING;
-        LACKING
+    /// Records that an attempt was impossible because a prerequisite is missing. This is not a failure of the Recorder:
+    /// it is retried at a constant rate, so that it succeeds soon after the prerequisite is available.
+    pub fn prerequisite_missing(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> Duration {
+        self.of(device, attempt, now).until = now + PREREQUISITE_RETRY;
+        PREREQUISITE_RETRY
     }
 
-    /// The failures with this spec; another spec begins with a clean slate.
+    /// The failures with this spec; another spec begins without failures.
     fn of(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> &mut Backoff {
         let backoff = self.devices.entry(device.to_owned()).or_insert_with(|| Backoff::new(attempt, now));
         if !backoff.is_of(attempt) {
@@ -97,7 +98,7 @@ impl Backoffs {
         backoff
     }
 
-    /// A Recorder of this device was seen running.
+    /// Records that the Recorder of this device runs.
     pub fn running(&mut self, device: &str, now: Instant) {
         if let Some(backoff) = self.devices.get_mut(device) {
             let since = *backoff.running_since.get_or_insert(now);
@@ -107,12 +108,12 @@ impl Backoffs {
         }
     }
 
-    /// The device or its wish changed: earlier failures say nothing any more.
+    /// Resets the failures: the device or its configuration changed.
     pub fn forget(&mut self, device: &str) {
         self.devices.remove(device);
     }
 
-    /// How long a start with this spec has still to wait, and after how many failures; `None` = it may happen now.
+    /// The remaining delay of an attempt, and the number of failures; `None` = it may begin now.
     #[must_use]
     pub fn wait(&self, device: &str, attempt: Attempt<'_>, now: Instant) -> Option<(Duration, u32)> {
         let backoff = self.devices.get(device).filter(|backoff| backoff.is_of(attempt))?;
@@ -160,11 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lacking_is_looked_for_steadily_and_is_no_failure() {
+    fn a_missing_prerequisite_is_retried_at_a_constant_rate_and_is_not_a_failure() {
         let start = Instant::now();
         let mut backoffs = Backoffs::default();
         for _ in 0..10 {
-            assert_eq!(backoffs.lacking("a", Attempt::Start("s"), start).as_secs(), 2);
+            assert_eq!(backoffs.prerequisite_missing("a", Attempt::Start("s"), start).as_secs(), 2);
         }
         assert_eq!(backoffs.wait("a", Attempt::Start("s"), at(1, start)), Some((Duration::from_secs(1), 0)));
         assert_eq!(backoffs.wait("a", Attempt::Start("s"), at(2, start)), None);
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_forgotten_after_a_minute_of_running_or_a_change() {
+    fn failures_are_reset_after_a_run_of_one_minute_or_a_change() {
         let start = Instant::now();
         let mut backoffs = Backoffs::default();
         let fail = |backoffs: &mut Backoffs, spec: &str, now| backoffs.failed("a", Attempt::Start(spec), now);

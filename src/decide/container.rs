@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What differs between engines; asked once per connection.
+/// Properties of the engine; read once per connection.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Engine {
     /// Podman's version.
@@ -18,7 +18,7 @@ pub struct Engine {
     pub cgroups: String,
 }
 
-/// Version of the engine, as its headers tell it.
+/// Version of the engine, from the headers of its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Version(pub u16, pub u16, pub u16);
 
@@ -38,30 +38,30 @@ impl Version {
     }
 }
 
-/// A container's state as the list tells it.
+/// State of a container in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Made, never started (or the host was rebooted).
+    /// Created but not started, or not since a reboot.
     #[serde(alias = "configured", alias = "initialized")]
     Created,
     /// Its process runs, as far as Podman knows.
     Running,
     /// Being stopped.
     Stopping,
-    /// Its process ended; clean-up or the restart policy comes next. Never final.
+    /// Its process ended; Podman's clean-up or a restart follows. Never final.
     Stopped,
-    /// Ended for good as far as Podman is concerned.
+    /// Ended; Podman does not restart it.
     #[serde(alias = "dead")]
     Exited,
-    /// Frozen by somebody.
+    /// Paused by somebody else.
     Paused,
     /// Being removed.
     Removing,
-    /// Podman says `running`, but the process is gone; only [`crate::containers::liveness`] says that.
+    /// Podman reports `running`, but the process is gone; set only by [`crate::containers::liveness`].
     #[serde(skip)]
     Lost,
-    /// A word this version of the Controller does not know.
+    /// A state that this version of the Controller does not know.
     #[serde(other)]
     Unknown,
 }
@@ -83,7 +83,7 @@ impl fmt::Display for State {
 }
 
 impl State {
-    /// Whether nothing runs and nothing will of itself.
+    /// Whether nothing runs, and Podman starts nothing by itself.
     #[must_use]
     pub fn is_over(self) -> bool {
         matches!(self, Self::Created | Self::Exited | Self::Removing | Self::Lost)
@@ -95,14 +95,14 @@ impl State {
 pub struct Run {
     /// State of the container.
     pub state: State,
-    /// When it began, to the nanosecond, in Podman's words.
+    /// When it began, to the nanosecond, in Podman's format.
     pub started: String,
     /// Its process in Podman's PID namespace; 0 = none.
     pub pid: u32,
 }
 
 impl Run {
-    /// Whether its process is there, as far as Podman knows.
+    /// Whether its process exists, as far as Podman knows.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         matches!(self.state, State::Running | State::Stopping | State::Paused)
@@ -122,9 +122,10 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// Exit code of its last run.
     pub exit_code: i64,
-    /// Whether its last run ended because memory ran out; the list does not tell, so that is asked for where it matters.
+    /// Whether its last run ended because memory ran out. It is not part of the list; the lister requests it after a
+    /// failure.
     pub out_of_memory: bool,
-    /// Whether its last run has no recorded end although it is over: the host went down under it.
+    /// Whether its last run is over without a recorded end: the host was rebooted while it ran.
     pub is_interrupted: bool,
     /// Its first process in Podman's PID namespace; 0 = none.
     pub pid: u32,

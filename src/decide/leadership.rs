@@ -1,17 +1,17 @@
-//! Which of several Controllers with one owner may change anything.
+//! Decides which of several Controllers with the same owner may change anything.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// How long the first answer about the lock is waited for before the Controller goes on without it.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Time to wait for the first result about the lock. After it the Controller continues without one.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who holds the lock. As text: a line for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// This Controller, until it ends.
     Leader,
-    /// Another one, which signed so: `pid 1 on pi, in a container, since 2026-01-31T12:00:00Z`.
+    /// Another one. It is described as in the lock file: `pid 1 on pi, in a container, since 2026-01-31T12:00:00Z`.
     Standby(String),
     /// Unknown, and why.
     Unknown(String),
@@ -35,13 +35,13 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// Nothing is known yet.
+    /// The holder of the lock is not known yet.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self { since: now, standing: None }
     }
 
-    /// Takes in an answer about the lock; returns from whom this Controller takes over, if it does.
+    /// Handles a result about the lock. Returns the previous holder if this Controller takes over.
     pub fn update(&mut self, standing: Standing) -> Option<String> {
         let before = self.standing.replace(standing);
         match (before, &self.standing) {
@@ -50,19 +50,19 @@ impl Leadership {
         }
     }
 
-    /// Whether anything may be changed: as leader, and when nobody can say who leads. Capture comes first.
+    /// Whether this Controller may change anything: as leader, or if the leader is unknown, as recording comes first.
     #[must_use]
     pub fn may_act(&self, now: Instant) -> bool {
         match &self.standing {
             Some(standing) => !matches!(standing, Standing::Standby(_)),
-            None => now.saturating_duration_since(self.since) >= PATIENCE,
+            None => now.saturating_duration_since(self.since) >= LOCK_TIMEOUT,
         }
     }
 
-    /// When [`Leadership::may_act`] changes without an answer.
+    /// When [`Leadership::may_act`] changes without a result.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.standing.is_none().then(|| self.since + PATIENCE)
+        self.standing.is_none().then(|| self.since + LOCK_TIMEOUT)
     }
 
     /// Whether another Controller leads.
@@ -71,7 +71,7 @@ impl Leadership {
         matches!(self.standing, Some(Standing::Standby(_)))
     }
 
-    /// For health checks: a lock that cannot be used is a fault, another leader is none.
+    /// For health checks: a lock that cannot be used is a fault; another leader is not.
     ///
     /// # Errors
     /// Why the lock cannot be used.
@@ -92,9 +92,9 @@ mod tests {
     fn only_another_leader_keeps_a_controller_from_acting() {
         let start = Instant::now();
         let mut leadership = Leadership::new(start);
-        assert!(!leadership.may_act(start) && leadership.may_act(start + PATIENCE));
+        assert!(!leadership.may_act(start) && leadership.may_act(start + LOCK_TIMEOUT));
         assert_eq!(leadership.update(Standing::Standby("pid 1".to_owned())), None);
-        assert!(!leadership.may_act(start + PATIENCE) && leadership.is_standby() && leadership.details().is_ok());
+        assert!(!leadership.may_act(start + LOCK_TIMEOUT) && leadership.is_standby() && leadership.details().is_ok());
         assert_eq!(leadership.update(Standing::Leader).as_deref(), Some("pid 1"));
         assert!(leadership.may_act(start));
         leadership.update(Standing::Unknown("no such file".to_owned()));

@@ -1,7 +1,7 @@
 //! Every decision of the program: values in, values out.
 //!
-//! Nothing in this folder reads a file, a socket, the environment or a clock, and nothing starts a thread; a test checks
-//! that. Whoever calls hands in what was observed, unknown included, and the present time.
+//! Nothing in this folder reads a file, a socket, the environment or a clock, and nothing starts a thread; a test
+//! checks that. The caller passes the observations, including which are unknown, and the current time.
 
 pub mod action;
 pub mod backoff;

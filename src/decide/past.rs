@@ -1,4 +1,4 @@
-//! What a plan must know of what happened before, and no list of containers shows.
+//! The earlier events that a plan depends on and that no list of containers shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -7,20 +7,20 @@ use crate::decide::action::{Ending, PROVEN};
 use crate::decide::backoff::Backoffs;
 use crate::decide::container::{Container, State};
 
-/// Facts about devices and containers, gathered since the start.
+/// Facts about devices and containers, collected since the start of the program.
 #[derive(Debug)]
 pub struct Past {
-    /// When a failed start or stop may be tried again, by device.
+    /// When a failed start or stop may be retried, by device.
     pub failures: Backoffs,
-    /// When a container that differs right after it was made may be replaced again, by device.
+    /// When a container that differs right after its creation may be replaced again, by device.
     pub drifts: Backoffs,
-    /// Specs that failed and were given up for their predecessor, by device.
+    /// Specs that failed, so that their predecessor was started again, by device.
     pub rejected: BTreeMap<String, Rejected>,
-    /// The card that each device's last desired spec names, to recognise a microphone that was plugged in again.
+    /// The sound card in each device's last desired spec, to detect a microphone that was connected again.
     pub cards: BTreeMap<String, u32>,
-    /// Containers that an action of ours asked to end, by id.
-    pub asked_to_end: BTreeSet<String>,
-    /// Containers that somebody else made in the place of ours, by id.
+    /// Containers that an action of ours stopped or removed, by id.
+    pub stopped: BTreeSet<String>,
+    /// Containers that somebody else created to replace ours, by id.
     pub foreign: BTreeSet<String>,
     /// The runs of each container, by id.
     pub runs: BTreeMap<String, Runs>,
@@ -38,11 +38,11 @@ pub struct Rejected {
 /// The runs of one container.
 #[derive(Clone, Debug)]
 pub struct Runs {
-    /// The second in which the present one began, and its process.
-    pub present: (u64, u32),
-    /// Since when it is seen.
+    /// The second in which the current run began, and its process.
+    pub current: (u64, u32),
+    /// When it was first listed.
     pub since: Instant,
-    /// How an earlier one ended that was seen, too.
+    /// How the run before ended, if that run was listed, too.
     pub ended: Option<Ending>,
 }
 
@@ -53,7 +53,7 @@ impl Default for Past {
             drifts: Backoffs::of_drifts(),
             rejected: BTreeMap::new(),
             cards: BTreeMap::new(),
-            asked_to_end: BTreeSet::new(),
+            stopped: BTreeSet::new(),
             foreign: BTreeSet::new(),
             runs: BTreeMap::new(),
         }
@@ -61,7 +61,7 @@ impl Default for Past {
 }
 
 impl Past {
-    /// Whether a container has run for so long without an end that its predecessor may go.
+    /// Whether a container has run long enough without an end that its predecessor may be removed.
     #[must_use]
     pub fn is_proven(&self, container: &Container, now: Instant) -> bool {
         let runs = self.runs.get(&container.id);
@@ -69,16 +69,16 @@ impl Past {
             && runs.is_some_and(|runs| runs.ended.is_none() && now.saturating_duration_since(runs.since) >= PROVEN)
     }
 
-    /// How a run of this container ended, if one did, and we did not ask for it.
+    /// How a run of this container ended, if one ended and no action of ours stopped it.
     #[must_use]
     pub fn ending(&self, container: &Container) -> Option<Ending> {
         match container.state {
-            State::Exited | State::Lost if !self.asked_to_end.contains(&container.id) => Some(Ending::of(container)),
+            State::Exited | State::Lost if !self.stopped.contains(&container.id) => Some(Ending::of(container)),
             _ => self.runs.get(&container.id)?.ended,
         }
     }
 
-    /// Why a spec of this hash was given up.
+    /// Why a spec with this hash was rejected.
     #[must_use]
     pub fn rejection(&self, device: &str, hash: &str) -> Option<&str> {
         self.rejected.get(device).filter(|rejected| rejected.hash == hash).map(|rejected| rejected.why.as_str())

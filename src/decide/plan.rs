@@ -1,9 +1,9 @@
-//! What has to be done so that the containers become what is desired.
+//! Plans the actions that bring the containers to the desired state.
 //!
-//! [`plan`] compares the desired state with the containers that carry our owner label and returns actions, at most one a
-//! device: first what starts a Recorder, then what replaces one, then what stops one, each with its cause. An empty plan
-//! means that nothing is left to do. It never stops on unknown: without a list of containers there is no plan, and a
-//! device whose state is unknown is `Keep`.
+//! [`plan`] compares the desired state with the containers that carry our owner label. It returns at most one action
+//! for each device, with its cause: first starts, then replacements, then stops. An empty plan means that nothing is
+//! left to do. What is unknown never stops a Recorder: without a list of containers there is no plan, and a device
+//! whose state is unknown is `Keep`.
 //!
 //! | container             | run, same hash | run, other hash | keep  | stop   |
 //! | --------------------- | -------------- | --------------- | ----- | ------ |
@@ -13,15 +13,15 @@
 //! | stopping, stopped     | wait           | replace         | –     | stop   |
 //! | created               | start          | restart         | –     | stop   |
 //! | exited, lost          | restart        | restart         | –     | stop   |
-//! | stopping … for long   | restart        | replace         | –     | stop   |
+//! | stopping for too long | restart        | replace         | –     | stop   |
 //! | removing              | wait           | wait            | –     | wait   |
 //!
-//! A replacement leaves the old container behind as `…-old` until the new one has run for ten seconds. If that one ends
-//! before, the old one is started again, and the spec is not tried again until it changes. Replacements wait for each
-//! other, so that an edit which concerns many never interrupts two Recorders at the same time.
+//! A replacement keeps the old container as `…-old` until the new one has run for ten seconds. If the new one ends
+//! before, the old one is started again, and the spec is not tried again until it changes. Only one Recorder is
+//! replaced at a time, so that an edit that affects many never interrupts two Recorders at the same time.
 //!
-//! A place is taken first by who runs, then by who has a container or an action under way, so that a Recorder that
-//! failed a moment ago does not lose its place to a newcomer.
+//! If more Recorders are desired than `max_recorders`, running ones have priority, then those with a container or an
+//! action under way. So a Recorder that has just failed is not displaced by a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,28 +35,28 @@ use crate::decide::past::Past;
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
 use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
 
-/// Everything that a plan depends on.
+/// The input of a plan.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// All containers of ours, running or not.
+    /// All our containers, running or not.
     pub containers: &'a [Container],
     /// The desired state of each device.
     pub desired: &'a BTreeMap<String, Desired>,
-    /// Whether a device without a desired state is known to be none, so that its container may go.
+    /// Whether a device without a desired state is known not to exist, so that its container may be removed.
     pub desired_complete: bool,
-    /// Most Recorders at a time; `None` = unknown, which stops none.
+    /// Maximum number of Recorders; `None` = unknown, which stops none.
     pub max_recorders: Option<usize>,
-    /// What happened before.
+    /// Earlier events.
     pub past: &'a Past,
-    /// Devices with an action under way, or whose containers were listed before their last action ended.
+    /// Devices with an action under way, or with one that ended after the list was requested.
     pub busy: &'a BTreeSet<String>,
     /// Whether a replacement is among those actions.
     pub replacing: bool,
-    /// Ids of containers that have been in an in-between state for too long.
+    /// Ids of containers that have been in a transitional state for too long.
     pub stuck: &'a BTreeSet<String>,
-    /// Now.
+    /// Current time.
     pub now: Instant,
-    /// The same by the wall clock, for texts only.
+    /// Current time by the wall clock, for texts only.
     pub wall: SystemTime,
 }
 
@@ -65,19 +65,19 @@ pub struct View<'a> {
 pub struct Plan {
     /// What to do now, in this order.
     pub actions: Vec<Action>,
-    /// Desired, but waiting: device and for what.
+    /// What desired Recorders wait for, by device.
     pub holds: BTreeMap<String, Hold>,
-    /// Containers that record or are paused: device and container id.
+    /// Ids of containers that record or are paused, by device.
     pub kept: BTreeMap<String, String>,
-    /// Devices of which a container runs that was made from the desired spec.
+    /// Devices with a running container that was created from the desired spec.
     pub matching: BTreeSet<String>,
 }
 
-/// For rounding.
+/// For rounding to seconds.
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
 
 impl View<'_> {
-    /// Whether it makes sense to ask for a container's removal: not while that is under way.
+    /// Whether a removal may begin: not while Podman already removes the container.
     fn is_removable(&self, container: &Container) -> bool {
         container.state != State::Removing || self.stuck.contains(&container.id)
     }
@@ -102,17 +102,17 @@ impl View<'_> {
 }
 
 impl Plan {
-    /// Devices that should record but have no place.
-    pub fn crowded(&self) -> impl Iterator<Item = &str> {
-        self.holds.iter().filter(|(_, hold)| **hold == Hold::Crowded).map(|(device, _)| device.as_str())
+    /// Devices that do not record because the limit is reached.
+    pub fn over_limit(&self) -> impl Iterator<Item = &str> {
+        self.holds.iter().filter(|(_, hold)| **hold == Hold::LimitReached).map(|(device, _)| device.as_str())
     }
 }
 
-/// Decides; see the table above.
+/// Makes a plan; see the table above.
 #[must_use]
 pub fn plan(view: &View<'_>) -> Plan {
     let containers = by_device(view.containers);
-    let (crowded, surplus) = crowd(view, &containers);
+    let (over_limit, surplus) = apply_limit(view, &containers);
     let mut planner = Planner { view, plan: Plan::default(), turn_is_taken: view.replacing || view.is_proving(&containers) };
     for (device, desired) in view.desired {
         let own = containers.get(device.as_str()).map_or(&[][..], Vec::as_slice);
@@ -126,9 +126,9 @@ pub fn plan(view: &View<'_>) -> Plan {
             Desired::Keep(_) => {}
             Desired::Stop(reason) => planner.remove(device, own, Cause::Stop(*reason)),
             Desired::Run(_) if surplus.contains(device.as_str()) => planner.remove(device, own, Cause::Surplus),
-            Desired::Run(_) if crowded.contains(device.as_str()) => {
-                planner.plan.holds.insert(device.clone(), Hold::Crowded);
-                planner.remove(device, own, Cause::Crowded);
+            Desired::Run(_) if over_limit.contains(device.as_str()) => {
+                planner.plan.holds.insert(device.clone(), Hold::LimitReached);
+                planner.remove(device, own, Cause::LimitReached);
             }
             Desired::Run(spec) => planner.run(spec, own),
         }
@@ -142,37 +142,37 @@ pub fn plan(view: &View<'_>) -> Plan {
     planner.plan
 }
 
-/// Which devices that should run have no place, and which of those that run must not.
-fn crowd<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
+/// Applies the limit: which devices must not start, and which running ones must stop.
+fn apply_limit<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
     let has_container = |device: &str| containers.contains_key(device);
     let kept = view.desired.iter().filter(|(device, desired)| matches!(desired, Desired::Keep(_)) && has_container(device)).count();
-    let mut wanted: Vec<&str> =
+    let mut desired: Vec<&str> =
         view.desired.iter().filter(|(_, desired)| matches!(desired, Desired::Run(_))).map(|(device, _)| device.as_str()).collect();
     let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept);
-    if wanted.len() <= places {
+    if desired.len() <= places {
         return (BTreeSet::new(), BTreeSet::new());
     }
-    wanted.sort_by_cached_key(|device| match () {
+    desired.sort_by_cached_key(|device| match () {
         () if alive(device) => 0,
         () if has_container(device) || view.busy.contains(*device) => 1,
         () => 2,
     });
-    let (surplus, crowded): (BTreeSet<&str>, BTreeSet<&str>) = wanted[places..].iter().partition(|device| alive(device));
-    // An unknown limit admits nobody new, but stops nobody either.
-    (crowded, if view.max_recorders.is_some() { surplus } else { BTreeSet::new() })
+    let (surplus, over_limit): (BTreeSet<&str>, BTreeSet<&str>) = desired[places..].iter().partition(|device| alive(device));
+    // With an unknown limit, nothing new starts and nothing stops.
+    (over_limit, if view.max_recorders.is_some() { surplus } else { BTreeSet::new() })
 }
 
-/// A plan that is being made.
+/// Builds a plan.
 struct Planner<'a> {
     view: &'a View<'a>,
     plan: Plan,
-    /// Another Recorder is being replaced.
+    /// Another Recorder is being replaced, or its successor is not proven yet.
     turn_is_taken: bool,
 }
 
 impl Planner<'_> {
-    /// A Recorder made from this spec should run.
+    /// A Recorder with this spec should run.
     fn run(&mut self, spec: &Arc<Spec>, own: &[&Container]) {
         let matches = |container: &&&Container| container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
         let runs = |container: &&&Container| matches!(container.state, State::Running | State::Paused | State::Unknown);
@@ -180,11 +180,11 @@ impl Planner<'_> {
         if let Some(container) = own.iter().filter(matches).filter(runs).min_by_key(rank) {
             return self.keep(spec, container, own);
         }
-        let passes = |container: &&&Container| {
+        let is_transitional = |container: &&&Container| {
             matches!(container.state, State::Stopping | State::Stopped | State::Removing) && !self.view.stuck.contains(&container.id)
         };
-        if let Some(container) = own.iter().filter(matches).find(passes) {
-            return self.hold(spec, Hold::InBetween(container.state));
+        if let Some(container) = own.iter().filter(matches).find(is_transitional) {
+            return self.hold(spec, Hold::Transitional(container.state));
         }
         let alive = |container: &&&Container| !container.state.is_over() && !matches(container);
         match own.iter().filter(alive).min_by_key(|container| container.state != State::Running) {
@@ -207,11 +207,11 @@ impl Planner<'_> {
         }
         let rest: Vec<&Container> =
             own.iter().copied().filter(|other| other.id != container.id && predecessor.is_none_or(|old| old.id != other.id)).collect();
-        let cause = if rest.iter().all(|other| is_old(other)) { Cause::Proven } else { Cause::Twin };
+        let cause = if rest.iter().all(|other| is_old(other)) { Cause::Proven } else { Cause::Duplicate };
         self.tidy(spec, container, &rest, cause);
     }
 
-    /// This container stays: removes the `rest`, and then gives it its name back.
+    /// This container stays: removes the `rest`, and then renames it to the name in the spec.
     fn tidy(&mut self, spec: &Spec, container: &Container, rest: &[&Container], cause: Cause) {
         if rest.is_empty() && container.name != spec.name {
             let task = Task::Rename { container: container.into(), name: spec.name.clone() };
@@ -220,10 +220,10 @@ impl Planner<'_> {
         self.remove(&spec.device, rest, cause);
     }
 
-    /// This container runs, and another one is desired.
+    /// This container runs, but a different configuration is desired.
     fn replace(&mut self, spec: &Arc<Spec>, old: &Container, own: &[&Container]) {
         let (past, now) = (self.view.past, self.view.now);
-        // Whatever becomes of the replacement, this one records.
+        // This one records, whether it is replaced or not.
         if old.state == State::Running {
             self.plan.kept.insert(spec.device.clone(), old.id.clone());
         }
@@ -237,7 +237,7 @@ impl Planner<'_> {
         };
         if let Some(hold) = stays {
             self.hold(spec, hold);
-            return self.tidy(spec, old, &others, Cause::Twin);
+            return self.tidy(spec, old, &others, Cause::Duplicate);
         }
         if own.iter().any(|container| !self.view.is_removable(container)) {
             return self.hold(spec, Hold::Removing);
@@ -248,7 +248,7 @@ impl Planner<'_> {
         if let Some((wait, _)) = past.drifts.wait(&spec.device, Attempt::Start(spec.hash()), now) {
             return self.hold(spec, Hold::Drifting { until: self.view.wall_time(wait) });
         }
-        // A microphone that is another card now is not recorded by a container that has the old one open.
+        // If the microphone is another card now, the running container does not record it: do not wait.
         let is_moved = past.cards.get(&spec.device).is_some_and(|card| *card != spec.card());
         if !is_moved && std::mem::replace(&mut self.turn_is_taken, true) {
             return self.hold(spec, Hold::Turn);
@@ -275,7 +275,7 @@ impl Planner<'_> {
             (Some(container), _) if !container.state.is_over() || container.state == State::Removing => {
                 Cause::Stuck { name: container.name.clone(), state: container.state }
             }
-            (Some(container), _) if self.view.past.asked_to_end.contains(&container.id) => Cause::StoppedBefore,
+            (Some(container), _) if self.view.past.stopped.contains(&container.id) => Cause::StoppedBefore,
             (Some(container), _) => Cause::Ended(Ending::of(container)),
             (None, Some(_)) => Cause::NotRunning,
             (None, None) if own.is_empty() => Cause::NotThere,
@@ -291,7 +291,7 @@ impl Planner<'_> {
         if let Some((wait, failures)) = self.view.past.failures.wait(&spec.device, Attempt::Start(spec.hash()), self.view.now) {
             return self.hold(spec, Hold::BackOff { until: self.view.wall_time(wait), failures });
         }
-        // The one that it fell back to ended, too, and the desired one is known to fail.
+        // The predecessor ended, too, and the desired spec is known to fail.
         let fallback = own.iter().copied().find(|other| other.state == State::Exited && !matches(&other));
         if let (Some(old), Some(_)) = (fallback, self.view.past.rejection(&spec.device, spec.hash())) {
             let failed: Vec<&Container> = own.iter().copied().filter(|other| other.id != old.id).collect();
@@ -329,7 +329,7 @@ impl Planner<'_> {
     }
 }
 
-/// How the predecessor of a container that is being proven is called.
+/// Name of the predecessor of a container that is not proven yet.
 #[must_use]
 pub fn old_name(name: &str) -> String {
     format!("{name}{OLD}")
@@ -359,8 +359,8 @@ pub(crate) mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    /// A station as text: `desired` is `a:run a:keep a:stop`, containers `a:running`, with `!` behind the state for
-    /// another hash.
+    /// A station from text: `desired` is `a:run a:keep a:stop`; `containers` is `a:running`, with `!` after the state
+    /// for another hash.
     #[derive(Debug)]
     pub(crate) struct Scene {
         pub(crate) desired: BTreeMap<String, Desired>,
@@ -390,14 +390,14 @@ pub(crate) mod tests {
 
     pub(crate) fn scene(desired: &str, containers: &str) -> Scene {
         let pair = |text: &str| text.split_once(':').map(|(device, word)| (device.to_owned(), word.to_owned())).unwrap();
-        let want = |text: &str| {
+        let desired_state = |text: &str| {
             let (device, word) = pair(text);
-            let want = match word.as_str() {
+            let state = match word.as_str() {
                 "run" => Desired::Run(Arc::new(spec(&device, 0))),
-                "keep" => Desired::Keep(KeepReason::NotSeen),
+                "keep" => Desired::Keep(KeepReason::NotDetected),
                 _ => Desired::Stop(StopReason::Disabled),
             };
-            (device, want)
+            (device, state)
         };
         let parsed = |(number, text): (usize, &str)| {
             let (device, word) = pair(text);
@@ -407,7 +407,7 @@ pub(crate) mod tests {
             container(&format!("c{number}"), &name, state, &own)
         };
         Scene {
-            desired: desired.split_whitespace().map(want).collect(),
+            desired: desired.split_whitespace().map(desired_state).collect(),
             containers: containers.split_whitespace().enumerate().map(parsed).collect(),
             complete: true,
             max: Some(5),
@@ -485,7 +485,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_container_without_a_desired_state_goes_only_when_all_are_known() {
+    fn a_container_without_a_desired_state_is_removed_only_if_all_devices_are_known() {
         let mut scene = scene("", "a:running");
         assert_eq!(scene.actions(), "stop a c0");
         scene.complete = false;
@@ -493,27 +493,27 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_container_a_device_is_kept_and_further_ones_go() {
+    fn one_container_a_device_is_kept_and_others_are_removed() {
         assert_eq!(actions("a:run", "a:exited a:running a:running!"), "stop a c0 c2");
         assert_eq!(actions("a:run", "a:running! a:exited"), "replace a c0 c1");
     }
 
     #[test]
-    fn busy_devices_are_left_alone() {
+    fn busy_devices_get_no_action() {
         let mut scene = scene("a:run b:stop", "b:running c:running");
         scene.busy = ["a", "b", "c"].map(str::to_owned).into();
         assert_eq!(scene.actions(), "");
     }
 
     #[test]
-    fn a_container_stuck_between_two_states_is_replaced() {
+    fn a_container_stuck_in_a_transitional_state_is_replaced() {
         let mut scene = scene("a:run b:run", "a:stopping b:stopped");
         scene.stuck = ["c0", "c1"].map(str::to_owned).into();
         assert_eq!(scene.actions(), "restart a c0, restart b c1");
     }
 
     #[test]
-    fn a_removal_that_does_not_end_is_asked_for_again() {
+    fn a_removal_that_does_not_end_is_requested_again() {
         let mut scene = scene("a:run b:stop", "a:removing b:removing");
         assert_eq!(scene.actions(), "");
         scene.stuck = ["c0", "c1"].map(str::to_owned).into();
@@ -522,7 +522,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn failed_starts_and_stops_wait_for_their_next_try() {
+    fn failed_starts_and_stops_wait_for_the_next_attempt() {
         let mut scene = scene("a:run b:stop", "a:exited b:running");
         for _ in 0..3 {
             scene.past.failures.failed("a", Attempt::Start(spec("a", 0).hash()), scene.now);
@@ -535,11 +535,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn at_most_max_recorders_run_and_those_that_run_keep_their_place() {
+    fn at_most_max_recorders_run_and_running_ones_have_priority() {
         let mut scene = scene("a:run b:run c:run", "c:running");
         scene.max = Some(2);
         assert_eq!(scene.actions(), "start a");
-        assert_eq!(scene.plan().crowded().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(scene.plan().over_limit().collect::<Vec<_>>(), ["b"]);
         scene.max = Some(0);
         assert_eq!(scene.actions(), "stop c c0");
         scene.max = None;
@@ -547,7 +547,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn removing_a_dead_container_costs_nobody_a_place() {
+    fn removing_an_ended_container_displaces_no_recorder() {
         let mut scene = scene("a:run b:run", "a:exited b:running");
         scene.max = Some(1);
         scene.busy.insert("a".to_owned());
@@ -555,28 +555,28 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_recorder_that_failed_keeps_its_place() {
+    fn a_recorder_that_failed_is_not_displaced() {
         let mut scene = scene("a:run z:run", "z:exited");
         scene.max = Some(1);
         assert_eq!(scene.actions(), "restart z c0");
     }
 
     #[test]
-    fn who_is_kept_without_knowing_takes_a_place_too() {
+    fn a_recorder_that_is_kept_counts_toward_the_limit() {
         let mut scene = scene("a:keep b:run", "a:running");
         scene.max = Some(1);
         assert_eq!(scene.actions(), "");
     }
 
     #[test]
-    fn an_unknown_limit_stops_nobody() {
+    fn an_unknown_limit_stops_no_recorder() {
         let mut scene = scene("a:run b:run c:run d:run e:run f:run", "a:running b:running c:running d:running e:running f:running");
         scene.max = None;
         assert_eq!(scene.actions(), "");
     }
 
     #[test]
-    fn a_replacement_takes_up_what_an_interrupted_one_left() {
+    fn a_replacement_continues_an_interrupted_one() {
         // created, renamed or not, stopped, started
         assert_eq!(actions("a:run", "a:running! a:created"), "replace a c0 from c1");
         assert_eq!(actions("a:run", "a:running-old! a:created"), "replace a c0 from c1");
@@ -587,9 +587,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_predecessor_goes_when_its_successor_is_proven_and_comes_back_when_that_fails() {
+    fn a_predecessor_is_removed_when_its_successor_is_proven_and_started_again_when_it_fails() {
         let mut scene = scene("a:run", "a:running a:exited-old!");
-        let runs = |ended| crate::decide::past::Runs { present: (1, 1), since: Instant::now(), ended };
+        let runs = |ended| crate::decide::past::Runs { current: (1, 1), since: Instant::now(), ended };
         scene.past.runs.insert("c0".to_owned(), runs(None));
         assert_eq!(scene.actions(), "");
         scene.now += crate::decide::action::PROVEN * 2;
@@ -610,7 +610,7 @@ pub(crate) mod tests {
         let plan = scene.plan();
         assert_eq!(
             (plan.holds["a"].to_string().as_str(), plan.kept["a"].as_str()),
-            ("fell back to the container of before, as it failed", "c0")
+            ("fell back to the previous container: it failed", "c0")
         );
         scene.past.rejected.clear();
         assert_eq!(scene.actions(), "replace a c0");
@@ -633,7 +633,7 @@ pub(crate) mod tests {
         assert_eq!(scene.plan().holds["b"], Hold::Turn);
         scene.replacing = true;
         assert_eq!(scene.actions(), "start c");
-        // A microphone that is another card now cannot wait.
+        // A microphone that is another card now does not wait.
         scene.past.cards.insert("b".to_owned(), 7);
         assert_eq!(scene.actions(), "start c, replace b c1");
     }
@@ -646,7 +646,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_container_that_differs_right_after_it_was_made_waits() {
+    fn a_container_that_differs_right_after_its_creation_waits() {
         let mut scene = scene("a:run", "a:running!");
         scene.past.drifts.failed("a", Attempt::Start(spec("a", 0).hash()), scene.now);
         assert_eq!(scene.actions(), "");
@@ -656,28 +656,28 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_renamed_container_gets_its_name_back_while_it_records() {
+    fn a_renamed_container_is_renamed_back_while_it_records() {
         let mut scene = scene("a:run", "a:running");
         scene.containers[0].name = "by-hand".to_owned();
         assert_eq!(scene.actions(), "rename a c0");
     }
 
-    /// Any mix of desired states, containers and things unknown.
+    /// Any combination of desired states, containers and unknowns.
     fn any_scene() -> impl Strategy<Value = Scene> {
         let device = |n: usize| ["a", "b", "c", "d", "e", "f", "g"][n].to_owned();
-        let wants = vec((0..6usize, select(&["run", "run", "keep", "stop"][..])), 0..8);
+        let desired = vec((0..6usize, select(&["run", "run", "keep", "stop"][..])), 0..8);
         let states =
             &["created", "running", "running", "stopping", "stopped", "exited", "exited-old", "running-old", "paused", "removing", "odd"];
         let state = select(&states[..]);
         let containers = vec((0..7usize, state, any::<bool>(), any::<bool>()), 0..10);
         let max = proptest::option::of(0..6usize);
-        (wants, containers, any::<bool>(), max, vec(0..7usize, 0..3), any::<bool>()).prop_map(
-            move |(wants, containers, complete, max, busy, replacing)| {
-                let wants: Vec<String> = wants.iter().map(|(n, want)| format!("{}:{want}", device(*n))).collect();
+        (desired, containers, any::<bool>(), max, vec(0..7usize, 0..3), any::<bool>()).prop_map(
+            move |(desired, containers, complete, max, busy, replacing)| {
+                let desired: Vec<String> = desired.iter().map(|(n, state)| format!("{}:{state}", device(*n))).collect();
                 let mark = |same: bool| if same { "" } else { "!" };
-                let told: Vec<String> =
+                let listed: Vec<String> =
                     containers.iter().map(|(n, state, same, _)| format!("{}:{state}{}", device(*n), mark(*same))).collect();
-                let mut scene = scene(&wants.join(" "), &told.join(" "));
+                let mut scene = scene(&desired.join(" "), &listed.join(" "));
                 scene.stuck = containers.iter().enumerate().filter(|(_, container)| container.3).map(|(n, _)| format!("c{n}")).collect();
                 (scene.complete, scene.max, scene.busy) = (complete, max, busy.into_iter().map(device).collect());
                 scene.replacing = replacing;
@@ -691,7 +691,7 @@ pub(crate) mod tests {
     }
 
     impl Scene {
-        /// What Podman makes of a plan that is carried out to its end, and of ten seconds of running.
+        /// Applies the effects of a complete plan, and lets ten seconds pass.
         fn apply(&mut self, plan: &Plan) {
             for action in &plan.actions {
                 let gone: Vec<&str> = action.ends().map(|old| old.id.as_str()).collect();
@@ -716,7 +716,7 @@ pub(crate) mod tests {
             }
             self.stuck.retain(|id| self.containers.iter().any(|container| &container.id == id));
             for container in &self.containers {
-                let runs = crate::decide::past::Runs { present: (1, 1), since: self.now, ended: None };
+                let runs = crate::decide::past::Runs { current: (1, 1), since: self.now, ended: None };
                 self.past.runs.entry(container.id.clone()).or_insert(runs);
             }
             self.now += crate::decide::action::PROVEN;
@@ -729,7 +729,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_cannot_be_told_is_touched(scene in any_scene()) {
+        fn nothing_unknown_is_touched(scene in any_scene()) {
             for action in &scene.plan().actions {
                 let device = action.device.as_str();
                 prop_assert!(!scene.busy.contains(device));
@@ -737,13 +737,13 @@ pub(crate) mod tests {
                     None => prop_assert!(scene.complete && action.rank() == Rank::Stop),
                     Some(Desired::Keep(why)) => prop_assert!(false, "{why}"),
                     Some(Desired::Stop(_)) => prop_assert_eq!(action.rank(), Rank::Stop),
-                    // What runs as wanted gives way to a limit only, and to that only if it is known.
+                    // A Recorder that runs as desired is stopped only because of a known limit.
                     Some(Desired::Run(spec)) => for old in action.ends() {
                         let container = scene.containers.iter().find(|container| container.id == old.id).unwrap();
                         prop_assert_eq!(device_of(container), device);
-                        let sound = container.state == State::Running && container.labels[CONFIG_HASH] == spec.hash();
-                        let twin = |other: &Container| device_of(other) == device && other.id != old.id;
-                        prop_assert!(!sound || scene.max.is_some() || scene.containers.iter().any(twin));
+                        let matches = container.state == State::Running && container.labels[CONFIG_HASH] == spec.hash();
+                        let duplicate = |other: &Container| device_of(other) == device && other.id != old.id;
+                        prop_assert!(!matches || scene.max.is_some() || scene.containers.iter().any(duplicate));
                     },
                 }
             }
@@ -764,7 +764,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn what_runs_is_given_up_for_a_successor_only_by_a_replacement(scene in any_scene()) {
+        fn only_a_replacement_ends_a_running_recorder_for_a_successor(scene in any_scene()) {
             for action in scene.plan().actions.iter().filter(|action| action.rank() == Rank::Start) {
                 let is_fallback = matches!(action.task, Task::FallBack { .. });
                 let state = |old: &OldContainer| scene.containers.iter().find(|container| container.id == old.id).unwrap().state;
@@ -773,8 +773,8 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn plans_that_are_carried_out_leave_nothing_to_do(mut scene in any_scene()) {
-            // A replacement waits for the one before: as many rounds as there are devices, and one for what was proven.
+        fn repeated_plans_leave_nothing_to_do(mut scene in any_scene()) {
+            // Replacements run one after the other: a round for each device, and more to remove proven predecessors.
             for _ in 0..10 {
                 let plan = scene.plan();
                 scene.apply(&plan);
@@ -784,17 +784,17 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn the_limit_is_kept_and_nobody_gives_way_to_a_newcomer(mut scene in any_scene()) {
+        fn the_limit_is_kept_and_no_recorder_is_displaced_by_a_new_one(mut scene in any_scene()) {
             scene.busy.clear();
             let plan = scene.plan();
             let was_alive: BTreeSet<String> = scene.alive().into_iter().map(str::to_owned).collect();
-            let newcomers = plan.actions.iter().filter(|action| action.rank() == Rank::Start && !was_alive.contains(&action.device)).count();
-            let evicted = plan.actions.iter().filter(|action| action.cause == Cause::Surplus).count();
-            prop_assert!(newcomers == 0 || evicted == 0, "{newcomers} newcomers, {evicted} evicted");
+            let new = plan.actions.iter().filter(|action| action.rank() == Rank::Start && !was_alive.contains(&action.device)).count();
+            let stopped = plan.actions.iter().filter(|action| action.cause == Cause::Surplus).count();
+            prop_assert!(new == 0 || stopped == 0, "{new} new, {stopped} stopped");
             scene.apply(&plan);
-            let wanted = |device: &&str| matches!(scene.desired.get(*device), Some(Desired::Run(_)));
-            let running = scene.alive().into_iter().filter(wanted).count();
-            let kept = scene.desired.values().filter(|want| matches!(want, Desired::Keep(_))).count();
+            let desired = |device: &&str| matches!(scene.desired.get(*device), Some(Desired::Run(_)));
+            let running = scene.alive().into_iter().filter(desired).count();
+            let kept = scene.desired.values().filter(|state| matches!(state, Desired::Keep(_))).count();
             let limit = scene.max.unwrap_or(DEFAULT_MAX_RECORDERS.max(was_alive.len()));
             prop_assert!(running <= limit, "{running} run, {limit} may, {kept} are kept");
         }

@@ -1,4 +1,4 @@
-//! Why a microphone is recorded or not: one line each, the same in the heartbeat and in `devices`.
+//! Why a microphone is recorded or not: one line each, the same in the heartbeat and in the command `devices`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
@@ -14,49 +14,49 @@ use crate::decide::registry::{Enrollment, Registry};
 use crate::decide::spec::DEVICE_ID;
 use crate::text::shown;
 
-/// What is known of all microphones.
+/// Everything that the reasons depend on.
 #[derive(Debug)]
 pub struct ReasonInput<'a> {
-    /// The database's word.
+    /// The last rows of the database.
     pub registry: &'a Registry,
-    /// The hardware's.
+    /// Presence of each microphone.
     pub presences: &'a Presences,
     /// The desired state of each device.
     pub desired: &'a BTreeMap<String, Desired>,
-    /// Wanted Recorders that wait, and for what.
+    /// Desired Recorders that wait, and for what.
     pub holds: &'a BTreeMap<String, String>,
-    /// All containers of ours, or why they are unknown.
+    /// All our containers, or why they are unknown.
     pub containers: Result<&'a [Container], &'a str>,
 }
 
-/// How it is with one microphone.
+/// Whether one microphone is recorded, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
     /// Whether its Recorder runs; `None` = unknown.
     pub recording: Option<bool>,
-    /// In words.
+    /// The line to show.
     pub text: String,
 }
 
-/// How it is with each microphone that the database, the hardware or a container names.
+/// The reason for each microphone in the database, on a sound card or in a label of a container.
 #[must_use]
 pub fn reasons(known: &ReasonInput<'_>) -> BTreeMap<String, Reason> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
     let containers = known.containers.unwrap_or_default();
     let ids: BTreeSet<String> =
         by_insertion(known.registry.devices.keys().chain(known.desired.keys()).cloned().chain(containers.iter().map(device)));
-    let told = |id: String| {
+    let entry = |id: String| {
         let reason = reason(known, &id);
         (id, reason)
     };
-    by_insertion(ids.into_iter().map(told))
+    by_insertion(ids.into_iter().map(entry))
 }
 
 fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
-    let told = |recording, text: String| Reason { recording, text };
+    let reason = |recording, text: String| Reason { recording, text };
     let containers = match known.containers {
         Ok(containers) => containers,
-        Err(why) => return told(None, format!("unknown whether it is recorded: Podman: {}", shown(why))),
+        Err(why) => return reason(None, format!("unknown: Podman: {}", shown(why))),
     };
     let running =
         |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id) && container.state == State::Running;
@@ -64,7 +64,7 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
     if let Some(container) = containers.iter().find(running) {
         let begun = clock::iso_seconds(UNIX_EPOCH + Duration::from_secs(container.started));
         let since = format!("recording since {begun}");
-        return told(
+        return reason(
             Some(true),
             match desired {
                 Some(Desired::Run(_)) => known.holds.get(id).map_or_else(|| since.clone(), |hold| format!("{since}; {hold}")),
@@ -75,15 +75,15 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
         );
     }
     let why = match desired {
-        Some(Desired::Run(_)) => known.holds.get(id).map_or("it is being started", String::as_str).to_owned(),
+        Some(Desired::Run(_)) => known.holds.get(id).map_or("starting", String::as_str).to_owned(),
         Some(Desired::Keep(why)) => pending(known, id).map_or_else(|| why.to_string(), |more| format!("pending, {more}")),
         Some(Desired::Stop(why)) => pending(known, id).map_or_else(|| why.to_string(), |more| format!("pending, {more}")),
         None => "it is not in the database".to_owned(),
     };
-    told(Some(false), format!("not recording: {why}"))
+    reason(Some(false), format!("not recording: {why}"))
 }
 
-/// What a user has to decide on, for a microphone that is there and waits for that.
+/// What the user must decide, if the microphone is connected and pending.
 fn pending(known: &ReasonInput<'_>, id: &str) -> Option<String> {
     let device = known.registry.devices.get(id)?.as_ref().ok()?;
     let microphone = online(known.presences, id)?;
@@ -93,11 +93,11 @@ fn pending(known: &ReasonInput<'_>, id: &str) -> Option<String> {
     Some(match known.registry.fit(microphone) {
         Match::None => "no profile matches".to_owned(),
         Match::One { slug, score } => format!("profile {} is suggested (score {score})", shown(&slug)),
-        Match::Ambiguous { slugs, score } => format!("ambiguous: {} match alike (score {score})", shown(&slugs.join(", "))),
+        Match::Ambiguous { slugs, score } => format!("ambiguous: {} match equally (score {score})", shown(&slugs.join(", "))),
     })
 }
 
-/// The microphone, if it is plugged in.
+/// The microphone, if it is connected.
 #[must_use]
 pub fn online<'a>(presences: &'a Presences, id: &str) -> Option<&'a Microphone> {
     match presences.get(id) {

@@ -1,8 +1,8 @@
-//! What is known of each device's Recorder beyond the last list of containers.
+//! The history of each device's Recorder, which the last list of containers does not show.
 //!
-//! [`plan`](crate::decide::plan::plan) decides from the present state and the [`Past`], which is gathered here: how earlier
-//! runs ended, when a failed start may be tried again, which container was last seen to record, and what a Recorder waits
-//! for. All of it is lost with the process; a new Controller begins without failures and adopts what runs.
+//! [`plan`](crate::decide::plan::plan) decides from the current state and the [`Past`]. The [`Past`] is collected here:
+//! how earlier runs ended, when a failed start may be retried, which container records, and what a Recorder waits for.
+//! It is kept in memory only: a new Controller begins without failures and adopts the running containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,7 +20,7 @@ use crate::decide::plan::Plan;
 use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
 use crate::text::shown;
 
-/// Failures of a predecessor after which the spec that was given up for it is tried again.
+/// Failures of a predecessor after which the rejected spec is tried again.
 const FALLBACK_FAILURES: u32 = 3;
 
 /// The Recorders of all devices.
@@ -28,7 +28,7 @@ const FALLBACK_FAILURES: u32 = 3;
 pub struct Recorders {
     past: Past,
     devices: BTreeMap<String, Recorder>,
-    /// Containers whose end was counted, by id.
+    /// Ended containers that were counted, by id.
     counted: BTreeSet<String>,
     holds: BTreeMap<String, Hold>,
 }
@@ -37,15 +37,15 @@ pub struct Recorders {
 struct Recorder {
     /// The container that records, or is paused.
     container: Option<String>,
-    /// The last container that an action of this program started and none asked to end.
+    /// The last container that an action of this program started and none stopped.
     own: Option<String>,
-    /// How the last run ended, and how many runs did.
+    /// How the last run ended, and how many runs ended.
     ended: Option<(Ending, u32)>,
-    /// Why the last run ended or could not be started, while that explains a hold.
+    /// Why the last run ended or failed to start, while that explains a hold.
     failure: Option<String>,
 }
 
-/// Something worth a line in the log.
+/// A line for the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Note {
     /// A run ended by itself.
@@ -62,9 +62,9 @@ pub enum Note {
         /// Its name.
         name: String,
     },
-    /// Somebody else put a container in the place of ours.
+    /// Somebody else replaced a container of ours.
     Foreign {
-        /// Name of that container.
+        /// Name of the other container.
         name: String,
         /// Its device.
         device: String,
@@ -80,11 +80,11 @@ pub enum Note {
     Started {
         /// Name of the container.
         name: String,
-        /// How long that took.
+        /// Duration.
         took: Duration,
-        /// Why it was done.
+        /// Why.
         cause: Cause,
-        /// How its predecessor differed.
+        /// How its predecessor differed from the spec.
         differences: Vec<String>,
     },
     /// An action started the predecessor of a Recorder again.
@@ -96,18 +96,18 @@ pub enum Note {
     },
     /// An action renamed a container.
     Renamed {
-        /// What it was called.
+        /// Name before.
         from: String,
-        /// What it is called now.
+        /// Name now.
         to: String,
     },
     /// An action removed containers.
     Removed {
         /// Their names.
         names: Vec<String>,
-        /// How long that took.
+        /// Duration.
         took: Duration,
-        /// Why it was done.
+        /// Why.
         cause: Cause,
     },
 }
@@ -115,9 +115,9 @@ pub enum Note {
 /// When a Recorder that ended runs again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Podman's restart policy started it already.
+    /// Podman's restart policy has started it.
     Restarted,
-    /// This program starts it after so long.
+    /// This program starts it after this delay.
     After(Duration),
 }
 
@@ -125,14 +125,14 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ended { device, ending, next: Next::Restarted } => {
-                write!(f, "the Recorder of {} {ending}; Podman has started it again", shown(device))
+                write!(f, "the Recorder of {} {ending}; Podman restarted it", shown(device))
             }
             Self::Ended { device, ending, next: Next::After(wait) } => {
                 write!(f, "the Recorder of {} {ending}; next start in {} s", shown(device), wait.as_secs())
             }
             Self::Adopted { name } => write!(f, "{name} is already running as desired; adopted"),
             Self::Foreign { name, device } => {
-                write!(f, "somebody else replaced the Recorder of {}; its container {} is left running", shown(device), shown(name))
+                write!(f, "somebody else replaced the Recorder of {}; the container {} is left running", shown(device), shown(name))
             }
             Self::Held { device, hold } => write!(f, "microphone {device} waits: {hold}"),
             Self::Started { name, took, cause, differences } => {
@@ -142,8 +142,8 @@ impl fmt::Display for Note {
                 }
                 Ok(())
             }
-            Self::FellBack { name, why } => write!(f, "{name} fell back to the container of before, as {why}"),
-            Self::Renamed { from, to } => write!(f, "{} was renamed back to {to}; it records on", shown(from)),
+            Self::FellBack { name, why } => write!(f, "{name} fell back to the previous container: {why}"),
+            Self::Renamed { from, to } => write!(f, "{} was renamed back to {to}; it still records", shown(from)),
             Self::Removed { names, took, cause } => {
                 write!(f, "{} stopped and removed in {:.2} s: {cause}", names.join(", "), took.as_secs_f64())
             }
@@ -151,13 +151,13 @@ impl fmt::Display for Note {
     }
 }
 
-/// What became of an action.
+/// The result of an action, for the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Finished {
     /// It was done.
     Done(Note),
-    /// It was done, and the result is not what was asked for.
-    DoneInVain {
+    /// It was done, but the new container still differs from the spec.
+    StillDiffers {
         /// What was done.
         note: Note,
         /// What is wrong with it.
@@ -165,37 +165,37 @@ pub enum Finished {
     },
     /// It failed, and why.
     Failed(String),
-    /// It has become pointless, and why.
+    /// It is no longer needed, and why.
     Dropped(String),
 }
 
 impl Recorders {
-    /// What a plan must know of what happened before.
+    /// The earlier events that a plan depends on.
     #[must_use]
     pub fn past(&self) -> &Past {
         &self.past
     }
 
-    /// A microphone was plugged in or out: what failed before says nothing any more.
-    pub fn plugged(&mut self, device: &str) {
+    /// A microphone was connected or disconnected: earlier failures do not count any more.
+    pub fn reconnected(&mut self, device: &str) {
         self.past.failures.forget(device);
     }
 
-    /// The Controller stops: nothing that failed before may delay a stop.
+    /// The Controller stops: earlier failures must not delay a stop.
     pub fn stopping(&mut self) {
         self.past.failures = Past::default().failures;
     }
 
-    /// Devices whose Recorder runs, with the id of its container.
+    /// Devices with a running Recorder, and the id of its container.
     pub fn running(&self) -> impl Iterator<Item = (&String, &String)> {
         let is_paused = |device: &String| matches!(self.holds.get(device), Some(Hold::Paused { .. }));
         let running = self.devices.iter().filter_map(|(device, recorder)| Some((device, recorder.container.as_ref()?)));
         running.filter(move |(device, _)| !is_paused(device))
     }
 
-    /// Takes in a list of containers: which runs ended since the last one. `is_busy` says for which devices an action is
-    /// under way. `exit` reports with which code the last run of a container ended, `Some(None)` if nobody will report it,
-    /// and `None` while that may still come.
+    /// Handles a list of containers. Returns which runs ended since the last one. `is_busy` returns whether an action
+    /// for a device is under way. `exit` returns the exit code of a container's last run: `Some(None)` if it will stay
+    /// unknown, `None` while it may still be reported.
     pub fn observe(
         &mut self,
         containers: &[Container],
@@ -231,22 +231,22 @@ impl Recorders {
         }
         let is_listed = |id: &String| containers.iter().any(|container| &container.id == id);
         self.counted.retain(is_listed);
-        self.past.asked_to_end.retain(is_listed);
+        self.past.stopped.retain(is_listed);
         self.past.foreign.retain(is_listed);
         let is_current = |device: &String, hash: &str| matches!(desired.get(device), Some(Desired::Run(spec)) if spec.hash() == hash);
         self.past.rejected.retain(|device, rejected| !desired.contains_key(device) || is_current(device, &rejected.hash));
         notes
     }
 
-    /// Whether a container of this spec, or the one that it fell back to, ended by itself and was not counted yet.
+    /// Whether a container of this spec, or its predecessor after a fallback, ended by itself and was not counted yet.
     fn is_own_end(&mut self, container: &Container, spec: &Spec) -> bool {
         let matches = container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
         let is_fallback = container.name == spec.name && self.past.rejection(&spec.device, spec.hash()).is_some();
-        (matches || is_fallback) && !self.past.asked_to_end.contains(&container.id) && self.counted.insert(container.id.clone())
+        (matches || is_fallback) && !self.past.stopped.contains(&container.id) && self.counted.insert(container.id.clone())
     }
 
-    /// Somebody replaced a container that this program had started: that one is gone without an action of ours, and
-    /// another one that was not made from the desired spec runs in its place.
+    /// Detects containers with which somebody else replaced ours: the container that this program started does not
+    /// exist any more, no action of ours removed it, and another one that was not created from the desired spec runs.
     fn note_foreign(&mut self, containers: &[Container], desired: &BTreeMap<String, Desired>, is_busy: impl Fn(&str) -> bool) -> Vec<Note> {
         let mut notes = Vec::new();
         for container in containers.iter().filter(|container| container.state == State::Running) {
@@ -262,14 +262,14 @@ impl Recorders {
         notes
     }
 
-    /// Containers that began another run since the list before: Podman started them again. While `exit` may still report
-    /// how the run before ended, the restart is reported with a later list.
+    /// Containers that Podman restarted since the list before. While `exit` may still report the exit code of the run
+    /// before, the restart is returned with a later list.
     fn restarts<'a, E>(&mut self, containers: &'a [Container], exit: impl Fn(&str) -> Option<E>, now: Instant) -> Vec<(&'a Container, E)> {
         let mut restarted = Vec::new();
         for container in containers.iter().filter(|container| container.state == State::Running && container.started > 0) {
             let run = (container.started, container.pid);
             let ended = match self.past.runs.get(&container.id) {
-                Some(runs) if runs.present == run => continue,
+                Some(runs) if runs.current == run => continue,
                 Some(runs) => match exit(&container.id) {
                     Some(how) => {
                         restarted.push((container, how));
@@ -279,7 +279,7 @@ impl Recorders {
                 },
                 None => None,
             };
-            self.past.runs.insert(container.id.clone(), Runs { present: run, since: now, ended });
+            self.past.runs.insert(container.id.clone(), Runs { current: run, since: now, ended });
         }
         self.past.runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
         restarted
@@ -293,19 +293,19 @@ impl Recorders {
         Note::Ended { device: device.to_owned(), ending, next }
     }
 
-    /// Takes in a plan: adopted containers, and what Recorders wait for. The outcome of the last action of a device that
-    /// `is_settling` is in no list yet.
+    /// Handles a plan. Returns adopted containers, and what Recorders wait for. `is_unlisted` returns whether the
+    /// outcome of a device's last action is not in a list yet.
     pub fn planned(
         &mut self,
         plan: &Plan,
         containers: &[Container],
         desired: &BTreeMap<String, Desired>,
-        is_settling: impl Fn(&str) -> bool,
+        is_unlisted: impl Fn(&str) -> bool,
     ) -> Vec<Note> {
         let mut notes = Vec::new();
         let runs = |id: &String| containers.iter().any(|container| &container.id == id && !container.state.is_over());
         for (device, recorder) in &mut self.devices {
-            recorder.container = recorder.container.take().filter(|id| is_settling(device) || runs(id));
+            recorder.container = recorder.container.take().filter(|id| is_unlisted(device) || runs(id));
         }
         for (device, id) in &plan.kept {
             if plan.matching.contains(device) {
@@ -331,29 +331,29 @@ impl Recorders {
         notes
     }
 
-    /// Takes in that an action begins.
+    /// Records the begin of an action.
     pub fn begun(&mut self, action: &Action) {
-        self.past.asked_to_end.extend(action.ends().map(|container| container.id.clone()));
+        self.past.stopped.extend(action.ends().map(|container| container.id.clone()));
         let ends = |id: &String| action.ends().any(|container| &container.id == id);
         if let Some(recorder) = self.devices.get_mut(&action.device) {
             recorder.own = recorder.own.take().filter(|id| !ends(id));
         }
     }
 
-    /// Takes in how an action ended.
+    /// Records the result of an action.
     pub fn finished(&mut self, action: &Action, result: Result<Done, Failure>, took: Duration, now: Instant) -> Finished {
         let (device, cause) = (&action.device, action.cause.clone());
         let name = action.spec().map_or_else(String::new, |spec| spec.name.clone());
         match result {
             Ok(Done::Started { id, differences }) => {
                 self.record_start(device, id);
-                let again = self.note_replacement(action, now);
+                let still_differs = self.note_replacement(action, now);
                 let found = if differences.is_empty() { format!("label {CONFIG_HASH}") } else { differences.join(", ") };
                 let note = Note::Started { name: name.clone(), took, cause, differences };
-                match again {
-                    true => Finished::DoneInVain {
+                match still_differs {
+                    true => Finished::StillDiffers {
                         warning: format!(
-                            "{name} differs from what is desired right after it was made ({found}); it is replaced more and more rarely"
+                            "{name} differs from the desired configuration right after its creation ({found}); it is replaced less and less often"
                         ),
                         note,
                     },
@@ -365,15 +365,15 @@ impl Recorders {
                 if let Some(spec) = action.spec() {
                     self.past.rejected.insert(device.clone(), Rejected { hash: spec.hash().to_owned(), why: why.clone() });
                 }
-                // It was asked to end, and this is another run.
-                self.past.asked_to_end.remove(&id);
+                // The action stopped it before; this is another run.
+                self.past.stopped.remove(&id);
                 self.past.runs.remove(&id);
                 self.record_start(device, id);
                 Finished::Done(Note::FellBack { name, why })
             }
             Ok(Done::Renamed) => match &action.task {
                 Task::Rename { container, name } => Finished::Done(Note::Renamed { from: container.name.clone(), to: name.clone() }),
-                _ => Finished::Dropped("not a renaming".to_owned()),
+                _ => Finished::Dropped("not a rename".to_owned()),
             },
             Ok(Done::Removed) => {
                 let gone = |id: &String| action.ends().any(|old| &old.id == id);
@@ -387,8 +387,8 @@ impl Recorders {
                 let attempt = action.spec().map_or(Attempt::Stop, |spec| Attempt::Start(spec.hash()));
                 let why = match failure {
                     Failure::Prerequisite(why) => {
-                        let every = self.past.failures.lacking(device, attempt, now);
-                        format!("{why}; tried again every {} s", every.as_secs())
+                        let every = self.past.failures.prerequisite_missing(device, attempt, now);
+                        format!("{why}; retried every {} s", every.as_secs())
                     }
                     Failure::Other(why) | Failure::Orphaned(why) | Failure::Outdated(why) => {
                         self.past.failures.failed(device, attempt, now);
@@ -409,14 +409,14 @@ impl Recorders {
         recorder.failure = None;
     }
 
-    /// Counts a replacement; whether there was one before that did not give what is desired.
+    /// Counts a replacement. Returns whether an earlier one did not produce the desired configuration.
     fn note_replacement(&mut self, action: &Action, now: Instant) -> bool {
         let Task::Replace { spec, .. } = &action.task else { return false };
         self.past.drifts.failed(&action.device, Attempt::Start(spec.hash()), now);
         self.past.drifts.failures(&action.device) > 1
     }
 
-    /// What each desired Recorder that is not as desired waits for, with the failure behind it.
+    /// What each Recorder waits for, with the last failure.
     #[must_use]
     pub fn holds(&self) -> BTreeMap<String, String> {
         let text = |(device, hold): (&String, &Hold)| {
@@ -430,14 +430,14 @@ impl Recorders {
         by_insertion(self.holds.iter().map(text))
     }
 
-    /// How many Recorders run, and what is wrong with others.
+    /// How many Recorders run, and the faults of others.
     #[must_use]
     pub fn summary(&self) -> (usize, Vec<String>) {
         let faults = self.holds.iter().filter(|(_, hold)| hold.is_fault()).map(|(device, hold)| format!("{device}: {hold}"));
         (self.running().count(), faults.collect())
     }
 
-    /// How the last run of each device ended and how many did, for the heartbeat.
+    /// How the last run of each device ended, and how many runs ended, for the heartbeat.
     #[must_use]
     pub fn ends(&self) -> Map<String, Value> {
         let ended = |(device, recorder): (&String, &Recorder)| {
@@ -462,7 +462,7 @@ mod tests {
     use crate::decide::plan::tests::{Scene, scene};
 
     #[test]
-    fn an_end_is_counted_once_and_only_if_nobody_asked_for_it() {
+    fn an_end_is_counted_once_and_only_if_no_action_caused_it() {
         let mut scene = scene("a:run", "a:exited");
         let mut recorders = Recorders::default();
         let ends = |recorders: &mut Recorders, scene: &Scene, busy: bool| {
@@ -474,7 +474,7 @@ mod tests {
         scene.containers[0].id = "another".to_owned();
         assert_eq!(ends(&mut recorders, &scene, false), 1);
         scene.containers[0].id = "stopped by us".to_owned();
-        recorders.past.asked_to_end.insert("stopped by us".to_owned());
+        recorders.past.stopped.insert("stopped by us".to_owned());
         assert_eq!(ends(&mut recorders, &scene, false), 0);
         scene.containers[0].id = "before the reboot".to_owned();
         scene.containers[0].is_interrupted = true;
@@ -501,7 +501,7 @@ mod tests {
         assert_eq!(reported(&mut scene, [2, 0]), "a 7");
         scene.containers[1].state = State::Running;
         assert_eq!(reported(&mut scene, [2, 3]), "");
-        // Between two runs it is not running, which says nothing yet.
+        // Between two runs it does not run; a restart is detected only when it runs again.
         scene.containers[1].state = State::Stopped;
         assert_eq!(reported(&mut scene, [2, 3]), "");
         scene.containers[1].state = State::Running;
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_puts_in_the_place_of_ours_is_left_running() {
+    fn a_container_with_which_somebody_else_replaced_ours_is_left_running() {
         let mut scene = scene("a:run", "a:running");
         let mut recorders = Recorders::default();
         let observe = |recorders: &mut Recorders, scene: &Scene| {

@@ -1,35 +1,35 @@
-//! What one look at the sound cards found.
+//! The result of a scan of the sound cards.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::decide::device::Microphone;
 
-/// What one look at the hardware found.
+/// The result of a scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// What will be different when a card comes or goes.
+    /// Changes when a card is connected or disconnected.
     pub signature: Signature,
-    /// Microphones that were read whole, by card index.
+    /// Microphones that were read completely, by card index.
     pub microphones: Vec<Microphone>,
-    /// Cards that could not be told yet: index and why.
+    /// Cards that could not be identified yet: index and why.
     pub unclear: Vec<(u32, String)>,
 }
 
-/// The list of cards and every card's [`UsbAddress`]: while they hold, so does the [`Scan`] they are from.
+/// The list of cards and the [`UsbAddress`] of each. While it does not change, the [`Scan`] stays valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Signature {
-    /// `/proc/asound/cards` as it was.
+    /// Content of `/proc/asound/cards`.
     pub cards: Vec<u8>,
-    /// Each USB card's address.
+    /// Address of each USB card.
     pub addresses: BTreeMap<u32, UsbAddress>,
 }
 
-/// A card's USB address in `/proc/asound/cardN/usbbus`. The kernel gives a device another one at each plugging, so that it
-/// also tells a card from the one that had its place and its name before.
+/// USB address of a card, from `/proc/asound/cardN/usbbus`. The kernel assigns a new one at each connection, so it also
+/// distinguishes a card from an earlier one with the same index and name.
 pub type UsbAddress = Vec<u8>;
 
-/// The hardware could not be read, so nothing is known about it.
+/// The hardware cannot be read, so its state is unknown.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unknown(pub String);
 

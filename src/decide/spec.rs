@@ -1,7 +1,7 @@
-//! What a Recorder container is made from: its parts, labels, hash and create request.
+//! The desired configuration of a Recorder container: its settings, labels, hash and create request.
 //!
-//! The hash in the `config_hash` label covers everything but the labels, in the form in which it was wished, before
-//! [`Spec::create_request`] adapts it to the engine; a running container whose hash still holds is never touched.
+//! The hash in the label `config_hash` covers everything but the labels, before [`Spec::create_request`] adapts it to
+//! the engine. A running container with the desired hash is never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,9 +16,9 @@ use crate::text::{fingerprint, shown};
 /// Namespace of all our labels.
 const LABEL: &str = "io.silvasonic.";
 
-/// Label that says which Controller a container belongs to.
+/// Label with the owner: the Controller to which a container belongs.
 pub const OWNER: &str = "io.silvasonic.owner";
-/// Label that says what a container is for; this program manages `recorder` only.
+/// Label with the service of a container; this program manages only `recorder`.
 pub const SERVICE: &str = "io.silvasonic.service";
 /// Label with the stable id of the microphone.
 pub const DEVICE_ID: &str = "io.silvasonic.device_id";
@@ -28,20 +28,20 @@ pub const CONFIG_HASH: &str = "io.silvasonic.config_hash";
 const DEVICE: &str = "SILVASONIC_RECORDER_DEVICE";
 const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
 
-/// Disk space for one Recorder's log; what is beyond, conmon drops.
+/// Maximum size of a Recorder's log; conmon drops what exceeds it.
 const LOG_BYTES: u64 = 10 << 20;
-/// The kernel's last choice when memory runs out, short of "never".
+/// The lowest value at which the kernel may still kill the process when memory runs out.
 pub const OOM_SCORE_ADJ: i32 = -999;
 /// Major number of all ALSA devices.
 const ALSA_MAJOR: u32 = 116;
 /// The period of a processor limit.
 pub const CPU_PERIOD_US: u64 = 100_000;
-/// Seconds that a Recorder gets to close its files.
+/// Time for a Recorder to close its files.
 const STOP_TIMEOUT_S: u64 = 10;
-/// From here on a rootless Podman clamps an unattainable `oom_score_adj` instead of failing to start.
+/// First version in which a rootless Podman clamps an `oom_score_adj` that it may not set, instead of failing to start.
 const CLAMPS_OOM_SCORE: Version = Version(4, 7, 0);
 
-/// What all Recorder containers have in common.
+/// Settings that are common to all Recorder containers.
 #[derive(Clone, Debug)]
 pub struct RecorderSettings {
     /// Image name.
@@ -52,37 +52,37 @@ pub struct RecorderSettings {
     pub owner: String,
     /// Workspace folder on the host.
     pub workspace: PathBuf,
-    /// Redis URL that the Recorder is given.
+    /// Redis URL that is passed to the Recorder.
     pub redis_url: String,
     /// Memory limit in bytes.
     pub memory: u64,
     /// CPU limit in microseconds per 100 ms period.
     pub cpu_quota: u64,
-    /// Podman's on-failure retries.
+    /// Number of restarts by Podman after failures.
     pub restart_tries: u32,
     /// Whether its container is privileged.
     pub privileged: bool,
 }
 
-/// One Recorder container as it should be.
+/// The desired configuration of one Recorder container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     /// Container name.
     pub name: String,
-    /// Workspace folder, the name without its prefix.
+    /// Workspace folder: the container name without its prefix.
     pub folder: String,
     /// Stable id of the microphone.
     pub device: String,
     profile: String,
     card: u32,
-    recorder: Parts,
+    recorder: Common,
     env: BTreeMap<String, String>,
     hash: String,
 }
 
-/// The station-wide parts, as strings and numbers.
+/// The settings that are common to all Recorders, as strings and numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Parts {
+struct Common {
     image: String,
     network: String,
     owner: String,
@@ -110,7 +110,7 @@ impl Spec {
             (CONFIG_JSON, config_json),
             ("SILVASONIC_REDIS_URL", recorder.redis_url.clone()),
             ("SILVASONIC_INSTANCE_ID", device.to_owned()),
-            // Empty, so that audio libraries find no sound server and use ALSA itself.
+            // Empty, so that audio libraries find no sound server and use ALSA.
             ("PULSE_SERVER", String::new()),
             ("PIPEWIRE_RUNTIME_DIR", String::new()),
         ];
@@ -120,7 +120,7 @@ impl Spec {
             device: device.to_owned(),
             profile: profile.to_owned(),
             card: microphone.card,
-            recorder: Parts {
+            recorder: Common {
                 image: recorder.image.clone(),
                 network: recorder.network.clone(),
                 owner: recorder.owner.clone(),
@@ -137,7 +137,7 @@ impl Spec {
         spec
     }
 
-    /// Whether a spec made from this would be the same; the settings do not change while the program runs.
+    /// Whether a new spec from these inputs would be the same; the settings do not change while the program runs.
     #[must_use]
     pub fn is_of(&self, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> bool {
         self.folder == folder
@@ -190,7 +190,7 @@ impl Spec {
         by_insertion(labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
     }
 
-    /// Everything but the labels; keys are sorted, so equal specs give equal text.
+    /// Everything but the labels. Keys are sorted, so equal specs produce equal text.
     fn body(&self) -> Value {
         let parts = &self.recorder;
         json!({
@@ -201,7 +201,8 @@ impl Spec {
             "groups": ["audio"],
             "mounts": [
                 { "type": "bind", "source": parts.source, "destination": "/app/workspace", "options": ["rbind", "rw", "z"] },
-                // A bind instead of a device: microphones plugged in later appear in the running container.
+                // A bind mount instead of a device: microphones that are connected later appear in the running
+                // container.
                 { "type": "bind", "source": "/dev/snd", "destination": "/dev/snd", "options": ["rbind", "rw"] },
             ],
             "netns": { "nsmode": "bridge" },
@@ -220,19 +221,21 @@ impl Spec {
         })
     }
 
-    /// The body of `POST containers/create` for this engine. The container may have another name until it replaces one.
+    /// The body of `POST containers/create` for this engine. A successor has another `name` until it replaces a
+    /// container.
     #[must_use]
     pub fn create_request(&self, engine: &Engine, name: &str) -> Value {
         let mut request = self.body();
         request["name"] = name.into();
         request["labels"] = json!(self.labels());
         if !self.recorder.privileged && !engine.rootless {
-            // The bind shows the devices; without privilege their control group must allow them, too. A rootless engine
-            // cannot set that, and nothing denies them there but the files' own permissions.
+            // Without privileges the device control group must allow the devices of the bind mount, too. A rootless
+            // engine cannot set that; there only the permissions of the files apply.
             request["device_cgroup_rule"] = json!([{ "allow": true, "type": "c", "major": ALSA_MAJOR, "access": "rwm" }]);
         }
         if engine.rootless {
-            // The group `audio` inside is no group of the host; crun can keep the user's own ones instead.
+            // The group `audio` in the container is not a group of the host; crun can keep the user's own groups
+            // instead.
             request["annotations"] = json!({ "run.oci.keep_original_groups": "1" });
             if engine.version < CLAMPS_OOM_SCORE {
                 request.as_object_mut().map(|fields| fields.remove("oom_score_adj"));
@@ -241,8 +244,8 @@ impl Spec {
         request
     }
 
-    /// What differs between this spec and a container as `inspect` shows it, one phrase a field. Values that can hold
-    /// secrets are not shown.
+    /// The differences between this spec and a container as `inspect` shows it, one phrase a field. Values that can
+    /// contain secrets are not shown.
     #[must_use]
     pub fn differences(&self, inspect: &Value) -> Vec<String> {
         let parts = &self.recorder;
@@ -352,7 +355,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_rootless_engine_gets_what_it_can_do() {
+    fn a_create_request_fits_the_engine() {
         let spec = spec("a", 0);
         assert_eq!(spec.create_request(&engine(false, Version(4, 3, 1)), "n")["oom_score_adj"], -999);
         let old = spec.create_request(&engine(true, Version(4, 3, 1)), "n");

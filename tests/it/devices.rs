@@ -86,7 +86,7 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     // Without a Controller the same is read from where it is.
     is(ultramic, "recording since 20");
     station.podman.stop_api();
-    is(ultramic, "unknown whether it is recorded: Podman: ");
+    is(ultramic, "unknown: Podman: ");
     let (_, table, _) = typed(&station, "devices", &[]);
     assert!(table.starts_with("ID                  NAME                       PORT  CARD  PROFILE           SCORES"), "{table}");
     station.podman.start_api();

@@ -70,14 +70,14 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
         (fresh && now.len() == 5 && (0..4).all(|n| state(&station, &Card::numbered_recorder(n), "Status") == "running")).then_some(())
     });
     controller.wait_log("the Recorder of 0869-0389-SER0000 ended with code 0; next start in 0 s", SOON);
-    controller.wait_log("the Recorder of 0869-0389-SER0003 lost its process without Podman's notice, as conmon was killed", SOON);
+    controller.wait_log("the Recorder of 0869-0389-SER0003 lost its process and Podman did not detect it, as conmon was killed", SOON);
     assert_eq!(ids(&station)[&Card::numbered_recorder(4)], before[&Card::numbered_recorder(4)]);
     assert_eq!(state(&station, &Card::numbered_recorder(4), "StartedAt"), untouched);
 
     // Crashes again and again: Podman's own try is spent each time, and the time between ours grows.
     let crash = |code: &str| {
         end(4, code);
-        controller.wait_log(&format!("the Recorder of 0869-0389-SER0004 ended with code {code}; Podman has started it again"), SOON);
+        controller.wait_log(&format!("the Recorder of 0869-0389-SER0004 ended with code {code}; Podman restarted it"), SOON);
         end(4, code);
     };
     for (code, line) in [
@@ -141,7 +141,7 @@ fn a_recorder_that_takes_too_much_memory_is_killed_alone_and_comes_back() {
 /// Waits until a start was tried in vain for so long that doubling pauses would be longer than [`AGAIN`].
 fn in_vain(controller: &Controller, line: &str) {
     let line = controller.wait_log(line, SOON);
-    assert!(line.contains("tried again every 2 s"), "{line}");
+    assert!(line.contains("retried every 2 s"), "{line}");
     let tries = || controller.count_log("Z after 0 failures");
     let begun = tries();
     eventually(Duration::from_secs(30), "five tries", || (tries() >= begun + 4).then_some(()));
