@@ -1,9 +1,9 @@
 //! The main loop: wait, observe, record, act, report.
 //!
-//! It owns all state and never blocks on anything but its own tick: sound cards, PostgreSQL and Podman answer through
-//! events from their threads, and each action runs on a thread of its own. What each of them answered last is kept in the
-//! states of `hardware`, `database` and `containers`; decisions are made in `decide`, and what cannot be known is handed
-//! to it as unknown.
+//! The loop owns all state and blocks only until its next tick or event. Sound cards, PostgreSQL and Podman are read by
+//! other threads, which send events, and each action runs on its own thread. The last state of each source is kept in
+//! `hardware`, `database` and `containers`. All decisions are made in `decide`; what cannot be read is passed to it as
+//! unknown.
 
 mod act;
 
@@ -35,12 +35,12 @@ use crate::redis::nudge::{self, Nudges};
 use crate::redis::publisher::Publisher;
 use crate::report::Known;
 
-/// The loop shows that it moves at least this often, whatever the settings.
-const LONGEST_SLEEP: Duration = Duration::from_secs(20);
-/// For the last heartbeat.
-const FAREWELL: Duration = Duration::from_millis(300);
-/// What the end of the process takes of the time for a shutdown, the last heartbeat included.
-const MARGIN: Duration = Duration::from_millis(600);
+/// Maximum time between two iterations, independent of the settings: each one resets the watchdog.
+const MAX_SLEEP: Duration = Duration::from_secs(20);
+/// Time limit for the last heartbeat.
+const LAST_HEARTBEAT: Duration = Duration::from_millis(300);
+/// Part of the shutdown time that is reserved for the end of the process, including the last heartbeat.
+const EXIT_MARGIN: Duration = Duration::from_millis(600);
 
 /// All state of the program.
 pub struct Controller {
@@ -48,7 +48,7 @@ pub struct Controller {
     inbox: Receiver<Event>,
     next_tick: Instant,
     nudges: Nudges,
-    /// Until when a shutdown may take, once it was asked for.
+    /// Deadline of the shutdown, once it began.
     shutdown: Option<Instant>,
     leadership: Leadership,
 
@@ -70,7 +70,7 @@ impl Controller {
     /// Starts the threads for nudges, PostgreSQL and Podman; the first tick is due at once.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If a thread cannot be started.
     pub fn new(
         config: Config,
         (events, inbox): (&SyncSender<Event>, Receiver<Event>),
@@ -80,7 +80,7 @@ impl Controller {
     ) -> io::Result<Self> {
         let sender = events.clone();
         lock::contend(&config.workspace_local, &config.recorder.owner, move |standing| drop(sender.send(Event::Lock(standing))))?;
-        // Before all else that asks, so that it listens before the first cycle ends.
+        // Before the other threads, so that it is subscribed before the first cycle ends.
         let nudges = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
         Ok(Self {
@@ -104,7 +104,7 @@ impl Controller {
         })
     }
 
-    /// Runs until a termination signal is done with.
+    /// Runs until the shutdown after a termination signal is complete.
     pub fn run(mut self) {
         loop {
             let now = Instant::now();
@@ -128,10 +128,10 @@ impl Controller {
         }
         self.logs.stop();
         let (facts, meta) = (self.known().facts(), self.known().meta());
-        self.heartbeat.finish(&facts, meta, Instant::now() + FAREWELL);
+        self.heartbeat.finish(&facts, meta, Instant::now() + LAST_HEARTBEAT);
     }
 
-    /// Reads the hardware, and asks PostgreSQL and Podman for their state.
+    /// Reads the hardware, and requests the state of PostgreSQL and Podman.
     fn observe(&mut self) {
         let now = Instant::now();
         self.next_tick = now + self.config.interval;
@@ -141,18 +141,18 @@ impl Controller {
         }
         let changes = self.hardware.poll(self.database.registry.as_ref(), now);
         let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
-        self.note_plugged(&changes.unwrap_or_default());
+        self.note_connections(&changes.unwrap_or_default());
         self.hardware.refresh_pcms(self.recorders.running().map(|(device, _)| device), self.database.registry.as_ref(), now);
         self.database.ask(&self.hardware.presences, hardware, now);
         self.containers.request_if_stale(&self.actions, now);
     }
 
-    /// Sleeps until there is something to do, and handles every event that is there.
+    /// Sleeps until an event or a deadline, and handles all events in the queue.
     fn wait(&mut self) {
         let heartbeat = self.leadership.deadline().unwrap_or_else(|| self.heartbeat.due());
         let deadlines = [Some(self.next_tick), Some(heartbeat), self.nudges.due(), self.containers.due, self.shutdown];
         let until = deadlines.into_iter().flatten().min().unwrap_or(self.next_tick);
-        let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()).min(LONGEST_SLEEP));
+        let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()).min(MAX_SLEEP));
         while let Ok(next) = event {
             self.handle(next);
             event = self.inbox.try_recv().map_err(|_| RecvTimeoutError::Timeout);
@@ -167,8 +167,8 @@ impl Controller {
             Event::Changed => self.containers.changed(&self.actions),
             Event::Hardware { generation, scan } => {
                 if let Some(changes) = self.hardware.answered(generation, scan, self.database.registry.as_ref()) {
-                    self.note_plugged(&changes);
-                    // What was found is written in this very tick.
+                    self.note_connections(&changes);
+                    // The changes are written in the same tick.
                     self.database.hardware_scanned();
                 }
             }
@@ -176,7 +176,8 @@ impl Controller {
             Event::Containers { sequence, containers, engine } => {
                 self.containers.answered(sequence, containers, engine, &self.actions);
                 if let Ok(containers) = self.containers.containers() {
-                    // A log is read from its beginning whenever that begins, and a crowd of starts has no time for it.
+                    // A log is read from its beginning, even if following begins later, so that many starts are not
+                    // delayed.
                     if !self.actions.are_many() && self.leadership.may_act(Instant::now()) {
                         self.logs.update(containers);
                     }
@@ -188,7 +189,7 @@ impl Controller {
         }
     }
 
-    /// Notes who holds the lock. A takeover acts at once, from a fresh list.
+    /// Handles a result about the lock. After a takeover the next tick is due at once, with a new list.
     fn note_standing(&mut self, standing: Standing) {
         match &standing {
             Standing::Unknown(_) => warn!("{standing}"),
@@ -206,19 +207,19 @@ impl Controller {
         self.containers.request(&self.actions);
     }
 
-    /// Microphones that came or went are plugged in anew, whatever failed with them before.
-    fn note_plugged(&mut self, changes: &Changes) {
+    /// Resets the failures of microphones that were connected or disconnected.
+    fn note_connections(&mut self, changes: &Changes) {
         for (id, _) in changes.iter().filter(|(_, change)| matches!(change, Transition::Appeared | Transition::Left)) {
             self.recorders.reconnected(id);
         }
     }
 
-    /// Writes to the database what the hardware shows differently.
+    /// Writes changes of the hardware to the database.
     fn record(&mut self) {
-        // The first answer of the database says which microphone is which.
+        // The first rows of the database identify microphones that were detected before.
         if let Some(registry) = &self.database.registry {
             let changes = self.hardware.identify_earlier(registry);
-            self.note_plugged(&changes);
+            self.note_connections(&changes);
         }
         if self.hardware.state.is_ok() && self.shutdown.is_none() {
             self.database.record(&self.hardware.presences);
@@ -228,16 +229,16 @@ impl Controller {
     fn begin_shutdown(&mut self) {
         if self.config.shutdown == Shutdown::Keep || !self.leadership.may_act(Instant::now()) {
             self.config.shutdown = Shutdown::Keep;
-            info!("stopping; Recorders run on");
+            info!("stopping; Recorders continue to run");
             self.shutdown = Some(Instant::now());
         } else {
             info!("stopping all Recorders");
-            let deadline = Instant::now() + self.config.shutdown_timeout.saturating_sub(MARGIN);
+            let deadline = Instant::now() + self.config.shutdown_timeout.saturating_sub(EXIT_MARGIN);
             self.shutdown = Some(deadline);
 
             self.recorders.stopping();
             self.actions.stop_starting(deadline);
-            // Whether any is left, a fresh list says.
+            // Only a new list shows whether any container remains.
             self.containers.forget();
             self.config.interval = self.config.interval.min(Duration::from_secs(1));
             self.next_tick = Instant::now();
@@ -251,26 +252,26 @@ impl Controller {
         }
         if Instant::now() >= deadline {
             match &self.containers.state {
-                Ok(()) => error!("not all Recorders could be stopped in time; Podman goes on with it"),
-                Err(why) => error!("Recorders may run on, as containers are unknown: {why}"),
+                Ok(()) => error!("not all Recorders stopped in time; Podman continues to stop them"),
+                Err(why) => error!("Recorders may still run, as containers are unknown: {why}"),
             }
             return true;
         }
         if !self.actions.is_empty() || self.containers.is_under_way() {
             return false;
         }
-        // Unknown containers may be running ones: Podman is asked again at each tick until the deadline.
+        // While the containers are unknown, some may run: a list is requested at each tick until the deadline.
         self.containers.list.as_ref().is_some_and(|list| list.containers.is_empty() && !self.actions.are_ahead_of(list.sequence))
     }
 
-    /// Shows what is known, and sends the heartbeat when its time has come.
+    /// Updates the health components, and sends the heartbeat when it is due.
     fn report(&mut self) {
         self.heartbeat.beat();
         let now = Instant::now();
         let facts = self.known().facts();
-        // Half a tick early is better than another wake-up.
+        // Sent up to half a tick early, to avoid another wake-up.
         let is_due = now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.heartbeat.due();
-        // Until it is known who leads, nobody may take this one for the leader.
+        // Not before it is known who leads: the heartbeat would present this Controller as the leader.
         if is_due && (self.leadership.is_standby() || self.leadership.may_act(now)) {
             let meta = self.known().meta();
             self.heartbeat.report(&facts, meta, now);

@@ -1,6 +1,6 @@
-//! Whatever can wake the main loop.
+//! The events that wake the main loop.
 //!
-//! The threads import this file, and it imports none of them: it carries values only.
+//! Threads import this file, and it imports none of them: an event only carries values.
 
 use std::time::Duration;
 
@@ -10,38 +10,38 @@ use crate::decide::leadership::Standing;
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
 
-/// A reason to wake the main loop.
+/// An event for the main loop.
 #[derive(Debug)]
 pub enum Event {
     /// A termination signal.
     Terminate,
-    /// Somebody wants to see state and last decisions in the log.
+    /// A request to write the state and the last decisions to the log (SIGUSR1).
     Dump,
-    /// Somebody wants a cycle at once.
+    /// A request for an immediate cycle.
     Nudge,
-    /// Podman says that something happened to a container of ours, or that it can no longer say so.
+    /// One of our containers changed, or Podman's event stream was opened or ended.
     Changed,
-    /// What a look at the sound cards found, or why nothing.
+    /// The result of a scan of the sound cards, or why it failed.
     Hardware {
-        /// Which thread's it is.
+        /// Number of the thread that sent it.
         generation: u64,
-        /// All cards.
+        /// The scan.
         scan: Result<Scan, Unknown>,
     },
-    /// The database's answer, or why there is none.
+    /// The rows of the database, or why they cannot be read.
     Rows {
-        /// Which thread's it is.
+        /// Number of the thread that sent it.
         generation: u64,
-        /// The desired state.
+        /// The rows.
         rows: Result<Vec<Row>, String>,
     },
-    /// Podman's answer, or why there is none.
+    /// A list of containers, or why it failed.
     Containers {
-        /// Which request's it is.
+        /// Number of the request.
         sequence: u64,
-        /// All containers of ours.
+        /// All our containers.
         containers: Result<Vec<Container>, String>,
-        /// What engine it is.
+        /// Podman's properties, if they are known.
         engine: Option<Engine>,
     },
     /// Who holds the lock of this owner.
@@ -50,9 +50,9 @@ pub enum Event {
     Done {
         /// The action.
         action: Box<Action>,
-        /// What came of it, or why it failed.
+        /// Its result, or why it failed.
         result: Result<Done, Failure>,
-        /// How long it took.
+        /// Its duration.
         took: Duration,
     },
 }

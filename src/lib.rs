@@ -1,4 +1,4 @@
-//! The Controller of a Silvasonic station: finds USB microphones and keeps a Recorder container running for each.
+//! The Controller of a Silvasonic station: detects USB microphones and keeps a Recorder container running for each.
 //!
 //! # Map
 //!
@@ -16,18 +16,18 @@
 //!
 //! | folder         | outside party                      | holds                                                        |
 //! | -------------- | ---------------------------------- | ------------------------------------------------------------ |
-//! | [`decide`]     | none                               | every decision, and the values that the other folders share   |
+//! | [`decide`]     | none                               | every decision, and the types that the other folders share    |
 //! | [`hardware`]   | `/proc/asound`, sysfs              | scans, microphones online or offline, proof of capture         |
 //! | [`database`]   | PostgreSQL                         | connection, statements, seeding, the last answer               |
 //! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd                  |
-//! | [`containers`] | the Recorder containers            | list, events, liveness, actions, and the only code that changes them |
+//! | [`containers`] | the Recorder containers            | list, events, liveness, actions; the only code that changes them |
 //! | [`logs`]       | container logs                     | follow, cursor, lines                                          |
 //! | [`redis`]      | Redis                              | publisher, nudges                                              |
 //! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, notification, host metrics             |
 //! | [`cli`]        | a terminal                         | one file a command                                             |
 //!
-//! An arrow between folders never has a counterpart: `main` uses `controller`, that uses the folders, and they use
-//! [`event`], [`decide`] and the small files at the top. The test `layers` holds these rules against the source.
+//! Dependencies have one direction: `main` uses `controller`, which uses the folders, and they use [`event`],
+//! [`decide`] and the small files at the top. No two folders use each other. The test `layers` checks these rules.
 //!
 //! # Threads
 //!
@@ -38,27 +38,28 @@
 //! | name        | stack   | waits for                                   | bound of the wait                     | ends                              |
 //! | ----------- | ------- | ------------------------------------------- | ------------------------------------- | --------------------------------- |
 //! | `main`      | system  | events, the next tick                       | 1 s, 20 s at most                     | after a shutdown                  |
-//! | `poll`      | 256 KiB | signals, health clients                     | none needed: it serves whoever comes  | with the process                  |
+//! | `poll`      | 256 KiB | signals, health clients                     | none: it waits for the next client    | with the process                  |
 //! | `probe`     | 256 KiB | the next read of a card, a PCM or the disk  | 250 ms or 2 s a read, then left behind | with the process, or after a late read |
 //! | `database`  | 256 KiB | the next request; PostgreSQL                | 5 s a statement, then abandoned       | with the process, or when abandoned |
 //! | `podman`    | 256 KiB | the next request; Podman                    | 5 s a list                            | with the process                  |
-//! | `events`    | 256 KiB | Podman's event stream                       | none: a hint may come at any time     | with the process                  |
+//! | `events`    | 256 KiB | Podman's event stream                       | none: an event can come at any time   | with the process                  |
 //! | `publisher` | 256 KiB | heartbeats and lines; Redis                 | 2 s a reply                           | after the last heartbeat          |
 //! | `nudge`     | 128 KiB | a nudge from Redis                          | keepalive probes                      | with the process                  |
 //!
 //! <!-- /threads -->
 //!
-//! Short-lived ones: `action` (one a change of containers, bounded by its calls' deadlines), `log-…` (one a followed log),
-//! `engine` (asks Podman once what it is) and `bcrypt` (hashes or verifies the admin's password once).
+//! Short-lived ones: `action` (one for each change of containers, bounded by the deadlines of its calls), `log-…` (one
+//! for each followed log), `engine` (reads the properties of Podman once) and `bcrypt` (hashes or verifies the admin's
+//! password once).
 //!
 //! # Invariants
 //!
-//! - Unknown is not empty: what could not be read is an error or `None`, and never leads to a stop, a rename or an
+//! - Unknown is not empty: what cannot be read is an error or `None`, and never causes a stop, a rename or the state
 //!   "offline".
-//! - Only containers with our owner label and `service=recorder` are touched.
-//! - Decisions are made from the whole state, never from what changed; an empty plan means that nothing is left to do.
-//! - Podman's events are hints: what is done is planned from a list of containers that is fresh.
-//! - The main loop waits for nothing but its own tick and events; what can block has a thread and a deadline.
+//! - Only containers with our owner label and `service=recorder` are changed.
+//! - Decisions are made from the whole state, never from a change; an empty plan means that nothing is left to do.
+//! - Podman's events only trigger a list: actions are planned from a recent list of containers.
+//! - The main loop waits only for its next tick and for events; a call that can block has a thread and a deadline.
 
 pub mod builtin;
 pub mod cache;

@@ -1,4 +1,5 @@
-//! What the main loop knows, as it is shown: facts for health checks, the heartbeat's `meta`, and a dump for the log.
+//! Reports on the state of the main loop: components of health checks, `meta` of the heartbeat, and a dump for the log.
+//! They only read the state.
 
 use std::collections::BTreeMap;
 
@@ -19,30 +20,30 @@ use crate::health::heartbeat::Facts;
 use crate::history::History;
 use crate::text::shown;
 
-/// The loop's state.
+/// The state of the main loop.
 pub struct Known<'a> {
-    /// Which microphones are there.
+    /// The connected microphones.
     pub hardware: &'a HardwareState,
-    /// What should be recorded.
+    /// The rows of the database.
     pub database: &'a DatabaseState,
-    /// What runs.
+    /// The containers.
     pub containers: &'a ContainersState,
-    /// What is being done.
+    /// The actions under way.
     pub actions: &'a Actions,
-    /// What became of earlier Recorders.
+    /// The history of the Recorders.
     pub recorders: &'a Recorders,
     /// The last decisions.
     pub history: &'a History,
-    /// Specs that were made.
+    /// The specs.
     pub specs: &'a mut SpecCache,
     /// Which Controller leads.
     pub leadership: &'a Leadership,
-    /// Whether a shutdown was asked for.
+    /// Whether a shutdown began.
     pub is_stopping: bool,
 }
 
 impl Known<'_> {
-    /// Why each microphone is recorded or not; none while the database never answered.
+    /// Why each microphone is recorded or not; empty until the database has responded for the first time.
     fn reasons(&mut self) -> BTreeMap<String, Reason> {
         let Some(registry) = &self.database.registry else { return BTreeMap::new() };
         let presences = &self.hardware.presences;
@@ -51,7 +52,7 @@ impl Known<'_> {
         reasons(&ReasonInput { registry, presences, desired: &desired, holds: &holds, containers })
     }
 
-    /// What the heartbeat says of each microphone: its reason and the proof of capture; and how Recorders ended.
+    /// `meta` of the heartbeat: the reason and the proof of capture of each microphone, and how Recorders ended.
     pub fn meta(&mut self) -> Map<String, Value> {
         let reasons = self.reasons();
         let entry = |(id, reason): (String, Reason)| {
@@ -64,7 +65,7 @@ impl Known<'_> {
         by_insertion([("devices".to_owned(), devices.into())].into_iter().chain(ends))
     }
 
-    /// The components of health checks, and what the station does.
+    /// The components of health checks, and the activity of the station.
     #[must_use]
     pub fn facts(&self) -> Facts {
         let connected = |state: &Result<(), String>| state.clone().map(|()| "connected".to_owned());
@@ -89,9 +90,9 @@ impl Known<'_> {
         }
     }
 
-    /// The state, a line each.
+    /// The lines of a dump.
     pub fn dump(&mut self) -> Vec<String> {
-        let text = |state: &Result<(), String>| state.clone().map_or_else(|why| why, |()| "fine".to_owned());
+        let text = |state: &Result<(), String>| state.clone().map_or_else(|why| why, |()| "ok".to_owned());
         let states = [&self.hardware.state, &self.database.state, &self.containers.state].map(text);
         let mut lines = vec![format!("hardware {}; database {}; podman {}", states[0], states[1], states[2]), self.containers.summary()];
         for (id, reason) in self.reasons() {

@@ -142,7 +142,7 @@ fn sigusr1_writes_state_and_last_decisions_to_the_log() {
     eventually(SOON, "a list with it", || (meta(&station)["0869-0389-034F6A21"]["recording"] == true).then_some(()));
     controller.signal(Signal::USR1);
     controller.wait_log("dump: end", SOON);
-    controller.wait_log("dump: hardware fine; database fine; podman fine", SOON);
+    controller.wait_log("dump: hardware ok; database ok; podman ok", SOON);
     controller.wait_log("dump: microphone 0869-0389-034F6A21: recording since", SOON);
     controller.wait_log(&format!("Z {ULTRAMIC} started in"), SOON);
     controller.signal(Signal::USR1);
