@@ -176,8 +176,8 @@ impl Controller {
             Event::Containers { sequence, containers, engine } => {
                 self.containers.answered(sequence, containers, engine, &self.actions);
                 if let Ok(containers) = self.containers.containers() {
-                    // A log is read from its beginning, even if following begins later, so that many starts are not
-                    // delayed.
+                    // While many actions are under way, following a log would delay them. It can begin later, as a log
+                    // is read from its beginning.
                     if !self.actions.are_many() && self.leadership.may_act(Instant::now()) {
                         self.logs.update(containers);
                     }

@@ -1,8 +1,8 @@
 //! The `events` thread: follows Podman's events about our containers.
 //!
 //! An event only triggers a request for a list; every decision is made from a list. While the stream is open, the main
-//! loop requests lists less often than at each tick. The begin and the end of a stream trigger a list, too, as changes
-//! may have been missed.
+//! loop requests lists less often than at each tick. The beginning and the end of a stream trigger a list, too, as
+//! changes may have been missed.
 //!
 //! With the events file (no systemd), Podman checks for new events four times a second. Podman 4.3 reports errors
 //! inside an answer with status 200; any line that is not an event ends the stream. Without a stream, lists alone are

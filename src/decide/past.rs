@@ -1,4 +1,4 @@
-//! The earlier events that a plan depends on and that no list of containers shows.
+//! The earlier events on which a plan depends and which no list of containers shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

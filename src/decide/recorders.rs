@@ -331,7 +331,7 @@ impl Recorders {
         notes
     }
 
-    /// Records the begin of an action.
+    /// Records that an action begins.
     pub fn begun(&mut self, action: &Action) {
         self.past.stopped.extend(action.ends().map(|container| container.id.clone()));
         let ends = |id: &String| action.ends().any(|container| &container.id == id);
