@@ -270,6 +270,8 @@ impl Recorders {
             let run = (container.started, container.pid);
             let ended = match self.past.runs.get(&container.id) {
                 Some(runs) if runs.current == run => continue,
+                // An action of ours ended that run, and has started another one.
+                Some(_) if self.past.stopped.contains(&container.id) => None,
                 Some(runs) => match exit(&container.id) {
                     Some(how) => {
                         restarted.push((container, how));
@@ -511,6 +513,17 @@ mod tests {
         assert_eq!(reported(&mut scene, [2, 4]), "b 8");
         scene.containers[0].id = "another".to_owned();
         assert_eq!(reported(&mut scene, [5, 4]), "");
+    }
+
+    #[test]
+    fn a_predecessor_that_an_action_started_again_did_not_end_by_itself() {
+        let mut scene = scene("a:run", "a:running");
+        let mut recorders = Recorders::default();
+        scene.containers[0].started = 1;
+        recorders.restarts(&scene.containers, |_| Some(0), scene.now);
+        recorders.past.stopped.insert("c0".to_owned());
+        scene.containers[0].started = 2;
+        assert!(recorders.restarts(&scene.containers, |_| Some(0), scene.now).is_empty());
     }
 
     #[test]
