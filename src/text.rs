@@ -10,7 +10,7 @@ pub const NOT_YET: &str = "not known yet";
 /// Maximum length of foreign text in a log line, in characters.
 const LIMIT: usize = 200;
 
-/// `text` on one line, shortened, with control characters escaped.
+/// `text` on one line, shortened, with invisible characters escaped.
 ///
 /// A USB string, a database row or an API response can contain any text, but a log line must stay one line.
 #[must_use]
@@ -18,7 +18,7 @@ pub fn shown(text: &str) -> Shown<'_> {
     Shown { text, limit: LIMIT }
 }
 
-/// `text` on one line, not shortened, with control characters escaped.
+/// `text` on one line, not shortened, with invisible characters escaped.
 #[must_use]
 pub fn escaped(text: &str) -> Shown<'_> {
     Shown { text, limit: usize::MAX }
@@ -39,8 +39,7 @@ impl fmt::Display for Shown<'_> {
                 line.push_str(&format!("… ({} bytes)", self.text.len()));
                 break;
             }
-            // Bidirectional controls can change the order in which a line is displayed.
-            if c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            if is_invisible(c) {
                 line.extend(c.escape_default());
             } else {
                 line.push(c);
@@ -48,6 +47,19 @@ impl fmt::Display for Shown<'_> {
         }
         f.pad(&line)
     }
+}
+
+/// Whether a character has no shape of its own: control and format characters, line and paragraph separators, and tags
+/// (Unicode 16: Cc, Cf, Zl, Zp). They move a terminal's cursor, change the order in which a line is displayed, or make
+/// two different texts look alike.
+#[must_use]
+pub fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+            | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Rows as lines with aligned columns.
@@ -82,6 +94,19 @@ mod tests {
             prop_assert!(!line.chars().any(char::is_control), "{line:?}");
             // An escaped character has at most ten characters.
             prop_assert!(line.chars().count() <= LIMIT * 10 + 40, "{} characters", line.chars().count());
+        }
+
+        // The categories come from the Unicode tables of the crate regex-syntax.
+        #[test]
+        fn no_control_or_format_character_is_shown(text in r"[a\p{Cc}\p{Cf}\p{Zl}\p{Zp}\x{e0000}-\x{e007f}]{0,20}") {
+            for line in [shown(&text).to_string(), escaped(&text).to_string()] {
+                prop_assert!(line.chars().all(|c| c.is_ascii_graphic()), "{text:?} is shown as {line:?}");
+            }
+        }
+
+        #[test]
+        fn letters_marks_and_symbols_are_shown_as_they_are(text in r"[\p{L}\p{M}\p{N}\p{P}\p{S}]{0,20}") {
+            prop_assert_eq!(shown(&text).to_string(), text);
         }
     }
 

@@ -261,11 +261,37 @@ fn to_text(rows: &[TableRow], notes: &[String]) -> String {
             row.profile.as_ref().map_or_else(|| "-".to_owned(), |profile| shown(profile).to_string()),
             if scores.is_empty() { "-".to_owned() } else { scores.join(", ") },
             row.enrollment.clone(),
-            pcm.to_owned(),
-            row.reason.clone(),
+            shown(pcm).to_string(),
+            shown(&row.reason).to_string(),
         ]);
     }
     let mut text = if rows.is_empty() { "no microphone is known or connected\n".to_owned() } else { table(&cells) };
     notes.iter().for_each(|note| text.extend([note, "\n"]));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_stays_on_the_line_of_its_microphone() {
+        let hostile = "a\n0869-0389-2\u{1b}[2J\u{61c}";
+        let row = TableRow {
+            id: hostile.to_owned(),
+            name: hostile.to_owned(),
+            port: Some(hostile.to_owned()),
+            card: None,
+            profile: Some(hostile.to_owned()),
+            scores: vec![(hostile.to_owned(), 50)],
+            enrollment: "pending".to_owned(),
+            recording: Some(false),
+            // these two may come from a heartbeat in Redis
+            reason: hostile.to_owned(),
+            capture: Some(json!({"state": hostile})),
+        };
+        let text = to_text(&[row], &[]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(!text.contains(['\u{1b}', '\u{61c}']), "{text:?}");
+    }
 }

@@ -61,11 +61,11 @@ impl ScanReport {
             let usb = microphone.usb.as_ref();
             rows.push([
                 microphone.card.to_string(),
-                id.clone(),
+                shown(id).to_string(),
                 usb.map_or("-", |usb| &usb.bus_path).to_owned(),
                 shown(&microphone.name).to_string(),
                 usb.map_or_else(|| "-".to_owned(), |usb| format!("{}:{}", usb.vendor, usb.product)),
-                usb.and_then(|usb| usb.serial.as_deref()).unwrap_or("-").to_owned(),
+                shown(usb.and_then(|usb| usb.serial.as_deref()).unwrap_or("-")).to_string(),
                 match best_match {
                     Match::None => "none".to_owned(),
                     Match::One { slug, score } => format!("{slug} ({score})"),
