@@ -7,11 +7,14 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::Value;
 use silvasonic_controller::decide::profile::Profile;
 use silvasonic_controller::hardware::sysfs::parse_cards;
+use silvasonic_controller::json;
 use silvasonic_controller::logs::line::{Joiner, Origin, StampedText};
 use silvasonic_controller::podman::client::Podman;
 use silvasonic_controller::podman::frames::Frames;
+use silvasonic_controller::text::is_invisible;
 
 /// `/proc/asound/cards`: each card comes from a line that names it, and its words hold no line ends and no NUL.
 pub(crate) fn cards(data: &[u8]) {
@@ -39,7 +42,7 @@ pub(crate) fn frames(data: &[u8]) {
                 joiner.push(output, StampedText::parse(frame), |line| {
                     lines.push((line.bytes.to_vec(), line.cut));
                     let payload = origin.payload(line, SystemTime::UNIX_EPOCH);
-                    let value: serde_json::Value = serde_json::from_str(&payload).expect("a payload is JSON");
+                    let value: Value = serde_json::from_str(&payload).expect("a payload is JSON");
                     assert!(value["message"].is_string() && value["level"].is_string() && value["timestamp"].is_string(), "{payload}");
                 });
             };
@@ -85,6 +88,21 @@ pub(crate) fn answer(data: &[u8]) {
         assert!(containers.len() < 10_000);
     }
     assert!(begun.elapsed() < Duration::from_secs(11));
+}
+
+/// JSON of a log line or from Redis: what serde_json accepts has the same value on one line, and what only Python accepts
+/// becomes valid JSON.
+pub(crate) fn json(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let line = json::one_line(&text);
+    if let Ok(value) = json::from_str::<Value>(&text) {
+        assert_eq!(json::from_python::<Value>(&text).ok().as_ref(), Some(&value), "{text:?}");
+        assert_eq!(serde_json::from_str::<Value>(&line).ok().as_ref(), Some(&value), "{line:?}");
+    }
+    if json::from_python::<Value>(&text).is_ok() {
+        assert!(serde_json::from_str::<Value>(&line).is_ok() && !line.chars().any(is_invisible), "{line:?}");
+        assert_eq!(json::one_line(&line), line);
+    }
 }
 
 /// A profile file is refused or whole: what was read is read again from its own JSON.

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::decide::container::Engine;
 use crate::decide::registry::Row;
+use crate::json;
 use crate::text::fingerprint;
 
 /// A file, and the name of its format.
@@ -96,7 +97,7 @@ fn read<T: DeserializeOwned>(path: &Path, format: &str) -> Result<Option<T>, Str
     if sum.trim() != fingerprint(content) {
         return Err(in_file("the checksum does not match the content"));
     }
-    serde_json::from_str(content).map(Some).map_err(|error| in_file(&error.to_string()))
+    json::from_str(content).map(Some).map_err(|error| in_file(&error.to_string()))
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ pub mod fs;
 pub mod hardware;
 pub mod health;
 pub mod history;
+pub mod json;
 pub mod lock;
 pub mod logs;
 pub mod podman;

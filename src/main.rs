@@ -17,6 +17,7 @@ use silvasonic_controller::event::Event;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::heartbeat::Heartbeat;
 use silvasonic_controller::health::http;
+use silvasonic_controller::json::one_line;
 use silvasonic_controller::poll;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
@@ -75,7 +76,7 @@ fn scan(config: &Config, given: &Arguments) -> CommandResult {
     let scan = ScanReport::read(&config.host_root, &profiles, card)?;
     let text = match given.format() {
         _ if given.has("--profile") => scan.profile(&profiles)?,
-        Format::Json => format!("{}\n", scan.to_json()),
+        Format::Json => one_line(&scan.to_json().to_string()) + "\n",
         Format::Text => scan.table(),
     };
     Ok((true, text))

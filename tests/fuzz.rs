@@ -53,6 +53,13 @@ fn log_streams() {
     run(targets::frames, 10_000, &[line, b"\x01\0\0\0\0\0\0\x02ab\x01\0\0\0\0\0\0\x01\n", b"\x01\0\0\0\x7f\xff\xff\xff", b"\x03abc"]);
 }
 
+#[test]
+fn json() {
+    let python = br#"{"event": "\ud83d\ude00 \ud800", "rms": NaN, "peak": [-Infinity, 1e999], "x": {"\u202e": null}}"#;
+    let nested = ["[".repeat(31), "]".repeat(31)].concat();
+    run(targets::json, 40_000, &[python, "{\n\"a\":\t\"\u{2028}\u{e0041}\"}".as_bytes(), nested.as_bytes(), b"[1 2]", b"\"\\u12"]);
+}
+
 /// Removes the socket at the end, however that comes.
 struct Tidy;
 

@@ -163,7 +163,7 @@ fn no_layer_uses_one_that_uses_it() {
 fn decisions_use_decisions_and_plain_values_only() {
     let used: BTreeSet<(String, String)> =
         arrows(&sources()).into_iter().filter(|((from, _), _)| from == "decide").map(|((_, to), file)| (to, file)).collect();
-    let plain = ["text", "clock", "collect", "yaml"];
+    let plain = ["text", "clock", "collect", "json", "yaml"];
     let wrong: Vec<_> = used.iter().filter(|(to, _)| !plain.contains(&to.as_str())).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }
@@ -187,6 +187,14 @@ fn only_execute_changes_containers() {
 fn only_config_reads_the_environment() {
     let allowed = |path: &str| path == "config.rs" || path == "main.rs" || path == "bin/recorder.rs";
     assert_eq!(offenders(&sources(), &["env::var", "env::vars"], allowed), Vec::<String>::new());
+}
+
+#[test]
+fn foreign_json_is_limited_before_it_is_parsed() {
+    // The profile's defaults are constants of its own.
+    let allowed = |path: &str| path == "json.rs" || path == "decide/profile.rs";
+    let parsers = ["serde_json::from_str", "serde_json::from_slice", "serde_json::from_reader", "serde_json::Deserializer", "read_json"];
+    assert_eq!(offenders(&sources(), &parsers, allowed), Vec::<String>::new());
 }
 
 #[test]

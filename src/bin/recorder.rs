@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use silvasonic_controller::decide::profile::ProfileConfig;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::host::Meter;
+use silvasonic_controller::json::from_str;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::{Publisher, redacted};
 use silvasonic_controller::signals::{Signal, Signals};
@@ -190,12 +191,12 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<Strin
     };
     let device = check(0, "hw:N,M with two numbers", is_device);
     let profile = check(1, NAME, is_name);
-    let config = check(2, "JSON", |text| serde_json::from_str::<Value>(text).is_ok());
+    let config = check(2, "JSON", |text| from_str::<Value>(text).is_ok());
     let instance = check(3, NAME, is_name);
     let redis_url = check(4, "a Redis URL", |text| redis::Client::open(text).is_ok());
     let port = check(5, "a port number from 0 to 65535", |text| text.parse::<u16>().is_ok());
     let config = config.and_then(|text| {
-        let value = serde_json::from_str(&text).unwrap_or_default();
+        let value = from_str(&text).unwrap_or_default();
         let add_faults = |found: Vec<_>| faults.extend(found.iter().map(|fault| format!("SILVASONIC_RECORDER_CONFIG_JSON: {fault}")));
         ProfileConfig::from_json(&value).map_err(add_faults).ok()
     });

@@ -14,6 +14,7 @@ use crate::database::seed::Seeder;
 use crate::decide::container::Engine;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::hardware::sysfs;
+use crate::json::one_line;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
 use crate::redis::publisher::redacted;
@@ -280,5 +281,5 @@ fn to_json(findings: &[Finding]) -> String {
         let fix = Some(&finding.fix).filter(|fix| !fix.is_empty());
         json!({"subject": finding.subject, "verdict": finding.verdict.name(), "text": finding.text, "fix": fix})
     };
-    json!({"ok": is_passed(findings), "findings": findings.iter().map(one).collect::<Value>()}).to_string() + "\n"
+    one_line(&json!({"ok": is_passed(findings), "findings": findings.iter().map(one).collect::<Value>()}).to_string()) + "\n"
 }

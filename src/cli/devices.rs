@@ -27,6 +27,7 @@ use crate::decide::presence::Presences;
 use crate::decide::reason::{ReasonInput, online, reasons};
 use crate::decide::registry::{Enrollment, Registry};
 use crate::hardware::sysfs;
+use crate::json::{from_python, one_line};
 use crate::podman::client::Podman;
 use crate::redis::nudge;
 use crate::text::{shown, table};
@@ -57,7 +58,10 @@ struct TableRow {
 /// Why the database cannot be read, if there is no saved state either.
 pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
     let render = |rows: &[TableRow], notes: &[String]| match given.format() {
-        Format::Json => json!({"microphones": rows.iter().map(TableRow::to_json).collect::<Value>(), "notes": notes}).to_string() + "\n",
+        Format::Json => {
+            let all = json!({"microphones": rows.iter().map(TableRow::to_json).collect::<Value>(), "notes": notes});
+            one_line(&all.to_string()) + "\n"
+        }
         Format::Text => to_text(rows, notes),
     };
     if !given.has("--watch") {
@@ -223,7 +227,7 @@ fn heartbeat(config: &Config) -> Map<String, Value> {
     let read = || -> Option<Map<String, Value>> {
         let mut redis = connect(&config.redis_url).ok()?;
         let text: String = redis::cmd("GET").arg(HEARTBEAT_KEY).query(&mut redis).ok()?;
-        let heartbeat: Value = serde_json::from_str(&text).ok()?;
+        let heartbeat: Value = from_python(&text).ok()?;
         heartbeat["meta"]["devices"].as_object().cloned()
     };
     read().unwrap_or_default()

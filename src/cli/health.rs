@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::json;
 use crate::text::shown;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,7 +32,7 @@ pub fn show(port: u16) -> Result<(bool, String), String> {
     })?;
     let response = String::from_utf8_lossy(&response);
     let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
-    let health: Value = serde_json::from_str(body).unwrap_or_default();
+    let health: Value = json::from_str(body).unwrap_or_default();
     let components =
         health["components"].as_object().ok_or_else(|| format!("the program that responds on port {port} is not a Controller"))?;
     let mut lines = String::new();

@@ -1,7 +1,7 @@
 //! `silvasonic-controller logs`: shows the log lines of Recorders that are published on `silvasonic:logs`.
 //!
-//! One line for each event, coloured on a terminal. The lines come from other programs, so control characters are
-//! escaped. It only subscribes, and connects again after Redis was unavailable.
+//! One line for each event, coloured on a terminal. The lines come from other programs, so invisible characters
+//! are escaped. It only subscribes, and connects again after Redis was unavailable.
 
 use std::io::{self, IsTerminal, Write};
 use std::thread;
@@ -11,6 +11,7 @@ use redis::{Client, RedisError};
 use serde_json::Value;
 
 use crate::cli::arguments::{Format, Level, LogView};
+use crate::json;
 use crate::redis::publisher::redacted;
 use crate::text::escaped;
 
@@ -65,7 +66,7 @@ fn listen(client: &Client, view: &LogView, colour: Colour, is_reported: &mut boo
 
 /// The text for one published line; `None` if the user did not select it, or if it is not valid.
 fn render(payload: &str, view: &LogView, colour: Colour) -> Option<String> {
-    let event: Value = serde_json::from_str(payload).ok().filter(Value::is_object)?;
+    let event: Value = json::from_python(payload).ok().filter(Value::is_object)?;
     let text = |key: &str| event[key].as_str().unwrap_or_default();
     if view.device.as_deref().is_some_and(|device| device != text("instance_id")) {
         return None;
@@ -75,7 +76,7 @@ fn render(payload: &str, view: &LogView, colour: Colour) -> Option<String> {
         return None;
     }
     if view.format == Format::Json {
-        return Some(format!("{payload}\n"));
+        return Some(json::one_line(payload) + "\n");
     }
     let begin = match level {
         _ if colour == Colour::Off => "",
@@ -117,6 +118,15 @@ mod tests {
         assert_eq!(render(LINE, &view(None, None, Format::Text), Colour::Off).unwrap(), plain);
         assert!(render(LINE, &view(None, None, Format::Text), Colour::On).unwrap().starts_with("\x1b[33m2026"));
         assert_eq!(render(LINE, &view(None, None, Format::Json), Colour::On).unwrap(), format!("{LINE}\n"));
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_json_whoever_published_it() {
+        let forged = "{\"message\":\"a\u{2028}b\u{85}\",\n\"x\":NaN,\n{\"message\":\"forged\"}\n}";
+        assert!(render(forged, &view(None, None, Format::Json), Colour::Off).is_none());
+        let pretty = "{\n  \"message\": \"a\u{2028}b\u{85}\",\r\n\"x\":\nNaN, \"y\": \"\\ud800\"\n}\n";
+        let line = "{\"message\":\"a\\u2028b\\u0085\",\"x\":null,\"y\":\"\\ufffd\"}\n";
+        assert_eq!(render(pretty, &view(None, None, Format::Json), Colour::Off).unwrap(), line);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use crate::decide::container::Container;
 use crate::decide::spec::OWNER;
 use crate::event::Event;
+use crate::json;
 use crate::podman::client::Podman;
 use crate::text::shown;
 
@@ -194,7 +195,7 @@ struct Attributes {
 
 /// Parses a line; `None` if it is incomplete or not an event.
 fn parse(line: &[u8]) -> Option<EventLine> {
-    let event: EventLine = serde_json::from_slice(line).ok()?;
+    let event: EventLine = json::from_str(std::str::from_utf8(line).ok()?).ok()?;
     (line.ends_with(b"\n") && !event.action.is_empty()).then_some(event)
 }
 

@@ -20,6 +20,7 @@ use crate::collect::by_insertion;
 use crate::decide::device::{Microphone, belongs_to_profile, is_workspace_name, workspace_name};
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::{self, Match, ProfileConfig};
+use crate::json;
 use crate::text::shown;
 
 /// One row as it was read.
@@ -174,7 +175,7 @@ impl Registry {
                     Err(format!("expected a key of at most {KEY_LIMIT} bytes without control characters"))
                 }
                 None => Err("expected a row below 64 KiB".to_owned()),
-                Some(body) => serde_json::from_str::<Value>(body).map_err(|error| error.to_string()),
+                Some(body) => json::from_str::<Value>(body).map_err(|error| error.to_string()),
             };
             let fault = match row.kind.as_str() {
                 "device" => {

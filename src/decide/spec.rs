@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::collect::by_insertion;
 use crate::decide::container::{Engine, Version};
 use crate::decide::device::{Microphone, container_name};
+use crate::json;
 use crate::text::{fingerprint, shown};
 
 /// Namespace of all our labels.
@@ -300,7 +301,7 @@ fn config_differences(before: &str, after: &str) -> String {
     }
     let [before, after] = [before, after].map(|text| {
         let mut fields = BTreeMap::new();
-        flatten("", &serde_json::from_str(text).unwrap_or_default(), &mut fields);
+        flatten("", &json::from_str(text).unwrap_or_default(), &mut fields);
         fields
     });
     let names: BTreeSet<&str> = by_insertion(before.keys().chain(after.keys()).map(String::as_str));

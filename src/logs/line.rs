@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::clock;
+use crate::json;
 use crate::podman::frames::Output;
 
 /// Longest line that is forwarded whole.
@@ -169,14 +170,14 @@ struct Payload<'a> {
 impl Origin {
     /// The payload for one line. A line without a time stamp gets `now`.
     ///
-    /// A field of a JSON object that is not a string is written as JSON; `null` counts as absent.
+    /// JSON is read as Python writes it. A field of an object that is not a string is written as JSON; `null` counts as absent.
     #[must_use]
     pub fn payload(&self, line: Line<'_>, now: SystemTime) -> String {
         let bytes = line.bytes.strip_suffix(b"\r").unwrap_or(line.bytes);
         let text = String::from_utf8_lossy(bytes);
         let time = line.second.map_or(now, |second| UNIX_EPOCH + Duration::from_secs(second));
         let mut fields: Option<Map<String, Value>> =
-            if !line.cut && text.trim_ascii_start().starts_with('{') { serde_json::from_str(&text).ok() } else { None };
+            if !line.cut && text.trim_ascii_start().starts_with('{') { json::from_python(&text).ok() } else { None };
         let structured = fields.is_some();
         let mut field = |name: &str| fields.as_mut().and_then(|fields| fields.remove(name)).and_then(into_text);
         let message = field("event").or_else(|| field("message"));
@@ -342,6 +343,16 @@ mod tests {
         for wrong in ["\"yesterday\"", "-1", "1e300", "[]", "\"NaN\""] {
             let json = payload(format!("{{\"event\":\"x\",\"timestamp\":{wrong}}}").as_bytes());
             assert_eq!(json["timestamp"], "2026-11-24T23:59:59.000000Z", "{wrong}");
+        }
+        for (line, level, message) in [
+            (r#"{"event":"loud","level":"warning","rms":NaN,"peak":[-Infinity,Infinity]}"#, "warning", "loud"),
+            (r#"{"event":"half \ud83d","level":"error","name":"\udc00"}"#, "error", "half \u{fffd}"),
+            (r#"{"event":NaN,"message":"m"}"#, "info", "m"),
+            (r#"{"rms":NaN}"#, "info", r#"{"rms":NaN}"#),
+            (r#"{"event":"x","rms":nan}"#, "raw", r#"{"event":"x","rms":nan}"#),
+        ] {
+            let json = payload(line.as_bytes());
+            assert_eq!((&json["level"], &json["message"]), (&level.into(), &message.into()), "{line}");
         }
         let deep = format!("{{\"event\":{}", "[".repeat(16_000));
         assert_eq!(payload(deep.as_bytes())["level"], "raw");

@@ -78,7 +78,7 @@ pub(super) fn request(
         cause: String,
         message: String,
     }
-    let error = serde_json::from_str(&text).unwrap_or(ErrorBody { cause: String::new(), message: text });
+    let error = crate::json::from_str(&text).unwrap_or(ErrorBody { cause: String::new(), message: text });
     Err(Error::Refused { status, cause: error.cause, message: shown(&error.message).to_string() })
 }
 
@@ -89,7 +89,7 @@ pub(super) fn text(mut answer: Response<Body>, limit: Duration) -> Result<String
 
 pub(super) fn json<T: DeserializeOwned>(answer: Response<Body>, limit: Duration) -> Result<T, Error> {
     let text = text(answer, limit)?;
-    serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("{error} in {}", shown(&text))))
+    crate::json::from_str(&text).map_err(|error| Error::Invalid(format!("{error} in {}", shown(&text))))
 }
 
 fn fault(error: ureq::Error, limit: Duration) -> Error {
