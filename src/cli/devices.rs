@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use redis::{Client, Connection, RedisError};
+use redis::RedisError;
 use serde_json::{Map, Value, json};
 
 use crate::cache;
@@ -29,10 +29,12 @@ use crate::decide::registry::{Enrollment, Registry};
 use crate::hardware::sysfs;
 use crate::json::{from_python, one_line};
 use crate::podman::client::Podman;
+use crate::redis::connection::{Connection, address};
 use crate::redis::nudge;
 use crate::text::{shown, table};
 
-const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Memory for a reply: a heartbeat takes about 1 KiB for each microphone.
+const REPLY_LIMIT: usize = 1 << 20;
 const HEARTBEAT_KEY: &str = "silvasonic:status:controller";
 /// Refresh interval of `--watch`.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -238,10 +240,7 @@ fn heartbeat(config: &Config) -> Map<String, Value> {
 /// # Errors
 /// Why Redis is unavailable.
 pub fn connect(url: &str) -> Result<Connection, RedisError> {
-    let connection = Client::open(url)?.get_connection_with_timeout(REDIS_TIMEOUT)?;
-    connection.set_read_timeout(Some(REDIS_TIMEOUT))?;
-    connection.set_write_timeout(Some(REDIS_TIMEOUT))?;
-    Ok(connection)
+    Connection::open(&address(url)?, REPLY_LIMIT)
 }
 
 impl TableRow {

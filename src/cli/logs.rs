@@ -7,16 +7,18 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::Duration;
 
-use redis::{Client, RedisError};
+use redis::{ConnectionInfo, RedisError};
 use serde_json::Value;
 
 use crate::cli::arguments::{Format, Level, LogView};
 use crate::json;
+use crate::redis::connection::{Subscription, address, describe};
 use crate::redis::publisher::redacted;
 use crate::text::escaped;
 
 const CHANNEL: &str = "silvasonic:logs";
-const CONNECT: Duration = Duration::from_secs(2);
+/// Memory for a message: a line of 16 KiB with its trace, all of it escaped.
+const MESSAGE_LIMIT: usize = 1 << 20;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Whether lines are coloured.
@@ -32,31 +34,30 @@ enum Colour {
 /// # Errors
 /// When standard output cannot be written to, or the URL is not valid.
 pub fn show(url: &str, view: &LogView) -> io::Result<()> {
-    let client = Client::open(url).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
+    let address = address(url).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
     let colour = if io::stdout().is_terminal() { Colour::On } else { Colour::Off };
-    let mut is_reported = false;
+    let mut reported = None;
     loop {
-        match listen(&client, view, colour, &mut is_reported) {
+        match listen(&address, view, colour, &mut reported) {
             Ok(result) => return result,
-            Err(error) if !is_reported => {
-                is_reported = true;
-                writeln!(io::stderr(), "cannot read log lines from {}: {error}; retrying every second", redacted(url))?;
+            Err(error) => {
+                let why = describe(&error);
+                if reported.as_ref() != Some(&why) {
+                    writeln!(io::stderr(), "cannot read log lines from {}: {why}; retrying every second", redacted(url))?;
+                    reported = Some(why);
+                }
             }
-            Err(_) => {}
         }
         thread::sleep(RETRY);
     }
 }
 
-/// Shows lines until writing (`Ok`) or reading (`Err`) ends. Clears `is_reported` when it is connected.
-fn listen(client: &Client, view: &LogView, colour: Colour, is_reported: &mut bool) -> Result<io::Result<()>, RedisError> {
-    let mut connection = client.get_connection_with_timeout(CONNECT)?;
-    let mut channel = connection.as_pubsub();
-    channel.subscribe(CHANNEL)?;
-    *is_reported = false;
+/// Shows lines until writing (`Ok`) or reading (`Err`) ends. Clears `reported` when it is subscribed.
+fn listen(address: &ConnectionInfo, view: &LogView, colour: Colour, reported: &mut Option<String>) -> Result<io::Result<()>, RedisError> {
+    let mut subscription = Subscription::open(address, CHANNEL, MESSAGE_LIMIT)?;
+    *reported = None;
     loop {
-        let message = channel.get_message()?;
-        let Some(line) = render(&String::from_utf8_lossy(message.get_payload_bytes()), view, colour) else { continue };
+        let Some(line) = render(&String::from_utf8_lossy(&subscription.receive()?), view, colour) else { continue };
         let mut output = io::stdout().lock();
         if let Err(error) = output.write_all(line.as_bytes()).and_then(|()| output.flush()) {
             return Ok(if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) });

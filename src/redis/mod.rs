@@ -1,4 +1,6 @@
 //! Redis: publishes heartbeats and log lines, and receives nudges.
 
+pub mod connection;
 pub mod nudge;
 pub mod publisher;
+pub mod reply;

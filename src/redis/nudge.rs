@@ -11,23 +11,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{Client, IntoConnectionInfo, RedisError};
+use redis::{ConnectionInfo, RedisError};
 
 use crate::event::Event;
+use crate::redis::connection::{Subscription, address, describe};
 use crate::redis::publisher::redacted;
-use crate::text::shown;
 
 pub(crate) const CHANNEL: &str = "silvasonic:nudge";
 pub(crate) const PAYLOAD: &[u8] = b"reconcile";
-const CONNECT: Duration = Duration::from_secs(2);
+/// Memory for a message; a longer one is no nudge.
+const MESSAGE_LIMIT: usize = 16 << 10;
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// A peer that vanished without closing the connection is given up after 60 s + 3 * 10 s.
-const PROBE_AFTER: Duration = Duration::from_secs(60);
-const PROBE_EVERY: Duration = Duration::from_secs(10);
-/// So many probes without an answer end the connection.
-const PROBES: u32 = 3;
+/// The end of a subscription that lasted this long is reported only if this many attempts to subscribe again fail.
+const LASTING: Duration = Duration::from_secs(5);
+const SILENT: u32 = 2;
 
 /// Time between two cycles for nudges that arrive without a pause: at first, and at most.
 const GAP: Duration = Duration::from_millis(50);
@@ -78,18 +76,15 @@ impl Nudges {
 /// The URL is invalid, or the thread cannot be started.
 pub fn start(url: &str, events: SyncSender<Event>) -> std::io::Result<Nudges> {
     let invalid = |error: RedisError| std::io::Error::new(std::io::ErrorKind::InvalidInput, error.to_string());
-    let keepalive = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(PROBES);
-    let address = url.into_connection_info().map_err(invalid)?;
-    let address = address.set_tcp_settings(TcpSettings::default().set_keepalive(keepalive));
-    let client = Client::open(address).map_err(invalid)?;
+    let address = address(url).map_err(invalid)?;
     let pending = Arc::<AtomicBool>::default();
-    let thread = NudgeThread { client, place: redacted(url), events, pending: Arc::clone(&pending) };
+    let thread = NudgeThread { address, place: redacted(url), events, pending: Arc::clone(&pending) };
     thread::Builder::new().name("nudge".to_owned()).stack_size(128 << 10).spawn(move || thread.run())?;
     Ok(Nudges { pending, waiting: false, next: Instant::now(), gap: GAP })
 }
 
 struct NudgeThread {
-    client: Client,
+    address: ConnectionInfo,
     place: String,
     events: SyncSender<Event>,
     pending: Arc<AtomicBool>,
@@ -99,20 +94,29 @@ impl NudgeThread {
     fn run(self) {
         let mut delay = RETRY;
         let mut unavailable_since: Option<Instant> = None;
+        // After so many more failures the fault is reported.
+        let mut silent: u32 = 0;
         loop {
-            let mut subscribed = |unavailable_since: &mut Option<Instant>| {
-                delay = RETRY;
+            let mut subscribed_at = None;
+            let mut subscribed = || {
+                subscribed_at = Some(Instant::now());
                 if let Some(since) = unavailable_since.take() {
                     info!("receiving nudges again after {} s", since.elapsed().as_secs());
                 }
             };
-            let Err(error) = self.listen(|| subscribed(&mut unavailable_since)) else { return };
-            if unavailable_since.is_none() {
+            let Err(error) = self.listen(&mut subscribed) else { return };
+            if subscribed_at.is_some_and(|begin| begin.elapsed() >= LASTING) {
+                // A server that restarts or closes an idle connection is available again within a second.
+                (delay, silent) = (RETRY, SILENT);
+                continue;
+            }
+            silent = silent.saturating_sub(1);
+            if silent == 0 && unavailable_since.is_none() {
                 unavailable_since = Some(Instant::now());
                 warn!(
                     "cannot receive nudges from {}: {}; changes take effect at the next tick; retrying every 1 to 30 s",
                     self.place,
-                    shown(&error.to_string())
+                    describe(&error)
                 );
             }
             thread::sleep(delay);
@@ -120,13 +124,9 @@ impl NudgeThread {
         }
     }
 
-    /// Listens until the connection is lost; `Ok` when the main loop has ended.
-    fn listen(&self, subscribed: impl FnOnce()) -> Result<(), RedisError> {
-        let mut connection = self.client.get_connection_with_timeout(CONNECT)?;
-        connection.set_read_timeout(Some(CONNECT))?;
-        let mut channel = connection.as_pubsub();
-        channel.subscribe(CHANNEL)?;
-        channel.set_read_timeout(None)?;
+    /// Listens until the subscription ends or is refused; `Ok` when the main loop has ended.
+    fn listen(&self, subscribed: &mut dyn FnMut()) -> Result<(), RedisError> {
+        let mut subscription = Subscription::open(&self.address, CHANNEL, MESSAGE_LIMIT)?;
         subscribed();
         // Nudges that were sent while nobody listened are lost, so the subscription itself counts as one.
         let mut nudged = true;
@@ -134,7 +134,7 @@ impl NudgeThread {
             if nudged && !self.pending.swap(true, Ordering::AcqRel) && self.events.send(Event::Nudge).is_err() {
                 return Ok(());
             }
-            nudged = channel.get_message()?.get_payload_bytes() == PAYLOAD;
+            nudged = subscription.receive()? == PAYLOAD;
         }
     }
 }

@@ -2,20 +2,27 @@
 //!
 //! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON.
 //!
+//! A server may close a connection that is idle. That is detected before something is sent, and a new connection is
+//! opened without a message. A server may also refuse one operation and accept others: a full one refuses SET only, and
+//! rights are given by command and channel. So each operation has a fault of its own, which lasts until that operation
+//! succeeds.
+//!
 //! Invariants: queueing never fails, and waits only while Redis is available and no longer than the caller allows. What
 //! cannot be sent is dropped and counted. A log line is sent at most once: after a broken connection it is unknown
 //! whether the line arrived, so it is not sent again. A heartbeat may be sent again, as it replaces the previous one.
 //! Memory is bounded by [`QUEUE_LINES`] and [`QUEUE_BYTES`]. With nothing to send, the thread sleeps without a timer.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use redis::{Client, Connection, Pipeline, RedisError, Value};
+use redis::{ConnectionInfo, Pipeline, RedisError, Value};
 
+use crate::redis::connection::{Connection, REPLY, address, describe};
 use crate::text::shown;
 
 /// The queue holds at most this many log lines …
@@ -24,9 +31,8 @@ pub const QUEUE_LINES: usize = 1024;
 pub const QUEUE_BYTES: usize = 1 << 20;
 /// Log lines that are sent in one batch.
 const BATCH: usize = 128;
-const CONNECT: Duration = Duration::from_secs(2);
-/// For each read and write, and for all replies to a batch.
-const REPLY: Duration = Duration::from_secs(2);
+/// Memory for a reply: a status, a number or an error.
+const REPLY_LIMIT: usize = 16 << 10;
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -59,8 +65,10 @@ struct Queue {
     waiting: VecDeque<u64>,
     next_ticket: u64,
     dropped: u64,
-    /// Why Redis is unavailable, or refused the last batch.
+    /// Why Redis is unavailable.
     fault: Option<String>,
+    /// Why Redis refused each operation the last time.
+    refused: [Option<String>; OPERATIONS.len()],
     /// Whether lines are dropped at once, as there is no connection.
     disconnected: bool,
     finishing: bool,
@@ -82,12 +90,53 @@ struct Batch {
     lines: Vec<String>,
 }
 
-/// Why a batch was not sent.
-enum SendError {
-    /// The connection is broken.
-    Lost(String),
-    /// Redis answered with an error.
-    Refused(String),
+/// What Redis may refuse, each for reasons of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Keep,
+    PublishStatus,
+    PublishLines,
+}
+
+const OPERATIONS: [Operation; 3] = [Operation::Keep, Operation::PublishStatus, Operation::PublishLines];
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => write!(f, "SET"),
+            Self::PublishStatus => write!(f, "PUBLISH to {STATUS}"),
+            Self::PublishLines => write!(f, "PUBLISH to {LOGS}"),
+        }
+    }
+}
+
+impl Operation {
+    /// What its refusal means.
+    fn effect(self) -> &'static str {
+        match self {
+            Self::Keep => "heartbeats are published, but not kept; retrying with each heartbeat",
+            Self::PublishStatus => "heartbeats are not published; retrying with each heartbeat",
+            Self::PublishLines => "log lines are dropped; retrying with each line",
+        }
+    }
+}
+
+/// How Redis answered a batch.
+#[derive(Default)]
+struct Outcome {
+    /// For each operation in the batch: done, or why it was refused.
+    results: [Option<Result<(), String>>; OPERATIONS.len()],
+    refused_lines: u64,
+}
+
+impl Outcome {
+    fn add(&mut self, operation: Operation, reply: Result<(), String>) {
+        self.refused_lines += u64::from(operation == Operation::PublishLines && reply.is_err());
+        let result = &mut self.results[operation as usize];
+        if !matches!(result, Some(Err(_))) {
+            *result = Some(reply);
+        }
+    }
 }
 
 impl Publisher {
@@ -99,7 +148,7 @@ impl Publisher {
     /// The URL is invalid (the text does not show its password), or the thread cannot be started.
     pub fn start(url: &str, instance: &str) -> io::Result<Self> {
         let invalid = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a Redis URL", redacted(url)));
-        let client = Client::open(url).map_err(invalid)?;
+        let address = address(url).map_err(invalid)?;
         let queue = Queue {
             heartbeat: None,
             lines: VecDeque::new(),
@@ -108,6 +157,7 @@ impl Publisher {
             next_ticket: 0,
             dropped: 0,
             fault: Some("not connected yet".to_owned()),
+            refused: Default::default(),
             disconnected: false,
             finishing: false,
             finished: false,
@@ -116,10 +166,11 @@ impl Publisher {
             Arc::new(PublisherShared { queue: Mutex::new(queue), filled: Condvar::new(), room: Condvar::new(), finished: Condvar::new() });
         let thread = PublisherThread {
             shared: Arc::clone(&shared),
-            client,
+            address,
             place: redacted(url),
             key: format!("{STATUS}:{instance}"),
             fault_since: None,
+            refused_since: [None; OPERATIONS.len()],
             drops_logged: None,
         };
         thread::Builder::new().name("publisher".to_owned()).stack_size(256 << 10).spawn(move || thread.run())?;
@@ -184,12 +235,12 @@ impl Publisher {
         }
     }
 
-    /// Whether Redis accepts data.
+    /// Whether Redis is available and accepts each kind of data.
     ///
     /// # Errors
-    /// The last fault, in one sentence.
+    /// The first fault, in one sentence.
     pub fn state(&self) -> Result<(), String> {
-        self.shared.queue().fault.clone().map_or(Ok(()), Err)
+        self.shared.queue().state()
     }
 
     /// Lets the thread send what is queued and a last heartbeat, then end. Returns whether that succeeded before
@@ -207,7 +258,7 @@ impl Publisher {
             }
             queue = self.shared.finished.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        queue.fault.is_none()
+        queue.state().is_ok()
     }
 }
 
@@ -254,6 +305,12 @@ impl PublisherShared {
 }
 
 impl Queue {
+    fn state(&self) -> Result<(), String> {
+        let refused = OPERATIONS.into_iter().zip(&self.refused);
+        let mut refused = refused.filter_map(|(operation, why)| why.as_ref().map(|why| format!("refused {operation}: {why}")));
+        self.fault.clone().or_else(|| refused.next()).map_or(Ok(()), Err)
+    }
+
     fn has_room_for(&self, line: &str) -> bool {
         self.lines.len() < QUEUE_LINES && self.bytes + line.len() <= QUEUE_BYTES
     }
@@ -275,12 +332,14 @@ impl Batch {
 /// What belongs to the thread alone.
 struct PublisherThread {
     shared: Arc<PublisherShared>,
-    client: Client,
+    address: ConnectionInfo,
     /// The URL without its secrets.
     place: String,
     key: String,
-    /// Since when a fault lasts; it was logged then.
+    /// Since when Redis is unavailable; it was logged then.
     fault_since: Option<Instant>,
+    /// Since when each operation is refused; it was logged then.
+    refused_since: [Option<Instant>; OPERATIONS.len()],
     /// When lines dropped for lack of room were last logged.
     drops_logged: Option<Instant>,
 }
@@ -289,8 +348,8 @@ impl PublisherThread {
     fn run(mut self) {
         let mut delay = RETRY;
         loop {
-            let why = match connect(&self.client) {
-                Ok(mut connection) => match self.serve(&mut connection, &mut delay) {
+            let why = match self.connect() {
+                Ok(connection) => match self.serve(connection, &mut delay) {
                     Some(why) => why,
                     None => break,
                 },
@@ -305,57 +364,77 @@ impl PublisherThread {
         self.shared.end();
     }
 
-    /// Sends until the connection is lost; returns why. `None` when all is sent and the thread must end.
-    fn serve(&mut self, connection: &mut Connection, delay: &mut Duration) -> Option<String> {
+    fn connect(&self) -> Result<Connection, RedisError> {
+        Connection::open(&self.address, REPLY_LIMIT)
+    }
+
+    /// Sends until Redis is unavailable; returns why. `None` when all is sent and the thread must end.
+    fn serve(&mut self, mut connection: Connection, delay: &mut Duration) -> Option<String> {
         // The first batch may be empty: it is then a ping, so that "connected" always rests on an answer of Redis.
         let mut batch = self.shared.queue().take();
         self.shared.room.notify_all();
         loop {
-            match send(connection, &self.key, &batch) {
-                Ok(()) => {
+            match send(&mut connection, &self.key, &batch) {
+                Ok(outcome) => {
                     *delay = RETRY;
+                    self.shared.queue().dropped += outcome.refused_lines;
                     self.available();
+                    OPERATIONS.into_iter().zip(outcome.results).for_each(|(operation, result)| self.answered(operation, result));
                 }
-                Err(SendError::Refused(why)) => {
-                    self.shared.queue().dropped += batch.lines.len() as u64;
-                    self.refused(&why);
-                }
-                Err(SendError::Lost(why)) => {
-                    let mut queue = self.shared.queue();
-                    queue.dropped += batch.lines.len() as u64;
-                    if queue.heartbeat.is_none() {
-                        queue.heartbeat = batch.heartbeat;
-                    }
-                    return Some(why);
-                }
+                Err(why) => return Some(self.give_back(batch, why)),
             }
             batch = self.shared.next()?;
+            if !connection.is_idle() {
+                match self.connect() {
+                    Ok(new) => connection = new,
+                    Err(error) => return Some(self.give_back(batch, describe(&error))),
+                }
+            }
         }
+    }
+
+    /// Keeps the heartbeat of a batch that was not sent, and counts its lines as dropped.
+    fn give_back(&self, batch: Batch, why: String) -> String {
+        let mut queue = self.shared.queue();
+        queue.dropped += batch.lines.len() as u64;
+        if queue.heartbeat.is_none() {
+            queue.heartbeat = batch.heartbeat;
+        }
+        why
     }
 
     /// Drops what is queued, as Redis cannot be reached.
     fn disconnected(&mut self, why: &str) {
         let mut queue = self.shared.queue();
         queue.disconnected = true;
+        queue.fault = Some(why.to_owned());
         queue.dropped += queue.lines.len() as u64;
         queue.lines.clear();
         queue.bytes = 0;
         drop(queue);
         self.shared.room.notify_all();
-        self.report(why, "unavailable");
-    }
-
-    /// Redis is available, but answered with an error.
-    fn refused(&mut self, why: &str) {
-        self.report(why, "refused data");
-    }
-
-    fn report(&mut self, why: &str, fault: &str) {
-        self.shared.queue().fault = Some(why.to_owned());
         if self.fault_since.is_none() {
             self.fault_since = Some(Instant::now());
-            warn!("Redis at {} {fault}: {why}; heartbeats and log lines are dropped; retrying every 1 to 30 s", self.place);
+            warn!("Redis at {} unavailable: {why}; heartbeats and log lines are dropped; retrying every 1 to 30 s", self.place);
         }
+    }
+
+    /// Redis has done an operation or refused it; `None`: it was not asked to.
+    fn answered(&mut self, operation: Operation, result: Option<Result<(), String>>) {
+        let Some(result) = result else { return };
+        let since = &mut self.refused_since[operation as usize];
+        match (&result, *since) {
+            (Err(why), None) => {
+                *since = Some(Instant::now());
+                warn!("Redis at {} refused {operation}: {why}; {}", self.place, operation.effect());
+            }
+            (Ok(()), Some(begin)) => {
+                *since = None;
+                info!("Redis at {} accepts {operation} again after {} s", self.place, begin.elapsed().as_secs());
+            }
+            _ => {}
+        }
+        self.shared.queue().refused[operation as usize] = result.err();
     }
 
     fn available(&mut self) {
@@ -365,7 +444,8 @@ impl PublisherThread {
         let now = Instant::now();
         let fault_since = self.fault_since.take();
         let due = self.drops_logged.is_none_or(|last| now.saturating_duration_since(last) > Duration::from_secs(60));
-        let dropped = if fault_since.is_some() || due { std::mem::take(&mut queue.dropped) } else { 0 };
+        let is_due = fault_since.is_some() || due && queue.refused[Operation::PublishLines as usize].is_none();
+        let dropped = if is_due { std::mem::take(&mut queue.dropped) } else { 0 };
         drop(queue);
         if let Some(since) = fault_since {
             info!(
@@ -380,46 +460,55 @@ impl PublisherThread {
     }
 }
 
-fn connect(client: &Client) -> Result<Connection, RedisError> {
-    let connection = client.get_connection_with_timeout(CONNECT)?;
-    connection.set_read_timeout(Some(REPLY))?;
-    connection.set_write_timeout(Some(REPLY))?;
-    Ok(connection)
-}
-
-fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<(), SendError> {
+/// Sends a batch and reads all replies.
+///
+/// # Errors
+/// Why Redis is unavailable.
+fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<Outcome, String> {
     let mut pipe = Pipeline::new();
+    let mut operations = Vec::with_capacity(batch.lines.len() + 2);
     if batch.is_empty() {
         pipe.cmd("PING");
     }
     if let Some(heartbeat) = &batch.heartbeat {
         if heartbeat.is_kept {
             pipe.cmd("SET").arg(key).arg(&heartbeat.json).arg("EX").arg(heartbeat.ttl.as_secs().max(1));
+            operations.push(Operation::Keep);
         }
         pipe.cmd("PUBLISH").arg(STATUS).arg(&heartbeat.json);
+        operations.push(Operation::PublishStatus);
     }
     for line in &batch.lines {
         pipe.cmd("PUBLISH").arg(LOGS).arg(line);
+        operations.push(Operation::PublishLines);
     }
-    let lost = |error: RedisError| SendError::Lost(describe(&error));
+    let lost = |error: io::Error| describe(&error.into());
     let deadline = Instant::now() + REPLY;
-    connection.send_packed_command(&pipe.get_packed_pipeline()).map_err(lost)?;
-    // Not `Pipeline::exec`: redis 1.2 waits for each reply of a pipeline even after one timed out, which takes minutes
-    // with a frozen server.
-    let mut refused = None;
-    for _ in 0..pipe.len() {
-        if let Value::ServerError(error) = connection.recv_response().map_err(lost)? {
-            refused.get_or_insert_with(|| shown(&error.to_string()).to_string());
-        }
-        if Instant::now() > deadline {
-            return Err(SendError::Lost("replies take too long".to_owned()));
+    connection.send(&pipe.get_packed_pipeline(), deadline).map_err(lost)?;
+    let mut outcome = Outcome::default();
+    for index in 0..pipe.len() {
+        let reply = match connection.reply(Some(deadline)).map_err(lost)? {
+            Value::ServerError(error) => {
+                let is_general = is_general(error.code());
+                let why = describe(&error.into());
+                if is_general {
+                    return Err(why);
+                }
+                Err(why)
+            }
+            _ => Ok(()),
+        };
+        // The answer to PING has no operation: any answer shows that Redis is available.
+        if let Some(operation) = operations.get(index) {
+            outcome.add(*operation, reply);
         }
     }
-    refused.map_or(Ok(()), |why| Err(SendError::Refused(why)))
+    Ok(outcome)
 }
 
-fn describe(error: &RedisError) -> String {
-    if error.is_timeout() { "no answer in time".to_owned() } else { shown(&error.to_string()).to_string() }
+/// Whether an error concerns the connection and not one operation: a login is missing, or the server loads its data.
+fn is_general(code: &str) -> bool {
+    matches!(code, "NOAUTH" | "LOADING")
 }
 
 /// A Redis URL without its secrets: user, password and query (`?pass=`) are hidden.

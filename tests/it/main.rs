@@ -52,6 +52,8 @@ mod start;
 mod standby;
 // heartbeats and log lines reach a Redis that comes late, hangs or is away
 mod bus;
+// a Redis that refuses, closes idle connections, is full or is no Redis
+mod redis_faults;
 // lines of containers reach Redis once and in order
 mod logs;
 // health checks get through whatever other clients do
