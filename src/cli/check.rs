@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use redis::{Cmd, ConnectionLike, RedisError, cmd};
 use rustix::fs::{Access, access, statvfs};
 use serde_json::{Value, json};
 
 use crate::cli::arguments::Format;
-use crate::cli::devices::connect;
+use crate::cli::devices::{HEARTBEAT_KEY, connect};
+use crate::cli::logs;
 use crate::cli::profiles;
 use crate::config::{Config, SettingFault};
 use crate::database::connection::{Connection, reason};
@@ -17,6 +19,8 @@ use crate::hardware::sysfs;
 use crate::json::one_line;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
+use crate::redis::connection::{Subscription, address, describe};
+use crate::redis::nudge;
 use crate::redis::publisher::redacted;
 use crate::text::{shown, table};
 
@@ -215,11 +219,59 @@ fn database(config: &Config, findings: &mut Findings) {
 
 fn redis(config: &Config, findings: &mut Findings) {
     let url = redacted(&config.redis_url);
-    let ping = connect(&config.redis_url).and_then(|mut redis| redis::cmd("PING").query::<String>(&mut redis));
-    match ping {
-        Ok(_) => findings.ok("redis", url),
-        // Recording continues without Redis.
-        Err(why) => findings.warn("redis", format!("{url}: {}", shown(&why.to_string())), "start Redis, and check SILVASONIC_REDIS_URL"),
+    // Recording continues without Redis, so nothing here is a failure.
+    let mut warn = |text: &str, why: &RedisError| {
+        findings.warn("redis", format!("{url}: {text}{}", describe(why)), redis_fix(why));
+    };
+    let mut redis = match connect(&config.redis_url) {
+        Ok(redis) => redis,
+        Err(why) => return warn("", &why),
+    };
+    match cmd("PING").exec(&mut redis) {
+        // Other errors concern PING alone.
+        Err(why) if matches!(why.code(), None | Some("NOAUTH" | "LOADING")) => return warn("", &why),
+        _ => {}
+    }
+    let mut is_accepted = true;
+    for (name, result) in [
+        ("SET silvasonic:status:controller", refusal(&mut redis, cmd("SET").arg(HEARTBEAT_KEY).arg("{}").arg("EX").arg(30))),
+        ("PUBLISH silvasonic:status", refusal(&mut redis, cmd("PUBLISH").arg("silvasonic:status").arg("{}"))),
+        ("PUBLISH silvasonic:logs", refusal(&mut redis, cmd("PUBLISH").arg(logs::CHANNEL).arg("{}"))),
+        (
+            "SUBSCRIBE silvasonic:nudge",
+            address(&config.redis_url).and_then(|address| Subscription::open(&address, nudge::CHANNEL, 1 << 10).map(drop)),
+        ),
+    ] {
+        if let Err(why) = result {
+            is_accepted = false;
+            warn(&format!("refused {name}: "), &why);
+        }
+    }
+    if is_accepted {
+        findings.ok("redis", url);
+    }
+}
+
+/// Whether Redis would execute a command. It checks rights, memory and role when it queues the command of a transaction,
+/// which is then discarded, so nothing is changed or published.
+fn refusal(redis: &mut dyn ConnectionLike, command: &Cmd) -> Result<(), RedisError> {
+    if cmd("MULTI").exec(redis).is_err() {
+        // A user without the right to transactions: the log of the Controller will show what is refused.
+        return Ok(());
+    }
+    let queued = command.exec(redis);
+    cmd("DISCARD").exec(redis).and(queued)
+}
+
+fn redis_fix(why: &RedisError) -> &'static str {
+    match why.code() {
+        Some("NOAUTH" | "WRONGPASS") => "set user and password in SILVASONIC_REDIS_URL: redis://USER:PASSWORD@HOST:PORT/0",
+        Some("NOPERM") => "grant it: `redis-cli ACL SETUSER USER +set +publish +subscribe ~silvasonic:* &silvasonic:*`",
+        Some("OOM") => "raise maxmemory of Redis, or delete keys of other programs",
+        Some("READONLY") => "set SILVASONIC_REDIS_URL to the primary server: this one is a read-only replica",
+        Some("LOADING") => "wait until Redis has loaded its data",
+        Some(_) => "see the log of Redis",
+        None => "start Redis, and check SILVASONIC_REDIS_URL",
     }
 }
 

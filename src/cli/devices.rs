@@ -35,7 +35,7 @@ use crate::text::{shown, table};
 
 /// Memory for a reply: a heartbeat takes about 1 KiB for each microphone.
 const REPLY_LIMIT: usize = 1 << 20;
-const HEARTBEAT_KEY: &str = "silvasonic:status:controller";
+pub(super) const HEARTBEAT_KEY: &str = "silvasonic:status:controller";
 /// Refresh interval of `--watch`.
 const REFRESH: Duration = Duration::from_secs(1);
 

@@ -16,7 +16,7 @@ use crate::redis::connection::{Subscription, address, describe};
 use crate::redis::publisher::redacted;
 use crate::text::escaped;
 
-const CHANNEL: &str = "silvasonic:logs";
+pub(super) const CHANNEL: &str = "silvasonic:logs";
 /// Memory for a message: a line of 16 KiB with its trace, all of it escaped.
 const MESSAGE_LIMIT: usize = 1 << 20;
 const RETRY: Duration = Duration::from_secs(1);

@@ -63,6 +63,43 @@ fn the_logs_command_says_why_it_shows_nothing() {
 }
 
 #[test]
+fn check_reports_what_redis_refuses_and_changes_nothing() {
+    let station = redis_only();
+    let check = |url: &str| {
+        let output = station.controller_command(&[("SILVASONIC_REDIS_URL", url)]).arg("check").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| line.contains("  redis ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let heartbeats = station.redis.listen("silvasonic:status");
+    let lines = check(&station.redis.url());
+    assert!(lines.len() == 1 && lines[0].starts_with("ok "), "{lines:?}");
+
+    let url = user(&station, &["~*", "+@all", "resetchannels", "&silvasonic:logs", "-set"]);
+    let lines = check(&url);
+    for refused in ["SUBSCRIBE silvasonic:nudge", "SET silvasonic:status:controller", "PUBLISH silvasonic:status"] {
+        let found = lines.iter().filter(|line| line.starts_with("warning ") && line.contains(&format!("{refused}: NOPERM")));
+        assert_eq!(found.filter(|line| line.contains(" -> ") && line.contains("ACL SETUSER")).count(), 1, "{refused} in {lines:?}");
+    }
+    assert!(!lines.iter().any(|line| line.contains("silvasonic:logs:")), "{lines:?}");
+    // the rights that are needed, and not the one for a transaction
+    let url = user(&station, &["~silvasonic:*", "resetchannels", "&silvasonic:*", "+set", "+publish", "+subscribe", "+ping"]);
+    let lines = check(&url);
+    assert!(lines.len() == 1 && lines[0].starts_with("ok "), "{lines:?}");
+
+    run(&station, &["CONFIG", "SET", "maxmemory", "1"]);
+    let lines = check(&station.redis.url());
+    assert!(lines.iter().any(|line| line.contains("SET silvasonic:status:controller: OOM") && line.contains("maxmemory")), "{lines:?}");
+    run(&station, &["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(station.redis.get("silvasonic:status:controller"), None);
+    assert!(heartbeats.try_recv().is_err());
+    run(&station, &["ACL", "SETUSER", "default", ">x", "resetpass", ">x"]);
+    let lines = check(&station.redis.url());
+    assert!(lines.len() == 1 && lines[0].contains("NOAUTH") && lines[0].contains("password"), "{lines:?}");
+    let lines = check(&station.redis.url().replace("redis://", "redis://:x@"));
+    assert!(lines.len() == 1 && lines[0].starts_with("ok "), "{lines:?}");
+}
+
+#[test]
 fn a_server_that_closes_idle_connections_loses_nothing_and_is_no_news() {
     let mut station = redis_only();
     let bus = Publisher::start(&station.redis.url(), "controller").unwrap();
