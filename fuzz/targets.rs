@@ -14,6 +14,9 @@ use silvasonic_controller::json;
 use silvasonic_controller::logs::line::{Joiner, Origin, StampedText};
 use silvasonic_controller::podman::client::Podman;
 use silvasonic_controller::podman::frames::Frames;
+use silvasonic_controller::redis::connection::address;
+use silvasonic_controller::redis::publisher::redacted;
+use silvasonic_controller::redis::reply::Replies;
 use silvasonic_controller::text::is_invisible;
 
 /// `/proc/asound/cards`: each card comes from a line that names it, and its words hold no line ends and no NUL.
@@ -102,6 +105,48 @@ pub(crate) fn json(data: &[u8]) {
     if json::from_python::<Value>(&text).is_ok() {
         assert!(serde_json::from_str::<Value>(&line).is_ok() && !line.chars().any(is_invisible), "{line:?}");
         assert_eq!(json::one_line(&line), line);
+    }
+}
+
+/// Replies of whatever answers in place of Redis: the same ones however they arrive, each within its limit of memory.
+pub(crate) fn replies(data: &[u8]) {
+    const LIMIT: usize = 512;
+    fn size(value: &redis::Value) -> usize {
+        match value {
+            redis::Value::BulkString(bytes) => bytes.len(),
+            redis::Value::Array(values) => values.iter().map(|value| 64 + size(value)).sum(),
+            _ => 0,
+        }
+    }
+    let read = |piece: usize| {
+        let (mut rest, mut replies, mut values) = (data, Replies::new(LIMIT), Vec::new());
+        let mut source = |buffer: &mut [u8]| {
+            let (piece, tail) = rest.split_at(piece.min(rest.len()).min(buffer.len()));
+            buffer[..piece.len()].copy_from_slice(piece);
+            rest = tail;
+            Ok(piece.len())
+        };
+        while let Ok(value) = replies.next(&mut source) {
+            assert!(size(&value) <= LIMIT, "{value:?}");
+            values.push(value);
+        }
+        values
+    };
+    let whole = read(usize::MAX);
+    assert_eq!(whole, read(1));
+    assert_eq!(whole, read(7));
+}
+
+/// A URL of Redis in a message: one line without the password.
+pub(crate) fn redis_url(data: &[u8]) {
+    let url = String::from_utf8_lossy(data);
+    let shown = redacted(&url);
+    assert!(!shown.chars().any(is_invisible), "{shown:?}");
+    let Ok(address) = address(&url) else { return };
+    let password = address.redis_settings().password().unwrap_or_default();
+    // A host or a user can have the same name as the password.
+    if password.len() > 3 && url.matches(password).count() == 1 {
+        assert!(!shown.contains(password), "{shown:?} shows {password:?} of {url:?}");
     }
 }
 

@@ -60,6 +60,25 @@ fn json() {
     run(targets::json, 40_000, &[python, "{\n\"a\":\t\"\u{2028}\u{e0041}\"}".as_bytes(), nested.as_bytes(), b"[1 2]", b"\"\\u12"]);
 }
 
+#[test]
+fn replies() {
+    let message = b"*3\r\n$7\r\nmessage\r\n$16\r\nsilvasonic:nudge\r\n$9\r\nreconcile\r\n+OK\r\n:1\r\n";
+    let nested = "*1\r\n".repeat(99);
+    run(targets::replies, 20_000, &[message, nested.as_bytes(), b"-NOPERM no\r\n$-1\r\n", b"$600\r\nxx\r\n*-1\r\n", b"*8\r\n:1\r\n"]);
+}
+
+#[test]
+fn redis_urls() {
+    let urls: [&[u8]; 5] = [
+        b"redis://user:secret@redis:6379/0",
+        b"redis://:se%40cr@et@[::1]/?protocol=3",
+        b"redis+unix:///run/redis.sock?db=1&user=u&pass=secret",
+        b"rediss://u:pass?word@host/1#insecure",
+        "unix:///x?pass=\u{202e}geheim".as_bytes(),
+    ];
+    run(targets::redis_url, 40_000, &urls);
+}
+
 /// Removes the socket at the end, however that comes.
 struct Tidy;
 

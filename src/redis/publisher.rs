@@ -517,7 +517,8 @@ fn is_general(code: &str) -> bool {
 /// it is hidden.
 #[must_use]
 pub fn redacted(url: &str) -> String {
-    let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
+    let is_scheme = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let (scheme, rest) = url.split_at(url.find("://").filter(|at| is_scheme(&url[..*at])).map_or(0, |at| at + 3));
     let hidden = match (rest.rfind('@'), rest.find('?')) {
         (None, None) => rest.to_owned(),
         (Some(login), None) => format!("***{}", &rest[login..]),
@@ -543,6 +544,7 @@ mod tests {
             ("redis://:se?cret@redis", "redis://***"),
             ("redis://u:secret@redis?db=1", "redis://***@redis?***"),
             ("redis+unix:///x?pass=sec@ret", "redis+unix://***"),
+            ("redis+unix:/x?pass=secret&user=a://b", "redis+unix:/x?***"),
             ("", ""),
         ];
         for (url, expected) in table {
