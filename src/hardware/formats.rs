@@ -6,6 +6,13 @@
 
 use serde_json::{Value, json};
 
+/// Highest rate in a profile, in Hz.
+const RATE_LIMIT: u64 = 10_000_000;
+
+/// Rates at which microphones and converters work, in Hz.
+const USUAL_RATES: [u64; 15] =
+    [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000, 250_000, 256_000, 352_800, 384_000];
+
 /// One altsetting: formats, channels and rates that can be combined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -43,10 +50,7 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
         match key {
             "Format" => next.formats = value.split_whitespace().map(str::to_owned).collect(),
             "Channels" => next.channels = value.trim().parse().unwrap_or(0),
-            "Rates" => {
-                next.continuous = value.contains("(continuous)");
-                next.rates = value.split([',', ' ', '-']).filter_map(|rate| rate.parse().ok()).filter(|rate| *rate > 0).collect();
-            }
+            "Rates" => (next.rates, next.continuous) = rates(value),
             // The next altsetting begins; values that it lacks are not inherited from the one before.
             key if key.starts_with("Altset ") => (next.formats, next.channels, next.rates) = (Vec::new(), 0, Vec::new()),
             _ => {}
@@ -58,11 +62,41 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
     if settings.is_empty() { Err("no altsetting with format, channels and rates".to_owned()) } else { Ok(settings) }
 }
 
+/// `48000, 44100` or `4000 - 96000 (continuous)`; whether it is a range.
+fn rates(value: &str) -> (Vec<u64>, bool) {
+    // The kernel prints these unsigned numbers as signed ones (`%d`).
+    let rate = |text: &str| {
+        let rate: i64 = text.trim().parse().ok()?;
+        let rate = if rate < 0 { rate + (1 << 32) } else { rate };
+        u64::try_from(rate).ok().filter(|rate| *rate > 0)
+    };
+    match value.trim().strip_suffix("(continuous)").and_then(|range| range.split_once(" - ")) {
+        Some((low, high)) => match (rate(low), rate(high)) {
+            (Some(low), Some(high)) => (vec![low, high], true),
+            _ => (Vec::new(), true),
+        },
+        None => (value.split(',').filter_map(rate).collect(), false),
+    }
+}
+
+impl Setting {
+    /// The highest rate that a profile can contain. The ends of a range say what the converter accepts, often
+    /// without a meaning for sound, so the highest usual rate within it counts.
+    fn best_rate(&self) -> Option<u64> {
+        let possible = self.rates.iter().copied().filter(|rate| *rate <= RATE_LIMIT).max();
+        if !self.continuous {
+            return possible;
+        }
+        let (low, high) = (self.rates.iter().min()?, self.rates.iter().max()?);
+        USUAL_RATES.iter().rev().find(|rate| (low..=high).contains(rate)).copied().or(possible)
+    }
+}
+
 /// The best settings that a profile can contain: the highest rate, then the widest format, then the most channels.
 #[must_use]
 pub fn best(settings: &[Setting]) -> Option<Choice> {
     let choices = settings.iter().flat_map(|setting| {
-        let rate = setting.rates.iter().copied().filter(|rate| *rate <= 10_000_000).max();
+        let rate = setting.best_rate();
         let format = setting.formats.iter().filter_map(|format| profile_format(format)).max();
         Some((rate?, format?, setting.channels)).filter(|_| setting.channels <= 64)
     });
@@ -151,6 +185,34 @@ Capture:
         );
         assert_eq!(best(&settings), Some(Choice { sample_rate: 48_000, channels: 2, format: "S24LE" }));
         assert_eq!(best(&settings[2..]), None);
+    }
+
+    #[test]
+    fn the_highest_usual_rate_within_a_range_is_chosen() {
+        let best_of = |rates: &str| {
+            let text = format!("Capture:\n  Interface 2\n    Altset 1\n    Format: S16_LE\n    Channels: 1\n    Rates: {rates}\n");
+            parse(&text).ok().and_then(|settings| best(&settings)).map(|choice| choice.sample_rate)
+        };
+        for (rates, expected) in [
+            ("4000 - 2147483647 (continuous)", Some(384_000)),
+            // 0xffffffff as the kernel prints it.
+            ("4000 - -1 (continuous)", Some(384_000)),
+            ("4000 - 20000000 (continuous)", Some(384_000)),
+            ("8000 - 48000 (continuous)", Some(48_000)),
+            ("8000 - 47999 (continuous)", Some(44_100)),
+            ("5000 - 260000 (continuous)", Some(256_000)),
+            ("96000 - 96000 (continuous)", Some(96_000)),
+            // No usual rate is possible.
+            ("500000 - 500000 (continuous)", Some(500_000)),
+            ("49000 - 50000 (continuous)", Some(50_000)),
+            ("20000000 - 30000000 (continuous)", None),
+            ("0 - 0 (continuous)", None),
+            ("- (continuous)", None),
+            ("44100, 48000, 88200, 96000", Some(96_000)),
+            ("312500", Some(312_500)),
+        ] {
+            assert_eq!(best_of(rates), expected, "{rates}");
+        }
     }
 
     #[test]
