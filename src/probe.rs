@@ -1,9 +1,12 @@
 //! The `probe` thread: runs reads that a device, a disk or the kernel may block.
 //!
 //! The main loop must not wait for a sound card in reset or a disk that does not respond, so it submits such reads
-//! here. Each read sends its result to its owner. If a read exceeds its time limit, its thread is abandoned and
-//! another thread continues with the next read; the late result is still sent. Invariant: an owner has at most one
-//! read in progress, so the number of abandoned threads is limited.
+//! here. If a read exceeds its time limit, its thread is abandoned and another thread continues with the next read.
+//!
+//! Each owner has a [`Question`], which it asks repeatedly. An answer has a deadline: after it, the answer is unknown,
+//! and the question can be asked again, without the place in which the late read hangs. Invariant: an owner waits for
+//! one answer at a time, and a question has a limited number of late reads, so the number of abandoned threads is
+//! limited.
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,6 +36,154 @@ struct Queue {
     generation: u64,
     /// Deadline of the current read.
     deadline: Option<Instant>,
+}
+
+/// A question of one owner, such as a scan of all sound cards. A read can mark the place (`P`) that it has reached, so
+/// that the next read skips the place in which this one hangs.
+#[derive(Debug)]
+pub struct Question<P> {
+    prober: Prober,
+    /// Time limit of a read, after which other reads do not wait for it.
+    limit: Duration,
+    /// After this time without an answer, the answer is unknown.
+    deadline: Duration,
+    /// Number of reads that can be late at the same time.
+    late_limit: usize,
+    /// Number of the current read.
+    number: u64,
+    /// When the current read was requested, and how far it is.
+    current: Option<(Instant, Arc<Mutex<Progress<P>>>)>,
+    /// Reads without an answer after the deadline, and the places in which they hang.
+    late: Vec<(u64, Option<P>)>,
+}
+
+/// How far a read is.
+#[derive(Clone, Debug)]
+enum Progress<P> {
+    /// Another read is before it.
+    Queued,
+    /// It is running, at a place or between two.
+    Running(Option<P>),
+    /// It has ended; its answer is on the way.
+    Ended,
+    /// The deadline passed before it began, so it does not run at all.
+    Cancelled,
+}
+
+/// The state of a question.
+#[derive(Debug, PartialEq, Eq)]
+pub enum State<P> {
+    /// It can be asked.
+    Idle,
+    /// An answer is expected.
+    Pending,
+    /// The deadline has passed, so the answer is unknown. The question can be asked again, without the place in which
+    /// the read hangs.
+    Late(Option<P>),
+    /// The deadline has passed, and too many reads are late to ask again.
+    Exhausted(Option<P>),
+}
+
+/// What an answer belongs to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer<P> {
+    /// The current read.
+    Current,
+    /// A read after whose deadline the question could be asked again, and the place in which it had hung.
+    Late(Option<P>),
+}
+
+/// Marks the places that a read reaches.
+pub struct Marker<P>(Arc<Mutex<Progress<P>>>);
+
+impl<P> Marker<P> {
+    /// The read begins with this place.
+    pub fn reach(&self, place: P) {
+        *lock(&self.0) = Progress::Running(Some(place));
+    }
+}
+
+impl<P: Clone + PartialEq + Send + 'static> Question<P> {
+    /// A question that was not asked yet.
+    #[must_use]
+    pub fn new(prober: &Prober, limit: Duration, deadline: Duration, late_limit: usize) -> Self {
+        Self { prober: prober.clone(), limit, deadline, late_limit, number: 0, current: None, late: Vec::new() }
+    }
+
+    /// Submits a read. `send` receives its result, and its number for [`Question::answered`].
+    pub fn ask<T>(
+        &mut self,
+        now: Instant,
+        read: impl FnOnce(&Marker<P>) -> T + Send + 'static,
+        send: impl FnOnce(u64, T) + Send + 'static,
+    ) {
+        let (number, marker) = (self.number, Marker(Arc::new(Mutex::new(Progress::Queued))));
+        self.current = Some((now, Arc::clone(&marker.0)));
+        self.prober.submit(self.limit, move || {
+            {
+                let mut progress = lock(&marker.0);
+                if matches!(*progress, Progress::Cancelled) {
+                    return;
+                }
+                *progress = Progress::Running(None);
+            }
+            let result = read(&marker);
+            *lock(&marker.0) = Progress::Ended;
+            send(number, result);
+        });
+    }
+
+    /// The state at this time. Must be called regularly, because other reads may wait for a late one.
+    pub fn check(&mut self, now: Instant) -> State<P> {
+        self.prober.check_deadline(now);
+        let Some((asked, progress)) = &self.current else { return State::Idle };
+        if now.saturating_duration_since(*asked) < self.deadline {
+            return State::Pending;
+        }
+        let place = {
+            let mut progress = lock(progress);
+            match &*progress {
+                Progress::Ended => return State::Pending,
+                Progress::Running(place) if self.late.len() >= self.late_limit => return State::Exhausted(place.clone()),
+                Progress::Running(place) => {
+                    self.late.push((self.number, place.clone()));
+                    place.clone()
+                }
+                Progress::Queued | Progress::Cancelled => {
+                    *progress = Progress::Cancelled;
+                    None
+                }
+            }
+        };
+        self.number += 1;
+        self.current = None;
+        State::Late(place)
+    }
+
+    /// Notes that an answer with this number arrived.
+    pub fn answered(&mut self, number: u64) -> Answer<P> {
+        if number == self.number {
+            self.current = None;
+            return Answer::Current;
+        }
+        let late = self.late.iter().position(|(late, _)| *late == number).map(|index| self.late.remove(index));
+        Answer::Late(late.and_then(|(_, place)| place))
+    }
+
+    /// Whether the current read has reached this place.
+    #[cfg(test)]
+    pub(crate) fn is_at(&self, place: &P) -> bool {
+        self.current.as_ref().is_some_and(|(_, progress)| matches!(&*lock(progress), Progress::Running(Some(at)) if at == place))
+    }
+
+    /// The places in which late reads hang.
+    pub fn late_places(&self) -> impl Iterator<Item = &P> {
+        self.late.iter().filter_map(|(_, place)| place.as_ref())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Read {
@@ -84,7 +235,7 @@ fn spawn(shared: &Arc<Shared>, generation: u64) -> io::Result<()> {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     fn serve(&self, generation: u64) {
@@ -142,6 +293,65 @@ mod tests {
         let last = results.clone();
         prober.submit(SOON, move || last.send("last").unwrap());
         assert_eq!(inbox.recv_timeout(SOON), Ok("last"));
+    }
+
+    #[test]
+    fn an_answer_after_the_deadline_is_unknown_and_the_question_can_be_asked_again() {
+        let prober = Prober::start().unwrap();
+        let (start, deadline) = (Instant::now(), Duration::from_secs(2));
+        let mut question = Question::<char>::new(&prober, Duration::ZERO, deadline, 2);
+        let (outbox, answers) = channel();
+        let mut releases = Vec::new();
+        let mut ask = |question: &mut Question<char>, place: Option<char>| {
+            let (outbox, (release, blocked), (begun, has_begun)) = (outbox.clone(), channel::<()>(), channel());
+            let read = move |marker: &Marker<char>| {
+                place.into_iter().for_each(|place| marker.reach(place));
+                begun.send(()).unwrap();
+                let _ = blocked.recv();
+            };
+            question.ask(start, read, move |number, ()| outbox.send(number).unwrap());
+            has_begun.recv_timeout(SOON).unwrap();
+            releases.push(release);
+        };
+        assert_eq!(question.check(start), State::Idle);
+        ask(&mut question, Some('a'));
+        assert_eq!(question.check(start), State::Pending);
+        assert_eq!(question.check(start + deadline), State::Late(Some('a')));
+        assert_eq!(question.check(start + deadline * 9), State::Idle);
+        // A read that hangs between two places is late, too.
+        ask(&mut question, None);
+        assert_eq!(question.check(start + deadline), State::Late(None));
+        ask(&mut question, Some('b'));
+        assert_eq!(question.check(start + deadline), State::Exhausted(Some('b')));
+        assert_eq!(question.late_places().collect::<Vec<_>>(), [&'a']);
+        // One of them answers, and so there is room for another one.
+        drop(releases.remove(0));
+        assert_eq!(question.answered(answers.recv_timeout(SOON).unwrap()), Answer::Late(Some('a')));
+        assert_eq!(question.check(start + deadline), State::Late(Some('b')));
+        releases.clear();
+        for _ in 0..2 {
+            assert!(matches!(question.answered(answers.recv_timeout(SOON).unwrap()), Answer::Late(_)));
+        }
+        assert_eq!(question.check(start), State::Idle);
+    }
+
+    #[test]
+    fn a_read_whose_deadline_passes_in_the_queue_never_runs() {
+        let prober = Prober::start().unwrap();
+        let (release, blocked) = channel::<()>();
+        prober.submit(SOON, move || blocked.recv().unwrap_or_default());
+        let mut question = Question::<()>::new(&prober, SOON, Duration::ZERO, 0);
+        let (outbox, answers) = channel();
+        let start = Instant::now();
+        for _ in 0..2 {
+            let outbox = outbox.clone();
+            question.ask(start, |_| (), move |number, ()| outbox.send(number).unwrap());
+            assert_eq!(question.check(start), State::Late(None));
+        }
+        question.ask(start, |_| (), move |number, ()| outbox.send(number).unwrap());
+        drop(release);
+        assert_eq!(question.answered(answers.recv_timeout(SOON).unwrap()), Answer::Current);
+        assert!(answers.recv_timeout(SOON).is_err());
     }
 
     #[test]

@@ -4,13 +4,13 @@
 //! open, whether its pointer moves, its rate and format, and which process holds it. The command `devices` and the
 //! heartbeat show this, and changes are logged; no decision depends on it.
 //!
-//! Reading these files blocks while the card hangs, so the `probe` thread reads them. Invariant: the main loop requests
-//! one read at a time.
+//! Reading these files blocks while the card hangs, so the `probe` thread reads them. A card in which a read hangs is
+//! skipped until that read ends, and its state is unknown. Invariant: a card that hangs hides the state of no other.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::decide::profile::AudioFormat;
 use crate::fs as files;
-use crate::probe::Prober;
+use crate::probe::{self, Marker, Prober, Question, State};
 use crate::text::shown;
 
 /// Time between two reads while something changes, and while nothing does.
@@ -30,6 +30,8 @@ const EVERY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// After this time without an answer, the state is unknown.
 const SILENT: Duration = Duration::from_secs(15);
+/// Number of reads that may hang at the same time.
+const STUCK: usize = 8;
 /// The files have about 300 bytes.
 const LIMIT: u64 = 4 << 10;
 /// Time for a Recorder to open its card.
@@ -178,14 +180,15 @@ impl Substream {
 ///
 /// # Errors
 /// What cannot be read, and why.
-fn read(root: &Path, card: u32, known: &mut Folders) -> Result<Vec<Substream>, String> {
-    let folders = match known.remove(&card) {
+fn read(root: &Path, card: &Card, known: &mut Folders) -> Result<Vec<Substream>, String> {
+    let index = card.index;
+    let folders = match known.remove(card) {
         Some(folders) => folders,
-        None => folders(&root.join(format!("proc/asound/card{card}"))).map_err(|error| format!("card {card}: {error}"))?,
+        None => folders(&root.join(format!("proc/asound/card{index}"))).map_err(|error| format!("card {index}: {error}"))?,
     };
     let substreams = substreams(&folders)?;
     // Kept only after a success: another card may have got the same number.
-    known.insert(card, folders);
+    known.insert(card.clone(), folders);
     Ok(substreams)
 }
 
@@ -232,16 +235,37 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A running Recorder: its device, its card and the format in its profile.
-pub type Recorder = (String, u32, Option<AudioFormat>);
+/// A running Recorder.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    /// Stable id of its microphone.
+    pub device: String,
+    /// The card of the microphone.
+    pub card: Card,
+    /// The format in its profile.
+    pub expected: Option<AudioFormat>,
+}
+
+/// A card, from its connection to its disconnection, and the PCM that a Recorder opens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Card {
+    /// ALSA card index.
+    pub index: u32,
+    /// USB bus and device number, which change at each connection.
+    pub address: Option<String>,
+}
 
 /// The folders of substreams, by card.
-type Folders = BTreeMap<u32, Vec<PathBuf>>;
+type Folders = BTreeMap<Card, Vec<PathBuf>>;
 
-/// The device of a Recorder, the format in its profile, and what was read.
-type Reading = (String, Option<AudioFormat>, Result<Vec<Substream>, String>);
+/// Reads the capture substreams of a card.
+type Read = fn(&Path, &Card, &mut Folders) -> Result<Vec<Substream>, String>;
+
+/// What was read about the PCM of a Recorder.
+type Reading = (Recorder, Result<Vec<Substream>, String>);
 
 struct Answer {
+    number: u64,
     readings: Vec<Reading>,
     folders: Folders,
 }
@@ -249,11 +273,12 @@ struct Answer {
 /// Requests reads of the PCMs of running Recorders, and keeps the results.
 pub struct PcmMonitor {
     root: PathBuf,
-    prober: Prober,
+    /// [`read`]; tests replace it, as no file that they create can block.
+    read: Read,
+    question: Question<Card>,
     outbox: Sender<Answer>,
     answers: Receiver<Answer>,
     folders: Folders,
-    asked: Option<Instant>,
     next: Instant,
     /// For each Recorder: the last proof, when the first one was read, and the text that was last reported.
     proofs: BTreeMap<String, (Proof, Instant, String)>,
@@ -266,11 +291,11 @@ impl PcmMonitor {
         let (outbox, answers) = channel();
         Self {
             root: root.to_owned(),
-            prober: prober.clone(),
+            read,
+            question: Question::new(prober, PATIENCE, SILENT, STUCK),
             outbox,
             answers,
             folders: Folders::new(),
-            asked: None,
             next: Instant::now(),
             proofs: BTreeMap::new(),
         }
@@ -284,43 +309,63 @@ impl PcmMonitor {
 
     /// Handles answers, and requests the next read when it is due.
     pub fn refresh(&mut self, now: Instant, recorders: impl FnOnce() -> Vec<Recorder>) {
-        while let Ok(Answer { readings, folders }) = self.answers.try_recv() {
-            self.asked = None;
-            self.folders = folders;
-            self.report(readings, now);
-        }
-        if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= SILENT) {
-            for (proof, ..) in self.proofs.values_mut() {
-                proof.state = PcmState::Unknown("a sound card does not respond".to_owned());
+        while let Ok(Answer { number, readings, folders }) = self.answers.try_recv() {
+            if self.question.answered(number) == probe::Answer::Current {
+                self.folders = folders;
+                self.report(readings, now);
             }
         }
-        if self.asked.is_none() && now >= self.next {
-            let recorders = recorders();
-            let is_settled = recorders
-                .iter()
-                .all(|(device, ..)| self.proofs.get(device).is_some_and(|(proof, _, reported)| proof.to_string() == *reported));
-            self.next = now + if is_settled { EVERY } else { SOON };
-            self.proofs.retain(|device, _| recorders.iter().any(|(known, ..)| known == device));
-            if !recorders.is_empty() {
-                self.asked = Some(now);
-                self.ask(recorders);
+        match self.question.check(now) {
+            State::Idle if now >= self.next => self.ask(recorders(), now),
+            State::Idle | State::Pending => {}
+            State::Late(place) => {
+                self.set_unknown(place.as_ref());
+                self.ask(recorders(), now);
             }
+            State::Exhausted(place) => self.set_unknown(place.as_ref()),
         }
     }
 
-    fn ask(&mut self, recorders: Vec<Recorder>) {
-        let (root, outbox, mut folders) = (self.root.clone(), self.outbox.clone(), std::mem::take(&mut self.folders));
-        self.prober.submit(PATIENCE, move || {
-            folders.retain(|card, _| recorders.iter().any(|(_, other, _)| other == card));
-            let readings =
-                recorders.into_iter().map(|(device, card, expected)| (device, expected, read(&root, card, &mut folders))).collect();
+    fn set_unknown(&mut self, place: Option<&Card>) {
+        let why = place.map_or_else(|| "no response".to_owned(), |card| format!("card {} does not respond", card.index));
+        for (proof, ..) in self.proofs.values_mut() {
+            proof.state = PcmState::Unknown(why.clone());
+        }
+    }
+
+    fn ask(&mut self, recorders: Vec<Recorder>, now: Instant) {
+        let is_settled = recorders
+            .iter()
+            .all(|recorder| self.proofs.get(&recorder.device).is_some_and(|(proof, _, reported)| proof.to_string() == *reported));
+        self.next = now + if is_settled { EVERY } else { SOON };
+        self.proofs.retain(|device, _| recorders.iter().any(|recorder| recorder.device == *device));
+        if recorders.is_empty() {
+            return;
+        }
+        let stuck: Vec<Card> = self.question.late_places().cloned().collect();
+        let (root, read, outbox, mut folders) = (self.root.clone(), self.read, self.outbox.clone(), std::mem::take(&mut self.folders));
+        let read_all = move |marker: &Marker<Card>| {
+            folders.retain(|card, _| recorders.iter().any(|recorder| recorder.card == *card));
+            let read_one = |recorder: Recorder| {
+                if stuck.contains(&recorder.card) {
+                    let why = format!("card {} does not respond", recorder.card.index);
+                    return (recorder, Err(why));
+                }
+                marker.reach(recorder.card.clone());
+                let streams = read(&root, &recorder.card, &mut folders);
+                (recorder, streams)
+            };
+            let readings: Vec<Reading> = recorders.into_iter().map(read_one).collect();
+            (readings, folders)
+        };
+        self.question.ask(now, read_all, move |number, (readings, folders)| {
             // The receiver is gone when the program ends.
-            let _ = outbox.send(Answer { readings, folders });
+            let _ = outbox.send(Answer { number, readings, folders });
         });
     }
 
     fn report(&mut self, readings: Vec<Reading>, now: Instant) {
-        for (device, expected, streams) in readings {
+        for (Recorder { device, expected, .. }, streams) in readings {
             let before = self.proofs.get(&device);
             let proof = Proof::new(before.map(|(proof, ..)| proof), streams, expected.as_ref());
             let (since, reported) = before.map_or((now, String::new()), |(_, since, reported)| (*since, reported.clone()));
@@ -386,6 +431,37 @@ mod tests {
         let profile = AudioFormat { rate: 250_000, channels: 2, format: "S24LE".to_owned() };
         let proof = Proof::new(None, stream(|_| ()), Some(&profile));
         assert_eq!(proof.differences, ["rate 384000 instead of 250000", "format S16LE instead of S24LE", "channels 1 instead of 2"]);
+    }
+
+    #[test]
+    fn a_card_that_hangs_hides_the_pcm_state_of_no_other() {
+        let root = std::env::temp_dir().join(format!("silvasonic-pcm-{}", std::process::id()));
+        fs::create_dir_all(root.join("hang")).unwrap();
+        let recorder = |device: &str, index| Recorder { device: device.to_owned(), card: Card { index, address: None }, expected: None };
+        let recorders = || vec![recorder("a", 0), recorder("b", 1)];
+        let mut monitor = PcmMonitor::new(&root, &Prober::start().unwrap());
+        // Card 0 hangs while that folder exists.
+        monitor.read = |root, card, _| {
+            while card.index == 0 && root.join("hang").exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            stream(|_| ())
+        };
+        let (mut now, end) = (Instant::now(), Instant::now() + Duration::from_secs(20));
+        let mut wait = |a: &PcmState, b: &PcmState| {
+            let is =
+                |monitor: &PcmMonitor, device: &str, state: &PcmState| monitor.proof(device).is_some_and(|proof| proof.state == *state);
+            while !is(&monitor, "a", a) || !is(&monitor, "b", b) {
+                assert!(Instant::now() < end, "{:?}", monitor.proofs);
+                monitor.refresh(now, recorders);
+                now += Duration::from_secs(1);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let stalled = PcmState::Stalled("RUNNING".to_owned());
+        wait(&PcmState::Unknown("card 0 does not respond".to_owned()), &stalled);
+        fs::remove_dir_all(&root).unwrap();
+        wait(&stalled, &stalled);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::decide::reason::online;
 use crate::decide::registry::Registry;
 use crate::decide::scan::{Scan, Unknown};
 use crate::event::Event;
-use crate::hardware::pcm::{PcmMonitor, Proof};
+use crate::hardware::pcm::{Card, PcmMonitor, Proof, Recorder};
 use crate::hardware::scanner::{Poll, Scanner};
 use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
@@ -115,7 +115,9 @@ impl HardwareState {
             let recorder = |id: &String| {
                 let device = registry?.devices.get(id)?.as_ref().ok()?;
                 let profile = registry?.profiles.get(device.profile.as_ref()?)?.as_ref().ok();
-                Some((id.clone(), online(presences, id)?.card, profile.map(ProfileConfig::capture)))
+                let microphone = online(presences, id)?;
+                let card = Card { index: microphone.card, address: microphone.usb.as_ref().map(|usb| usb.address.clone()) };
+                Some(Recorder { device: id.clone(), card, expected: profile.map(ProfileConfig::capture) })
             };
             running.filter_map(recorder).collect()
         });

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::collect::by_insertion;
-use crate::probe::Prober;
+use crate::probe::{self, Prober, Question, State};
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
@@ -31,12 +31,17 @@ pub struct Meter {
 /// A disk responds within this time. After it, other reads do not wait for it any more.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// After this time, the disk is asked again.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Number of readings that may hang at the same time.
+const STUCK: usize = 2;
+
 /// Usage of the file system of the workspace. Each sample requests the reading for the next one.
 struct Storage {
-    prober: Prober,
+    question: Question<()>,
     usage: Arc<dyn Fn() -> Option<Usage> + Send + Sync>,
-    outbox: Sender<Option<Usage>>,
-    answers: Receiver<Option<Usage>>,
+    outbox: Sender<(u64, Option<Usage>)>,
+    answers: Receiver<(u64, Option<Usage>)>,
 }
 
 /// Usage of one file system, in bytes.
@@ -91,7 +96,7 @@ impl Meter {
         let total = field(&memory, "MemTotal:").map(|kib| kib as f64 * 1024.0);
         let available = field(&memory, "MemAvailable:").map(|kib| kib as f64 * 1024.0);
         let used = total.zip(available).map(|(total, available)| total - available);
-        let storage = self.storage.latest();
+        let storage = self.storage.latest(now.at);
         let host = json!({
             "cpu_percent": host_cpu,
             "cpu_count": (processors > 0).then_some(processors),
@@ -110,24 +115,36 @@ impl Storage {
     /// Requests the first reading.
     fn new(prober: &Prober, usage: impl Fn() -> Option<Usage> + Send + Sync + 'static) -> Self {
         let (outbox, answers) = channel();
-        let storage = Self { prober: prober.clone(), usage: Arc::new(usage), outbox, answers };
-        storage.ask();
+        let question = Question::new(prober, PATIENCE, AGAIN, STUCK);
+        let mut storage = Self { question, usage: Arc::new(usage), outbox, answers };
+        storage.ask(Instant::now());
         storage
     }
 
-    fn ask(&self) {
+    fn ask(&mut self, now: Instant) {
         let (usage, outbox) = (Arc::clone(&self.usage), self.outbox.clone());
-        self.prober.submit(PATIENCE, move || {
-            // The receiver is gone when the program ends.
-            let _ = outbox.send(usage());
-        });
+        self.question.ask(
+            now,
+            move |_| usage(),
+            move |number, usage| {
+                // The receiver is gone when the program ends.
+                let _ = outbox.send((number, usage));
+            },
+        );
     }
 
     /// The reading, `None` while there is none; requests the next one.
-    fn latest(&mut self) -> Option<Usage> {
-        let answer = self.answers.try_recv().ok()?;
-        self.ask();
-        answer
+    fn latest(&mut self, now: Instant) -> Option<Usage> {
+        let mut latest = None;
+        while let Ok((number, usage)) = self.answers.try_recv() {
+            if self.question.answered(number) == probe::Answer::Current {
+                latest = usage;
+            }
+        }
+        if matches!(self.question.check(now), State::Idle | State::Late(_)) {
+            self.ask(now);
+        }
+        latest
     }
 }
 
@@ -188,6 +205,7 @@ fn round(number: f64) -> f64 {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::thread;
 
     #[test]
     fn ticks_are_read_with_any_name_of_the_program() {
@@ -221,15 +239,32 @@ mod tests {
         let answers = Mutex::new(answers);
         let mut storage = Storage::new(&Prober::start().unwrap(), move || answers.lock().unwrap().recv().ok());
         let usage = |used| Usage { used, total: 4.0, percent: 25.0 };
-        assert_eq!(storage.latest(), None);
-        assert_eq!(storage.latest(), None);
+        let start = Instant::now();
+        assert_eq!(storage.latest(start), None);
+        assert_eq!(storage.latest(start), None);
         for used in [1.0, 2.0] {
             disk.send(usage(used)).unwrap();
             let end = Instant::now() + Duration::from_secs(10);
-            let seen = std::iter::repeat_with(|| storage.latest()).take_while(|_| Instant::now() < end).flatten().next();
+            let seen = std::iter::repeat_with(|| storage.latest(start)).take_while(|_| Instant::now() < end).flatten().next();
             assert_eq!(seen, Some(usage(used)));
-            assert_eq!(storage.latest(), None);
+            assert_eq!(storage.latest(start), None);
         }
+    }
+
+    #[test]
+    fn a_disk_that_never_responds_again_is_asked_again_after_a_minute() {
+        let (begun, readings) = channel();
+        let mut storage = Storage::new(&Prober::start().unwrap(), move || {
+            begun.send(()).unwrap();
+            thread::park_timeout(Duration::from_secs(60));
+            None
+        });
+        let (start, mut asked) = (Instant::now(), 0);
+        while readings.recv_timeout(Duration::from_secs(2)).is_ok() {
+            asked += 1;
+            storage.latest(start + AGAIN * asked + Duration::from_secs(1));
+        }
+        assert_eq!(asked as usize, STUCK + 1, "the number of readings that hang is limited");
     }
 
     #[test]
