@@ -20,7 +20,7 @@ use crate::containers::lister::recorders;
 use crate::database::connection::{self, reason};
 use crate::database::statements::Decision;
 use crate::decide::desired::{SpecCache, desired};
-use crate::decide::device::identify;
+use crate::decide::device::{Microphone, identify};
 use crate::decide::past::Past;
 use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
@@ -46,6 +46,7 @@ struct TableRow {
     name: String,
     port: Option<String>,
     card: Option<u32>,
+    alsa_device: Option<String>,
     profile: Option<String>,
     scores: Vec<(String, u8)>,
     enrollment: String,
@@ -194,6 +195,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
                 .map(|usb| usb.bus_path.clone())
                 .or_else(|| text("usb_bus_path")),
             card: microphone.map(|microphone| microphone.card),
+            alsa_device: microphone.map(Microphone::alsa_device),
             profile: device.and_then(|device| device.profile.clone()),
             scores: microphone
                 .map(|microphone| registry.scores(microphone).map(|(slug, score)| (slug.to_owned(), score)).collect())
@@ -246,7 +248,7 @@ pub fn connect(url: &str) -> Result<Connection, RedisError> {
 impl TableRow {
     fn to_json(&self) -> Value {
         let scores: Map<String, Value> = by_insertion(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
-        json!({"id": self.id, "name": self.name, "port": self.port, "card": self.card, "profile": self.profile, "scores": scores,
+        json!({"id": self.id, "name": self.name, "port": self.port, "card": self.card, "alsa_device": self.alsa_device, "profile": self.profile, "scores": scores,
             "enrollment": self.enrollment, "recording": self.recording, "reason": self.reason, "capture": self.capture})
     }
 }
@@ -260,7 +262,7 @@ fn to_text(rows: &[TableRow], notes: &[String]) -> String {
             shown(&row.id).to_string(),
             shown(&row.name).to_string(),
             row.port.as_ref().map_or_else(|| "-".to_owned(), |port| shown(port).to_string()),
-            row.card.map_or_else(|| "-".to_owned(), |card| card.to_string()),
+            row.alsa_device.clone().unwrap_or_else(|| "-".to_owned()),
             row.profile.as_ref().map_or_else(|| "-".to_owned(), |profile| shown(profile).to_string()),
             if scores.is_empty() { "-".to_owned() } else { scores.join(", ") },
             row.enrollment.clone(),

@@ -45,7 +45,7 @@ impl ScanReport {
         let read = |(id, microphone): (String, Microphone)| {
             let criteria = profiles.iter().map(|profile| (profile.slug.as_str(), profile.config.criteria()));
             let best_match = best(scores(criteria, &microphone));
-            ScannedCard { id, capture: read_stream(root, microphone.card), best_match, microphone }
+            ScannedCard { id, capture: read_stream(root, &microphone), best_match, microphone }
         };
         let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
         let mut microphones: Vec<ScannedCard> = ids.into_iter().filter(|(_, microphone)| is_selected(microphone.card)).map(read).collect();
@@ -60,7 +60,7 @@ impl ScanReport {
         for ScannedCard { id, microphone, capture, best_match } in &self.microphones {
             let usb = microphone.usb.as_ref();
             rows.push([
-                microphone.card.to_string(),
+                microphone.alsa_device(),
                 shown(id).to_string(),
                 usb.map_or("-", |usb| &usb.bus_path).to_owned(),
                 shown(&microphone.name).to_string(),
@@ -162,13 +162,14 @@ impl ScannedCard {
     }
 }
 
-fn read_stream(root: &Path, card: u32) -> Result<Vec<Setting>, String> {
-    let path = root.join(format!("proc/asound/card{card}/stream0"));
+/// What the microphone can capture. The file has the number of the PCM.
+fn read_stream(root: &Path, &Microphone { card, pcm, .. }: &Microphone) -> Result<Vec<Setting>, String> {
+    let path = root.join(format!("proc/asound/card{card}/stream{pcm}"));
     let mut text = Vec::new();
     let read = File::open(&path).and_then(|file| file.take(STREAM_LIMIT).read_to_end(&mut text));
     read.map_err(|error| error.to_string())
         .and_then(|_| formats::parse(&String::from_utf8_lossy(&text)))
-        .map_err(|why| format!("stream0: {why}"))
+        .map_err(|why| format!("stream{pcm}: {why}"))
 }
 
 /// Letters and digits of `name` in lower case; other characters become a single `_`.
@@ -198,10 +199,17 @@ mod tests {
     use crate::decide::profile::score;
 
     fn scanned(name: &str, capture: Result<Vec<Setting>, String>) -> ScannedCard {
-        let usb = Usb { vendor: "0869".into(), product: "0389".into(), serial: None, bus_path: "1-1".into(), address: "001/002".into() };
+        let usb = Usb {
+            vendor: "0869".into(),
+            product: "0389".into(),
+            serial: None,
+            bus_path: "1-1".into(),
+            port_path: None,
+            address: "001/002".into(),
+        };
         ScannedCard {
             id: "x".into(),
-            microphone: Microphone { card: 0, name: name.into(), usb: Some(usb) },
+            microphone: Microphone { card: 0, pcm: 0, name: name.into(), usb: Some(usb) },
             capture,
             best_match: Match::None,
         }

@@ -3,8 +3,19 @@
 //! The **stable id** is the key of the row in `devices`, the value of a container label and a part of log lines. The
 //! **workspace name** is the folder of the recordings and, after a prefix, the name of the container.
 //!
-//! Invariants: an id is printable ASCII of bounded length for any content of the USB strings, and different strings
-//! give different ids. A workspace name never leaves the workspace.
+//! | id                                    | of a microphone                                |
+//! | ------------------------------------- | ---------------------------------------------- |
+//! | `{vendor}-{product}-{serial}`         | with a serial number                           |
+//! | `{vendor}-{product}-{serial}-port{P}` | whose serial number another one has, too       |
+//! | `{vendor}-{product}-port{P}`          | without a serial number                        |
+//! | `alsa-card{N}`                        | without a USB device                           |
+//! | one of these, and `-card{N}`          | on the second sound card of the same USB device |
+//!
+//! P is the bus path at which it was first connected. If another microphone has this id, a hash follows.
+//!
+//! Invariants: an id is printable ASCII of bounded length for any content of the USB strings, and different microphones
+//! have different ids: a serial number that could imitate one of these forms is escaped. A port is recognised by its
+//! lasting address, as the number of a bus can change at a reboot. A workspace name never leaves the workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,8 +32,10 @@ const SLUG_LIMIT: usize = 64;
 /// A USB sound card that can capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Microphone {
-    /// ALSA card index, the N of `hw:N,0`.
+    /// ALSA card index, the N of `hw:N,M`.
     pub card: u32,
+    /// Number of its first PCM that can capture, the M of `hw:N,M`.
+    pub pcm: u32,
     /// Card name, which the driver derives from the product string.
     pub name: String,
     /// Its USB device; without one, only the card index identifies it.
@@ -40,15 +53,32 @@ pub struct Usb {
     pub serial: Option<String>,
     /// Port, such as `1-1.4`: bus, then the port numbers from the root hub on.
     pub bus_path: String,
+    /// Lasting address of the port, such as `pci0000:00/0000:00:07.0/1.4`: the host controller instead of the bus.
+    pub port_path: Option<String>,
     /// Bus and device number, such as `001/005`; it changes at each connection.
     pub address: String,
+}
+
+/// The port at which a microphone was last observed, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// [`Usb::bus_path`]
+    pub bus_path: Option<String>,
+    /// [`Usb::port_path`]
+    pub port_path: Option<String>,
+}
+
+impl From<&Usb> for Port {
+    fn from(usb: &Usb) -> Self {
+        Self { bus_path: Some(usb.bus_path.clone()), port_path: usb.port_path.clone() }
+    }
 }
 
 impl Microphone {
     /// ALSA device that a Recorder opens.
     #[must_use]
     pub fn alsa_device(&self) -> String {
-        format!("hw:{},0", self.card)
+        format!("hw:{},{}", self.card, self.pcm)
     }
 
     /// The keys of `devices.config` that follow the hardware.
@@ -63,6 +93,7 @@ impl Microphone {
             "usb_product_id": usb.map(|usb| &usb.product),
             "usb_serial": usb.and_then(|usb| usb.serial.as_ref()),
             "usb_bus_path": usb.map(|usb| &usb.bus_path),
+            "usb_port_path": usb.and_then(|usb| usb.port_path.as_ref()),
         }) else {
             unreachable!("an object literal is an object")
         };
@@ -72,8 +103,9 @@ impl Microphone {
 
 /// Converts a serial number from sysfs to text for ids; `None` if it is empty.
 ///
-/// Serial numbers of at most 64 letters, digits, inner spaces and `._:+=-` do not change. In others, each other byte
-/// becomes `_`, and a hash of all bytes is appended, so that different serial numbers stay different.
+/// Serial numbers of at most 64 letters, digits, inner spaces and `._:+=-` do not change, unless they could imitate the
+/// port or the card in another id. In all others, each other byte becomes `_`, and a hash of all bytes is appended after
+/// `~`, so that different serial numbers stay different.
 #[must_use]
 pub fn serial(raw: &[u8]) -> Option<String> {
     let raw = raw.trim_ascii();
@@ -81,7 +113,9 @@ pub fn serial(raw: &[u8]) -> Option<String> {
         return None;
     }
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b" ._:+=-".contains(byte);
-    if raw.len() <= SERIAL_LIMIT && raw.iter().all(plain) && !raw.windows(2).any(|pair| pair == b"..") {
+    let contains = |part: &[u8]| raw.windows(part.len()).any(|window| window == part);
+    let imitates = raw.starts_with(b"port") || contains(b"-port") || contains(b"-card");
+    if raw.len() <= SERIAL_LIMIT && raw.iter().all(plain) && !contains(b"..") && !imitates {
         return Some(raw.iter().copied().map(char::from).collect());
     }
     let mut text: String = raw.iter().take(32).map(|byte| if plain(byte) && *byte != b'.' { char::from(*byte) } else { '_' }).collect();
@@ -95,46 +129,117 @@ pub fn serial(raw: &[u8]) -> Option<String> {
 /// `known` are the ids in the database, each with the port at which it was last observed. `may_be_unclear` returns
 /// whether a known microphone may be on a card that cannot be identified now.
 ///
-/// A serial number that several connected microphones share does not identify them. The one at the known port keeps
-/// the id with the serial number; the others get ids with their ports. A microphone keeps such an id at that port,
-/// even if it is the only one with this serial number later. A microphone is omitted while its id may belong to one
-/// on a card that cannot be identified.
+/// A microphone without a serial number is the one that is known at its port, whatever the bus is called now. A serial
+/// number that several connected microphones share does not identify them. The one at the known port keeps the id with
+/// the serial number; the others get ids with their ports. A microphone keeps such an id at that port, even if it is
+/// the only one with this serial number later. A microphone is omitted while its id may belong to one on a card that
+/// cannot be identified.
 #[must_use]
 pub fn identify(
     microphones: Vec<Microphone>,
-    known: &BTreeMap<String, Option<String>>,
+    known: &BTreeMap<String, Port>,
     may_be_unclear: impl Fn(&str) -> bool,
 ) -> BTreeMap<String, Microphone> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for microphone in &microphones {
-        *counts.entry(plain_id(microphone)).or_default() += 1;
+        *counts.entry(base(microphone)).or_default() += 1;
     }
-    let mut identified = BTreeMap::new();
-    for microphone in microphones {
-        let plain = plain_id(&microphone);
-        let by_port = microphone.usb.as_ref().map(|usb| format!("{plain}-port{}", usb.bus_path));
-        let id = match by_port {
-            Some(by_port) if microphone.usb.as_ref().is_some_and(|usb| usb.serial.is_some()) => {
-                let port = microphone.usb.as_ref().map(|usb| usb.bus_path.as_str());
-                let at_known_port = known.get(&plain).is_some_and(|at| at.as_deref() == port);
-                if !at_known_port && !known.contains_key(&by_port) && may_be_unclear(&plain) {
-                    continue;
-                }
-                if at_known_port || (counts[&plain] == 1 && !known.contains_key(&by_port)) { plain } else { by_port }
+    let mut identified = Identified::default();
+    let mut others = microphones;
+    // The best rule first, for all of them, so that a weaker one cannot give the id of one to another.
+    for rule in [Rule::LastingAddress, Rule::BusPath, Rule::BusPathInId] {
+        for microphone in std::mem::take(&mut others) {
+            match identified.known_at(known, &microphone, rule) {
+                Some(id) => identified.insert(id, microphone),
+                None => others.push(microphone),
             }
-            _ => plain,
+        }
+    }
+    for microphone in others {
+        let base = base(&microphone);
+        let id = match &microphone.usb {
+            Some(Usb { serial: Some(_), .. }) if may_be_unclear(&base) => continue,
+            Some(usb) if usb.serial.is_none() || counts[&base] > 1 => identified.new_id(known, &base, usb),
+            _ => base,
         };
-        // One USB device with two sound cards: no known hardware is built so, but no card may replace another.
-        let id = if identified.contains_key(&id) { format!("{id}-card{}", microphone.card) } else { id };
         identified.insert(id, microphone);
     }
-    identified
+    identified.microphones
 }
 
-fn plain_id(microphone: &Microphone) -> String {
+/// How the port of a known microphone is recognised.
+#[derive(Clone, Copy)]
+enum Rule {
+    /// Both lasting addresses are equal.
+    LastingAddress,
+    /// One of the lasting addresses is not known, and the bus paths are equal.
+    BusPath,
+    /// The id contains the bus path, and no lasting address is known that would contradict.
+    BusPathInId,
+}
+
+/// The microphones that have an id.
+#[derive(Default)]
+struct Identified {
+    microphones: BTreeMap<String, Microphone>,
+}
+
+impl Identified {
+    /// The id that is known at the port of the microphone, according to a rule.
+    fn known_at(&self, known: &BTreeMap<String, Port>, microphone: &Microphone, rule: Rule) -> Option<String> {
+        let usb = microphone.usb.as_ref()?;
+        let is_at = |id: &str, port: &Port| match rule {
+            Rule::LastingAddress => port.port_path.is_some() && port.port_path == usb.port_path,
+            Rule::BusPath => (port.port_path.is_none() || usb.port_path.is_none()) && port.bus_path.as_ref() == Some(&usb.bus_path),
+            Rule::BusPathInId => port.port_path.is_none() && id.ends_with(&format!("-port{}", usb.bus_path)),
+        };
+        let base = base(microphone);
+        let prefix = format!("{base}-port");
+        let plain = usb.serial.as_ref().and_then(|_| known.get_key_value(&base));
+        let with_prefix = known.range(prefix.clone()..).take_while(|(id, _)| id.starts_with(&prefix));
+        let with_port = with_prefix.filter(|(id, _)| is_port_part(&id[prefix.len()..]));
+        let at_port = plain.into_iter().chain(with_port).filter(|(id, port)| is_at(id, port));
+        at_port.map(|(id, _)| id).find(|id| self.is_free(id, usb)).cloned()
+    }
+
+    /// An id with the port, for a microphone that is not known at it.
+    fn new_id(&self, known: &BTreeMap<String, Port>, base: &str, usb: &Usb) -> String {
+        let id = format!("{base}-port{}", usb.bus_path);
+        let place = usb.port_path.as_ref().unwrap_or(&usb.bus_path);
+        let with_hash = (0..).map(|n| format!("{id}~{}", &fingerprint(format!("{place} {n}"))[..PORT_HASH]));
+        let is_new = |id: &String| !known.contains_key(id) && self.is_free(id, usb);
+        std::iter::once(id.clone()).chain(with_hash).find(is_new).unwrap_or(id)
+    }
+
+    /// Whether no microphone at another port has this id.
+    fn is_free(&self, id: &str, usb: &Usb) -> bool {
+        let other = self.microphones.get(id).and_then(|microphone| microphone.usb.as_ref());
+        other.is_none_or(|other| other.bus_path == usb.bus_path)
+    }
+
+    fn insert(&mut self, id: String, microphone: Microphone) {
+        // One USB device with two sound cards: no known hardware is built so, but no card may replace another.
+        let id = if self.microphones.contains_key(&id) { format!("{id}-card{}", microphone.card) } else { id };
+        self.microphones.insert(id, microphone);
+    }
+}
+
+/// Number of hexadecimal digits of the hash after a port. The hash of an escaped serial number has eight.
+const PORT_HASH: usize = 12;
+
+/// Whether this can follow `-port` in an id: a bus path, and a hash if another microphone has the id without it.
+fn is_port_part(text: &str) -> bool {
+    let (bus_path, hash) = text.split_once('~').map_or((text, None), |(bus_path, hash)| (bus_path, Some(hash)));
+    bus_path.starts_with(|c: char| c.is_ascii_digit())
+        && bus_path.chars().all(|c| c.is_ascii_digit() || c == '-' || c == '.')
+        && hash.is_none_or(|hash| hash.len() == PORT_HASH && hash.chars().all(|c| c.is_ascii_hexdigit()))
+}
+
+/// The part of an id that does not depend on the port.
+fn base(microphone: &Microphone) -> String {
     match &microphone.usb {
         Some(Usb { vendor, product, serial: Some(serial), .. }) => format!("{vendor}-{product}-{serial}"),
-        Some(Usb { vendor, product, serial: None, bus_path, .. }) => format!("{vendor}-{product}-port{bus_path}"),
+        Some(Usb { vendor, product, serial: None, .. }) => format!("{vendor}-{product}"),
         None => format!("alsa-card{}", microphone.card),
     }
 }
@@ -225,21 +330,32 @@ mod tests {
     use proptest::prelude::*;
 
     fn usb(card: u32, serial: Option<&str>, bus_path: &str) -> Microphone {
-        Microphone {
-            card,
-            name: "Mic".to_owned(),
-            usb: Some(Usb {
-                vendor: "0869".to_owned(),
-                product: "0389".to_owned(),
-                serial: serial.map(str::to_owned),
-                bus_path: bus_path.to_owned(),
-                address: format!("001/{card:03}"),
-            }),
-        }
+        let usb = Usb {
+            vendor: "0869".to_owned(),
+            product: "0389".to_owned(),
+            serial: serial.map(str::to_owned),
+            bus_path: bus_path.to_owned(),
+            port_path: None,
+            address: format!("001/{card:03}"),
+        };
+        Microphone { card, pcm: 0, name: "Mic".to_owned(), usb: Some(usb) }
     }
 
+    /// At a port of the host controller `controller`.
+    fn at(card: u32, serial: Option<&str>, bus_path: &str, controller: &str) -> Microphone {
+        let mut microphone = usb(card, serial, bus_path);
+        let ports = bus_path.split_once('-').unwrap().1;
+        microphone.usb.as_mut().unwrap().port_path = Some(format!("{controller}/{ports}"));
+        microphone
+    }
+
+    /// Each known port is `bus_path`, or `bus_path port_path`, or empty.
     fn ids(microphones: Vec<Microphone>, known: &[(&str, &str)]) -> Vec<(String, u32)> {
-        let known = known.iter().map(|(id, port)| ((*id).to_owned(), Some((*port).to_owned()))).collect();
+        let port = |port: &str| match port.split_once(' ') {
+            Some((bus_path, port_path)) => Port { bus_path: Some(bus_path.to_owned()), port_path: Some(port_path.to_owned()) },
+            None => Port { bus_path: (!port.is_empty()).then(|| port.to_owned()), port_path: None },
+        };
+        let known = known.iter().map(|(id, at)| ((*id).to_owned(), port(at))).collect();
         identify(microphones, &known, |id| id == "0869-0389-hidden").into_iter().map(|(id, microphone)| (id, microphone.card)).collect()
     }
 
@@ -271,7 +387,7 @@ mod tests {
     fn an_id_contains_the_serial_number_else_the_port_else_the_card() {
         assert_eq!(ids(vec![usb(0, Some("S1"), "1-1")], &[]), [id("0869-0389-S1", 0)]);
         assert_eq!(ids(vec![usb(0, None, "1-1.4")], &[]), [id("0869-0389-port1-1.4", 0)]);
-        let bare = Microphone { card: 3, name: String::new(), usb: None };
+        let bare = Microphone { card: 3, pcm: 0, name: String::new(), usb: None };
         assert_eq!(ids(vec![bare], &[]), [id("alsa-card3", 3)]);
     }
 
@@ -300,6 +416,49 @@ mod tests {
         let known = [("0869-0389-hidden", "1-1")];
         assert_eq!(ids(vec![usb(1, Some("hidden"), "1-2")], &known), []);
         assert_eq!(ids(vec![usb(1, Some("hidden"), "1-1")], &known), [id("0869-0389-hidden", 1)]);
+    }
+
+    #[test]
+    fn a_serial_number_that_imitates_another_id_is_escaped() {
+        for text in ["A-port1-2", "port1-1", "portable", "A-card1", "-port", "x-port"] {
+            let escaped = serial(text.as_bytes()).unwrap();
+            assert!(escaped.starts_with(&format!("{text}~")), "{escaped}");
+        }
+        for text in ["PORT1", "support", "A-Port1", "report-1", "card1"] {
+            assert_eq!(serial(text.as_bytes()).as_deref(), Some(text));
+        }
+    }
+
+    #[test]
+    fn a_microphone_without_a_serial_number_is_found_again_at_its_socket_whatever_the_bus_is_called() {
+        let known = [("0869-0389-port1-1", "1-1 A/1"), ("0869-0389-port2-1", "2-1 B/1")];
+        let swapped = vec![at(0, None, "2-1", "A"), at(1, None, "1-1", "B")];
+        assert_eq!(ids(swapped, &known), [id("0869-0389-port1-1", 0), id("0869-0389-port2-1", 1)]);
+        assert_eq!(ids(vec![at(0, None, "7-1", "A")], &known), [id("0869-0389-port1-1", 0)]);
+        // At another socket it is another one, even if its bus path is part of a known id.
+        let found = ids(vec![at(0, None, "1-1", "C")], &known);
+        assert!(found[0].0.starts_with("0869-0389-port1-1~"), "{found:?}");
+        let known = [&known[..], &[(found[0].0.as_str(), "1-1 C/1")]].concat();
+        assert_eq!(ids(vec![at(0, None, "5-1", "C")], &known), found);
+    }
+
+    #[test]
+    fn a_row_without_the_lasting_address_is_found_by_its_bus_path() {
+        let known = [("0869-0389-port1-1", "1-1"), ("0869-0389-port2-1", "")];
+        let found = ids(vec![at(0, None, "1-1", "A"), at(1, None, "2-1", "B")], &known);
+        assert_eq!(found, [id("0869-0389-port1-1", 0), id("0869-0389-port2-1", 1)]);
+        // And without a lasting address, the bus path of a row with one counts.
+        assert_eq!(ids(vec![usb(0, None, "2-1")], &[("0869-0389-port1-1", "2-1 A/1")]), [id("0869-0389-port1-1", 0)]);
+    }
+
+    #[test]
+    fn microphones_with_the_same_serial_number_keep_their_ids_when_buses_swap_their_numbers() {
+        let known = [("0869-0389-S", "1-1 A/1"), ("0869-0389-S-port2-1", "2-1 B/1")];
+        let (first, second) = (at(0, Some("S"), "2-1", "A"), at(1, Some("S"), "1-1", "B"));
+        let both = [id("0869-0389-S", 0), id("0869-0389-S-port2-1", 1)];
+        assert_eq!(ids(vec![first.clone(), second.clone()], &known), both);
+        assert_eq!(ids(vec![first], &known), both[..1]);
+        assert_eq!(ids(vec![second], &known), both[1..]);
     }
 
     #[test]
@@ -338,7 +497,85 @@ mod tests {
         assert!(!belongs_to_profile("../../etc", "x"));
     }
 
+    /// A microphone: its serial number, host controller (of three) and port, and whether the lasting address is known.
+    type Sample = (Option<Vec<u8>>, usize, usize, bool);
+
+    /// With a serial number that resembles parts of ids, or any other.
+    fn any_microphone() -> impl Strategy<Value = Sample> {
+        let part = prop::sample::select(vec!["A", "port", "-port", "1-1", "1-2", "2-1", "-card", "1", "~", "-", ".", "/", "0869"]);
+        let resembling = vec(part, 0..6).prop_map(|parts| parts.concat().into_bytes());
+        let serial = prop::option::of(prop_oneof![4 => resembling, 1 => vec(any::<u8>(), 0..130)]);
+        (serial, 0..3_usize, 1..3_usize, any::<bool>())
+    }
+
+    fn serial_of((raw, ..): &Sample) -> Option<String> {
+        raw.as_ref().and_then(|raw| serial(raw))
+    }
+
+    /// It, when the buses of the host controllers have these numbers.
+    fn connected(card: u32, sample: &Sample, buses: [u32; 3]) -> Microphone {
+        let (_, controller, port, has_path) = sample;
+        let bus_path = format!("{}-{port}", buses[*controller]);
+        let mut microphone = at(card, serial_of(sample).as_deref(), &bus_path, ["A", "B", "C"][*controller]);
+        if !has_path {
+            microphone.usb.as_mut().unwrap().port_path = None;
+        }
+        microphone
+    }
+
+    fn as_known(identified: &BTreeMap<String, Microphone>) -> impl Iterator<Item = (String, Port)> {
+        identified.iter().map(|(id, microphone)| (id.clone(), microphone.usb.as_ref().unwrap().into()))
+    }
+
     proptest! {
+        #[test]
+        fn different_microphones_at_different_ports_have_different_ids_whatever_is_known(
+            one in any_microphone(),
+            other in any_microphone(),
+            known in vec((any_microphone(), any::<bool>()), 0..4),
+        ) {
+            prop_assume!((one.1, one.2) != (other.1, other.2));
+            let mut rows = BTreeMap::new();
+            for (row, has_path) in &known {
+                let earlier = identify(vec![connected(0, row, [2, 3, 1])], &rows, |_| false);
+                for (id, port) in as_known(&earlier) {
+                    rows.insert(id, Port { port_path: port.port_path.filter(|_| *has_path), ..port });
+                }
+            }
+            let pair = || vec![connected(0, &one, [1, 2, 3]), connected(1, &other, [1, 2, 3])];
+            let both = identify(pair(), &rows, |_| false);
+            prop_assert_eq!(both.len(), 2, "{:?}", both);
+            // And they keep them.
+            rows.extend(as_known(&both));
+            prop_assert_eq!(identify(pair(), &rows, |_| false), both);
+        }
+
+        #[test]
+        fn no_microphone_takes_the_row_of_another_one(one in any_microphone(), other in any_microphone()) {
+            let same_serial = serial_of(&one) == serial_of(&other);
+            prop_assume!(!same_serial || (serial_of(&one).is_none() && (one.1, one.2) != (other.1, other.2)));
+            let first = identify(vec![connected(0, &one, [1, 2, 3])], &BTreeMap::new(), |_| false);
+            let second = identify(vec![connected(0, &other, [1, 2, 3])], &as_known(&first).collect(), |_| false);
+            prop_assert_ne!(first.keys().next(), second.keys().next());
+        }
+
+        #[test]
+        fn ids_do_not_depend_on_the_numbers_of_buses(
+            samples in vec(any_microphone(), 1..5),
+            before in Just([1, 2, 3]).prop_shuffle(),
+            after in Just([1, 2, 3]).prop_shuffle(),
+        ) {
+            let mut ports = BTreeSet::new();
+            let samples: Vec<Sample> = samples.into_iter().filter(|sample| ports.insert((sample.1, sample.2))).collect();
+            let boot = |buses, rows: &BTreeMap<String, Port>| {
+                let with_path = |sample: &Sample| (sample.0.clone(), sample.1, sample.2, true);
+                identify(samples.iter().zip(0..).map(|(sample, card)| connected(card, &with_path(sample), buses)).collect(), rows, |_| false)
+            };
+            let cards = |identified: &BTreeMap<String, Microphone>| identified.iter().map(|(id, found)| (id.clone(), found.card)).collect::<Vec<_>>();
+            let first = boot(before, &BTreeMap::new());
+            prop_assert_eq!(cards(&boot(after, &as_known(&first).collect())), cards(&first));
+        }
+
         #[test]
         fn ids_and_workspace_names_are_valid_and_unique_for_any_usb_strings(
             serials in vec(vec(any::<u8>(), 0..130), 1..6),

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::decide::device::Microphone;
+use crate::decide::device::{Microphone, Port};
 
 /// Presence of one microphone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct Presences {
     grace: Duration,
     states: BTreeMap<String, Presence>,
     /// Card and port at which each was last observed.
-    last: BTreeMap<String, (u32, Option<String>)>,
+    last: BTreeMap<String, (u32, Option<Port>)>,
 }
 
 impl Presences {
@@ -70,8 +70,8 @@ impl Presences {
 
     /// The port at which a microphone was last observed in this run.
     #[must_use]
-    pub fn last_port(&self, id: &str) -> Option<&str> {
-        self.last.get(id)?.1.as_deref()
+    pub fn last_port(&self, id: &str) -> Option<&Port> {
+        self.last.get(id)?.1.as_ref()
     }
 
     /// Whether a microphone that is not offline was last observed on one of these unidentified cards.
@@ -108,7 +108,7 @@ impl Presences {
         let mut changes = Vec::new();
         for (id, microphone) in observed {
             let state = Presence::Online(microphone.clone());
-            let port = microphone.usb.as_ref().map(|usb| usb.bus_path.clone());
+            let port = microphone.usb.as_ref().map(Port::from);
             self.last.insert(id.clone(), (microphone.card, port));
             let change = match self.states.insert(id.clone(), state.clone()) {
                 Some(before) if before == state => continue,
@@ -151,7 +151,7 @@ impl Presences {
     }
 }
 
-fn on_one_of(last: &BTreeMap<String, (u32, Option<String>)>, id: &str, unclear: &[(u32, String)]) -> bool {
+fn on_one_of(last: &BTreeMap<String, (u32, Option<Port>)>, id: &str, unclear: &[(u32, String)]) -> bool {
     last.get(id).is_some_and(|(card, _)| unclear.iter().any(|(index, _)| index == card))
 }
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn microphone(card: u32) -> Microphone {
-        Microphone { card, name: "m".to_owned(), usb: None }
+        Microphone { card, pcm: 0, name: "m".to_owned(), usb: None }
     }
 
     impl Fake {

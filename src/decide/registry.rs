@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::collect::by_insertion;
-use crate::decide::device::{Microphone, belongs_to_profile, is_workspace_name, workspace_name};
+use crate::decide::device::{Microphone, Port, belongs_to_profile, is_workspace_name, workspace_name};
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::{self, Match, ProfileConfig};
 use crate::json;
@@ -47,7 +47,7 @@ pub struct Registry {
     pub faults: BTreeSet<String>,
     serial_numbers: BTreeSet<String>,
     /// USB port at which each device was last observed; invalid rows included.
-    ports: BTreeMap<String, Option<String>>,
+    ports: BTreeMap<String, Port>,
     workspace_names: BTreeMap<String, String>,
 }
 
@@ -179,7 +179,7 @@ impl Registry {
             };
             let fault = match row.kind.as_str() {
                 "device" => {
-                    registry.ports.insert(row.key.clone(), value.as_ref().ok().and_then(port));
+                    registry.ports.insert(row.key.clone(), value.as_ref().map(port).unwrap_or_default());
                     let device = value.and_then(|value| registry.read_device(&row.key, value));
                     let fault = device.as_ref().err().cloned();
                     registry.devices.insert(row.key.clone(), device);
@@ -242,7 +242,7 @@ impl Registry {
 
     /// Each id with the USB port at which it was last observed, to identify microphones again.
     #[must_use]
-    pub fn known_ports(&self) -> BTreeMap<String, Option<String>> {
+    pub fn known_ports(&self) -> BTreeMap<String, Port> {
         self.ports.clone()
     }
 
@@ -393,9 +393,10 @@ impl RowChange {
     }
 }
 
-/// `config.usb_bus_path` of a row of `devices`.
-fn port(row: &Value) -> Option<String> {
-    row["config"]["usb_bus_path"].as_str().map(str::to_owned)
+/// The port in `config` of a row of `devices`.
+fn port(row: &Value) -> Port {
+    let text = |key: &str| row["config"][key].as_str().map(str::to_owned);
+    Port { bus_path: text("usb_bus_path"), port_path: text("usb_port_path") }
 }
 
 fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<String, String>) -> String {

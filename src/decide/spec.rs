@@ -143,7 +143,7 @@ impl Spec {
     pub fn is_of(&self, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> bool {
         self.folder == folder
             && self.profile == profile
-            && self.card == microphone.card
+            && self.env.get(DEVICE).is_some_and(|device| *device == microphone.alsa_device())
             && self.env.get(CONFIG_JSON).is_some_and(|text| text == config_json)
     }
 
@@ -329,7 +329,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn spec(device: &str, card: u32) -> Spec {
-        let microphone = Microphone { card, name: "m".to_owned(), usb: None };
+        let microphone = Microphone { card, pcm: 0, name: "m".to_owned(), usb: None };
         Spec::new(&recorder(), device, &microphone, &format!("p-{device}"), "p", r#"{"audio":{"sample_rate":384000}}"#.to_owned())
     }
 
@@ -353,6 +353,15 @@ pub(crate) mod tests {
         assert_ne!(spec("a", 0).hash(), spec("a", 1).hash());
         assert_eq!(spec("a", 0).hash().len(), 16);
         assert_eq!(spec("a", 0).labels()[CONFIG_HASH], spec("a", 0).hash());
+    }
+
+    #[test]
+    fn another_pcm_of_the_card_is_another_spec() {
+        let (config, other) = (r#"{"audio":{"sample_rate":384000}}"#, Microphone { card: 0, pcm: 1, name: "m".to_owned(), usb: None });
+        assert!(!spec("a", 0).is_of(&other, "p-a", "p", config));
+        let changed = Spec::new(&recorder(), "a", &other, "p-a", "p", config.to_owned());
+        assert_eq!(changed.env[DEVICE], "hw:0,1");
+        assert_ne!(changed.hash(), spec("a", 0).hash());
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Proof {
             Ok(streams) => streams,
             Err(why) => return Self { state: PcmState::Unknown(why), ..closed },
         };
-        // Of several PCMs, the one that runs counts.
+        // Of several substreams, the one that runs counts.
         let Some(stream) = streams.into_iter().filter(|stream| stream.state.is_some()).max_by_key(Substream::runs) else { return closed };
         let previous = before.map(|before| &before.stream).filter(|before| before.owner == stream.owner);
         let state = match (&stream.state, previous.and_then(|previous| previous.pointer)) {
@@ -176,15 +176,15 @@ impl Substream {
     }
 }
 
-/// Reads all capture substreams of a card below `root`. Their folders are searched once and kept in `known`.
+/// Reads all substreams of the PCM below `root`. Their folders are searched once and kept in `known`.
 ///
 /// # Errors
 /// What cannot be read, and why.
 fn read(root: &Path, card: &Card, known: &mut Folders) -> Result<Vec<Substream>, String> {
-    let index = card.index;
+    let Card { index, pcm, .. } = card;
     let folders = match known.remove(card) {
         Some(folders) => folders,
-        None => folders(&root.join(format!("proc/asound/card{index}"))).map_err(|error| format!("card {index}: {error}"))?,
+        None => folders(&root.join(format!("proc/asound/card{index}/pcm{pcm}c"))).map_err(|error| format!("hw:{index},{pcm}: {error}"))?,
     };
     let substreams = substreams(&folders)?;
     // Kept only after a success: another card may have got the same number.
@@ -210,19 +210,13 @@ fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
     Ok(substreams)
 }
 
-/// The folders of all capture substreams of a card, such as `pcm0c/sub0`.
-fn folders(card: &Path) -> io::Result<Vec<PathBuf>> {
+/// The folders of all substreams of a PCM, such as `pcm0c/sub0`.
+fn folders(pcm: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for pcm in fs::read_dir(card)? {
-        let pcm = pcm?;
-        let name = pcm.file_name().to_string_lossy().into_owned();
-        if name.starts_with("pcm") && name.ends_with('c') {
-            for sub in fs::read_dir(pcm.path())? {
-                let sub = sub?;
-                if sub.file_name().to_string_lossy().starts_with("sub") {
-                    found.push(sub.path());
-                }
-            }
+    for sub in fs::read_dir(pcm)? {
+        let sub = sub?;
+        if sub.file_name().to_string_lossy().starts_with("sub") {
+            found.push(sub.path());
         }
     }
     found.sort();
@@ -251,6 +245,8 @@ pub struct Recorder {
 pub struct Card {
     /// ALSA card index.
     pub index: u32,
+    /// Number of the PCM.
+    pub pcm: u32,
     /// USB bus and device number, which change at each connection.
     pub address: Option<String>,
 }
@@ -258,7 +254,7 @@ pub struct Card {
 /// The folders of substreams, by card.
 type Folders = BTreeMap<Card, Vec<PathBuf>>;
 
-/// Reads the capture substreams of a card.
+/// Reads the substreams of a PCM.
 type Read = fn(&Path, &Card, &mut Folders) -> Result<Vec<Substream>, String>;
 
 /// What was read about the PCM of a Recorder.
@@ -437,7 +433,8 @@ mod tests {
     fn a_card_that_hangs_hides_the_pcm_state_of_no_other() {
         let root = std::env::temp_dir().join(format!("silvasonic-pcm-{}", std::process::id()));
         fs::create_dir_all(root.join("hang")).unwrap();
-        let recorder = |device: &str, index| Recorder { device: device.to_owned(), card: Card { index, address: None }, expected: None };
+        let recorder =
+            |device: &str, index| Recorder { device: device.to_owned(), card: Card { index, pcm: 0, address: None }, expected: None };
         let recorders = || vec![recorder("a", 0), recorder("b", 1)];
         let mut monitor = PcmMonitor::new(&root, &Prober::start().unwrap());
         // Card 0 hangs while that folder exists.
@@ -462,6 +459,27 @@ mod tests {
         wait(&PcmState::Unknown("card 0 does not respond".to_owned()), &stalled);
         fs::remove_dir_all(&root).unwrap();
         wait(&stalled, &stalled);
+    }
+
+    #[test]
+    fn only_the_pcm_of_the_recorder_counts() {
+        let root = std::env::temp_dir().join(format!("silvasonic-pcms-{}", std::process::id()));
+        for (pcm, status) in [("pcm0c", STATUS), ("pcm1c", "closed\n")] {
+            let folder = root.join("proc/asound/card0").join(pcm).join("sub0");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("status"), status).unwrap();
+            fs::write(folder.join("hw_params"), PARAMS).unwrap();
+        }
+        let mut known = Folders::new();
+        let mut state = |pcm| {
+            let streams = read(&root, &Card { index: 0, pcm, address: None }, &mut known)?;
+            Ok::<_, String>(Proof::new(None, Ok(streams), None).state)
+        };
+        assert_eq!(state(0), Ok(PcmState::Open));
+        assert_eq!(state(1), Ok(PcmState::Closed));
+        assert!(state(2).is_err());
+        assert_eq!(known.len(), 2);
+        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -116,7 +116,8 @@ impl HardwareState {
                 let device = registry?.devices.get(id)?.as_ref().ok()?;
                 let profile = registry?.profiles.get(device.profile.as_ref()?)?.as_ref().ok();
                 let microphone = online(presences, id)?;
-                let card = Card { index: microphone.card, address: microphone.usb.as_ref().map(|usb| usb.address.clone()) };
+                let address = microphone.usb.as_ref().map(|usb| usb.address.clone());
+                let card = Card { index: microphone.card, pcm: microphone.pcm, address };
                 Some(Recorder { device: id.clone(), card, expected: profile.map(ProfileConfig::capture) })
             };
             running.filter_map(recorder).collect()
@@ -153,7 +154,7 @@ impl HardwareState {
         let mut known = registry.known_ports();
         for (id, port) in &mut known {
             if let Some(last) = self.presences.last_port(id) {
-                *port = Some(last.to_owned());
+                last.clone_into(port);
             }
         }
         let connected = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));

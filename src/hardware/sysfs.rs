@@ -6,7 +6,8 @@
 //! agree.
 //!
 //! Unknown is not empty: a source that cannot be read or is implausible is an [`Unknown`]. A card whose entries are
-//! incomplete or contradictory, as it is being connected or disconnected, is listed as unclear and scanned again.
+//! incomplete or contradictory, as it is being connected or disconnected, is listed as unclear and scanned again. So is
+//! one whose directories are not the same after the last read as before the first: its entries may be of two devices.
 //!
 //! A scan takes hundreds of system calls, and one of them can block: the kernel holds the lock of a USB device while it
 //! resets it, and reading `serial` waits for that lock. So [`scan`] belongs on a thread of its own. To check whether a
@@ -15,7 +16,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, openat};
 
 use crate::decide::device::{Microphone, Usb, serial};
 use crate::decide::scan::{Scan, Signature, Unknown, UsbAddress};
@@ -143,9 +147,9 @@ fn card_directories(asound: &Path) -> io::Result<Vec<u32>> {
 /// The microphone that is this card, `None` if it is not a microphone, or why that is unknown.
 fn read_card(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Option<Microphone>, String> {
     let lines = lines.ok_or("not in /proc/asound/cards yet")?;
-    let entry = root.join(format!("proc/asound/card{card}"));
+    let entry = Directory::open(root.join(format!("proc/asound/card{card}")))?;
     let usb_lines: Vec<&CardLine> = lines.iter().filter(|line| line.driver == "USB-Audio").collect();
-    let ids = match attribute(&entry.join("usbid")) {
+    let ids = match entry.attribute("usbid") {
         Ok(ids) if usb_lines.is_empty() => return Err(format!("USB ids {} and another driver than USB-Audio", shown(&ids))),
         Ok(ids) => ids,
         Err(_) if usb_lines.is_empty() => return Ok(None),
@@ -154,40 +158,77 @@ fn read_card(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Optio
         Err(why) => return Err(why),
     };
     let class = root.join("sys/class/sound").join(format!("card{card}"));
-    let directory = fs::canonicalize(&class).map_err(|error| format!("{}: {error}", class.display()))?;
-    if !has_capture(&directory, card)? {
-        return Ok(None);
-    }
-    let id = attribute(&entry.join("id"))?;
+    let resolve = || fs::canonicalize(&class).map_err(|error| format!("{}: {error}", class.display()));
+    let changed = || Err("connected or disconnected while it was read".to_owned());
+    let directory = resolve()?;
+    let Some(pcm) = capture_pcm(&directory, card)? else {
+        return if entry.is_current() && resolve()? == directory { Ok(None) } else { changed() };
+    };
+    let id = entry.attribute("id")?;
     let name = usb_lines.iter().find(|line| line.id == id).unwrap_or(&usb_lines[0]).name.clone();
     // It has USB ids, so it has a USB device that cannot be found at this moment.
-    let parent = usb_parent(root, &directory)?.ok_or_else(|| format!("{}: no USB device above", directory.display()))?;
-    let usb = read_usb(&parent, attribute(&entry.join("usbbus"))?)?;
+    let sys = root.join("sys");
+    let sys = fs::canonicalize(&sys).map_err(|error| format!("{}: {error}", sys.display()))?;
+    let parent = usb_parent(&sys, &directory)?.ok_or_else(|| format!("{}: no USB device above", directory.display()))?;
+    let parent = Directory::open(parent)?;
+    let usb = read_usb(&sys, &parent, entry.attribute("usbbus")?)?;
+    if !entry.is_current() || !parent.is_current() || resolve()? != directory {
+        return changed();
+    }
     if ids != format!("{}:{}", usb.vendor, usb.product) {
         return Err(format!("USB ids {}:{} in sysfs, {} in /proc/asound", usb.vendor, usb.product, shown(&ids)));
     }
-    Ok(Some(Microphone { card, name, usb: Some(usb) }))
+    Ok(Some(Microphone { card, pcm, name, usb: Some(usb) }))
 }
 
-/// Whether the directory of the card contains a `pcmC<N>D<M>c`.
-fn has_capture(directory: &Path, card: u32) -> Result<bool, String> {
+/// A directory whose entries are read through its open file, so that all of them are of one generation. The kernel gives
+/// a device that is connected again another directory, and no entry of the old one can be opened after it was removed.
+struct Directory {
+    path: PathBuf,
+    file: File,
+}
+
+impl Directory {
+    fn open(path: PathBuf) -> Result<Self, String> {
+        let file = File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let file = openat(&self.file, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(File::from);
+        read(file.map_err(io::Error::from), ATTRIBUTE_LIMIT)
+    }
+
+    fn attribute(&self, name: &str) -> Result<String, String> {
+        let raw = self.read(name).map_err(|error| format!("{}: {error}", self.path.join(name).display()))?;
+        Ok(String::from_utf8_lossy(&raw).trim_end().to_owned())
+    }
+
+    /// Whether the path still leads to this directory. While it is open, no other one can get its inode number.
+    fn is_current(&self) -> bool {
+        let identity = |metadata: io::Result<fs::Metadata>| metadata.map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        let open = identity(self.file.metadata());
+        open.is_some() && open == identity(fs::metadata(&self.path))
+    }
+}
+
+/// The lowest M of the entries `pcmC<N>D<M>c` in the directory of the card; `None` if it cannot capture.
+fn capture_pcm(directory: &Path, card: u32) -> Result<Option<u32>, String> {
+    let mut lowest: Option<u32> = None;
     let prefix = format!("pcmC{card}D");
     let entries = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     for entry in entries {
         let entry = entry.map_err(|error| format!("{}: {error}", directory.display()))?;
         let name = entry.file_name();
-        if name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|device| device.ends_with('c')) {
-            return Ok(true);
-        }
+        let pcm = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix('c')?.parse().ok());
+        lowest = lowest.into_iter().chain(pcm).min();
     }
-    Ok(false)
+    Ok(lowest)
 }
 
 /// The nearest ancestor directory that is a USB device.
-fn usb_parent(root: &Path, directory: &Path) -> Result<Option<PathBuf>, String> {
-    let sys = root.join("sys");
-    let sys = fs::canonicalize(&sys).map_err(|error| format!("{}: {error}", sys.display()))?;
-    for ancestor in directory.ancestors().take_while(|ancestor| ancestor.starts_with(&sys) && **ancestor != sys) {
+fn usb_parent(sys: &Path, directory: &Path) -> Result<Option<PathBuf>, String> {
+    for ancestor in directory.ancestors().take_while(|ancestor| ancestor.starts_with(sys) && *ancestor != sys) {
         match fs::read_link(ancestor.join("subsystem")) {
             Ok(subsystem) if subsystem.file_name().is_some_and(|name| name == "usb") => {
                 if attribute(&ancestor.join("uevent"))?.lines().any(|line| line == "DEVTYPE=usb_device") {
@@ -202,36 +243,76 @@ fn usb_parent(root: &Path, directory: &Path) -> Result<Option<PathBuf>, String> 
     Ok(None)
 }
 
-fn read_usb(parent: &Path, address: String) -> Result<Usb, String> {
-    let serial = match read(File::open(parent.join("serial")), ATTRIBUTE_LIMIT) {
+fn read_usb(sys: &Path, parent: &Directory, address: String) -> Result<Usb, String> {
+    let serial = match parent.read("serial") {
         Ok(raw) => serial(&raw),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(format!("{}: {error}", parent.join("serial").display())),
+        Err(error) => return Err(format!("{}: {error}", parent.path.join("serial").display())),
     };
-    let uevent = attribute(&parent.join("uevent"))?;
+    let uevent = parent.attribute("uevent")?;
     let field = |name: &str| uevent.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     let found = format!("{}/{}", field("BUSNUM="), field("DEVNUM="));
     if found != address {
         return Err(format!("USB address {} in sysfs, {} in /proc/asound", shown(&found), shown(&address)));
     }
-    let bus_path = parent.file_name().and_then(|name| name.to_str()).filter(|name| is_bus_path(name)).map(str::to_owned);
+    let bus_path = parent.path.file_name().and_then(|name| name.to_str()).filter(|name| is_bus_path(name)).map(str::to_owned);
     // Read last: if the device is disconnected by now, this fails, and its missing serial does not count as absent.
     let vendor = usb_id(parent, "idVendor")?;
     let product = usb_id(parent, "idProduct")?;
-    let bus_path = bus_path.ok_or_else(|| format!("{}: expected a USB bus path such as 1-1.4", parent.display()))?;
-    Ok(Usb { vendor, product, serial, bus_path, address })
+    let bus_path = bus_path.ok_or_else(|| format!("{}: expected a USB bus path such as 1-1.4", parent.path.display()))?;
+    let port_path = port_path(sys, &parent.path, &bus_path)?;
+    Ok(Usb { vendor, product, serial, bus_path, port_path, address })
+}
+
+/// The lasting address of a port: the directory of the host controller below `sys/devices`, and the port numbers from
+/// its root hub on, such as `pci0000:00/0000:00:07.0/4.2`. The number of a bus depends on the order in which the
+/// controllers are found. `None` if there is no controller above the device.
+fn port_path(sys: &Path, parent: &Path, bus_path: &str) -> Result<Option<String>, String> {
+    let bus = |name: &str| name.strip_prefix("usb").and_then(|number| number.parse::<u32>().ok());
+    let root_hub = parent.ancestors().find_map(|path| Some((path, bus(path.file_name()?.to_str()?)?)));
+    let (Some((root_hub, number)), Some((_, ports))) = (root_hub, bus_path.split_once('-')) else { return Ok(None) };
+    let Some(controller) = root_hub.parent() else { return Ok(None) };
+    let Some(place) = controller.strip_prefix(sys.join("devices")).ok().and_then(Path::to_str).filter(|place| !place.is_empty()) else {
+        return Ok(None);
+    };
+    // A controller of USB 3 has two root hubs with ports of their own, always the one of USB 2 first.
+    let hubs = names(controller)?.iter().filter_map(|name| bus(name)).filter(|other| *other < number).count();
+    let hub = if hubs == 0 { String::new() } else { format!("hub{}/", hubs + 1) };
+    Ok(Some(format!("{}/{hub}{ports}", without_order(controller, place)?)))
+}
+
+/// `place` without the number of a platform device such as `xhci-hcd.1`, which the kernel counts in the order in which
+/// it finds them. It remains below `platform` itself, and beside another one, as nothing else distinguishes them.
+fn without_order(controller: &Path, place: &str) -> Result<String, String> {
+    let stem = |name: &str| {
+        let (stem, number) = name.strip_suffix(".auto").unwrap_or(name).rsplit_once('.')?;
+        let is_counted = !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit());
+        (is_counted && stem.starts_with(|c: char| c.is_ascii_alphabetic())).then(|| stem.to_owned())
+    };
+    let Some((above, name)) = place.rsplit_once('/') else { return Ok(place.to_owned()) };
+    let (Some(own), Some(folder)) = (stem(name), controller.parent().filter(|_| above != "platform")) else { return Ok(place.to_owned()) };
+    let alike = names(folder)?.iter().filter(|other| stem(other).as_ref() == Some(&own)).count();
+    Ok(if alike == 1 { format!("{above}/{own}") } else { place.to_owned() })
+}
+
+/// The names in a directory.
+fn names(directory: &Path) -> Result<Vec<String>, String> {
+    let names = fs::read_dir(directory).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<String>>>()
+    });
+    names.map_err(|error| format!("{}: {error}", directory.display()))
 }
 
 fn is_bus_path(name: &str) -> bool {
     name.len() <= 64 && name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| c.is_ascii_digit() || c == '-' || c == '.')
 }
 
-fn usb_id(parent: &Path, name: &str) -> Result<String, String> {
-    let text = attribute(&parent.join(name))?;
+fn usb_id(parent: &Directory, name: &str) -> Result<String, String> {
+    let text = parent.attribute(name)?;
     if text.len() == 4 && text.chars().all(|c| c.is_ascii_hexdigit()) {
         Ok(text.to_ascii_lowercase())
     } else {
-        Err(format!("{}: expected four hexadecimal digits, got {:?}", parent.join(name).display(), shown(&text).to_string()))
+        Err(format!("{}: expected four hexadecimal digits, got {:?}", parent.path.join(name).display(), shown(&text).to_string()))
     }
 }
 
@@ -252,7 +333,10 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::test_runner::TestRunner;
+    use std::io::Write as _;
     use std::os::unix::fs::symlink;
+    use std::process::Command;
+    use std::thread;
 
     #[test]
     fn cards_are_read_line_by_line() {
@@ -274,8 +358,15 @@ mod tests {
     struct Tree(PathBuf);
 
     impl Tree {
-        fn new() -> Self {
-            let root = std::env::temp_dir().join(format!("silvasonic-sysfs-{}", std::process::id()));
+        /// The file `cards`, and the name of the card.
+        fn list(&self) {
+            let asound = self.0.join("proc/asound");
+            fs::write(asound.join("cards"), " 0 [r4             ]: USB-Audio - Mic\n                      Mic\n").unwrap();
+            fs::write(asound.join("card0/id"), "r4\n").unwrap();
+        }
+
+        fn new(name: &str) -> Self {
+            let root = std::env::temp_dir().join(format!("silvasonic-sysfs-{name}-{}", std::process::id()));
             let device = root.join("sys/devices/usb1/1-1");
             for folder in ["proc/asound/card0", "sys/class/sound", "sys/devices/usb1/1-1/1-1:1.0/sound/card0/pcmC0D0c"] {
                 fs::create_dir_all(root.join(folder)).unwrap();
@@ -303,7 +394,7 @@ mod tests {
 
     #[test]
     fn no_usb_string_forges_or_hides_a_card() {
-        let tree = Tree::new();
+        let tree = Tree::new("forged");
         let forged = (0..9_u32, 0..40_usize).prop_map(|(index, length)| {
             let name = "x".repeat(length);
             format!("a\n {index} [{name}]: USB-Audio - {name}\n --- no soundcards ---\n{index} [b]: HDA-Intel - c").into_bytes()
@@ -335,6 +426,94 @@ mod tests {
             },
         );
         outcome.unwrap();
+    }
+
+    #[test]
+    fn a_device_that_is_replaced_while_it_is_read_is_unclear() {
+        let tree = Tree::new("replaced");
+        let scan_all = || scan(&tree.0, &[], |_, _| {}).unwrap();
+        tree.list();
+        assert_eq!(scan_all().microphones.len(), 1);
+        let (device, other) = (tree.0.join("sys/devices/usb1/1-1"), tree.0.join("other"));
+        assert!(Command::new("cp").arg("-a").arg(&device).arg(&other).status().unwrap().success());
+        fs::write(other.join("serial"), "S1\n").unwrap();
+        // The scan waits for this id while the device returns: its serial number was not there, and is there now.
+        let vendor = device.join("idVendor");
+        fs::remove_file(&vendor).unwrap();
+        assert!(Command::new("mkfifo").arg(&vendor).status().unwrap().success());
+        let found = thread::scope(|scope| {
+            let scan = scope.spawn(scan_all);
+            let mut writer = fs::OpenOptions::new().write(true).open(&vendor).unwrap();
+            fs::rename(&device, tree.0.join("old")).unwrap();
+            fs::rename(&other, &device).unwrap();
+            writer.write_all(b"0869\n").unwrap();
+            drop(writer);
+            scan.join().unwrap()
+        });
+        assert_eq!((found.microphones.len(), found.unclear.len()), (0, 1), "{found:?}");
+        assert_eq!(scan_all().microphones[0].usb.as_ref().unwrap().serial.as_deref(), Some("S1"));
+    }
+
+    #[test]
+    fn a_card_that_is_replaced_while_it_is_read_is_unclear() {
+        let tree = Tree::new("card");
+        tree.list();
+        let (card, other) = (tree.0.join("proc/asound/card0"), tree.0.join("other"));
+        assert!(Command::new("cp").arg("-a").arg(&card).arg(&other).status().unwrap().success());
+        let vendor = tree.0.join("sys/devices/usb1/1-1/idVendor");
+        fs::remove_file(&vendor).unwrap();
+        assert!(Command::new("mkfifo").arg(&vendor).status().unwrap().success());
+        let found = thread::scope(|scope| {
+            let scan = scope.spawn(|| scan(&tree.0, &[], |_, _| {}).unwrap());
+            let mut writer = fs::OpenOptions::new().write(true).open(&vendor).unwrap();
+            fs::rename(&card, tree.0.join("old")).unwrap();
+            fs::rename(&other, &card).unwrap();
+            writer.write_all(b"0869\n").unwrap();
+            drop(writer);
+            scan.join().unwrap()
+        });
+        assert_eq!((found.microphones.len(), found.unclear.len()), (0, 1), "{found:?}");
+    }
+
+    #[test]
+    fn the_lowest_capture_pcm_counts() {
+        let tree = Tree::new("pcms");
+        let directory = fs::canonicalize(tree.0.join("sys/class/sound/card0")).unwrap();
+        for name in ["pcmC0D10c", "pcmC0D2c", "pcmC0D1p", "pcmC0D0p", "pcmC01D0c", "pcmC0Dxc", "controlC0"] {
+            fs::create_dir(directory.join(name)).unwrap();
+        }
+        assert_eq!(capture_pcm(&directory, 0), Ok(Some(0)));
+        fs::remove_dir(directory.join("pcmC0D0c")).unwrap();
+        assert_eq!(capture_pcm(&directory, 0), Ok(Some(2)));
+        assert_eq!(capture_pcm(&directory, 1), Ok(None));
+    }
+
+    #[test]
+    fn the_address_of_a_port_does_not_depend_on_the_order_of_host_controllers() {
+        let tree = Tree::new("ports");
+        let sys = tree.0.join("sys");
+        let address = |path: &str| {
+            let parent = sys.join("devices").join(path);
+            fs::create_dir_all(&parent).unwrap();
+            port_path(&sys, &parent, path.rsplit('/').next().unwrap()).unwrap()
+        };
+        let (pci, pi) = ("pci0000:00/0000:00:07.0", "platform/axi/1000120000.pcie/1f00200000.usb");
+        for (path, expected) in [
+            (format!("{pci}/usb1/1-4/1-4.2"), "pci0000:00/0000:00:07.0/4.2"),
+            (format!("{pci}/usb2/2-4"), "pci0000:00/0000:00:07.0/hub2/4"),
+            ("pci0000:00/0000:00:08.0/usb10/10-4".to_owned(), "pci0000:00/0000:00:08.0/4"),
+            (format!("{pi}/xhci-hcd.1/usb3/3-1"), "platform/axi/1000120000.pcie/1f00200000.usb/xhci-hcd/1"),
+            ("platform/soc/fe980000.usb/usb4/4-1.1".to_owned(), "platform/soc/fe980000.usb/1.1"),
+            ("platform/soc/xhci-hcd.5.auto/usb5/5-2".to_owned(), "platform/soc/xhci-hcd/2"),
+            ("platform/xhci-hcd.0/usb6/6-2".to_owned(), "platform/xhci-hcd.0/2"),
+        ] {
+            assert_eq!(address(&path).as_deref(), Some(expected), "{path}");
+        }
+        // Two at one place are distinguished by their numbers alone.
+        let both = "platform/axi/1000120000.pcie/1f00200000.usb/xhci-hcd.0/usb7/7-1";
+        assert_eq!(address(both).as_deref(), Some("platform/axi/1000120000.pcie/1f00200000.usb/xhci-hcd.0/1"));
+        assert_eq!(address("usb9/9-1"), None);
+        assert_eq!(address("pci0000:00/0000:00:09.0/1-1"), None);
     }
 
     #[test]

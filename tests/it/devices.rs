@@ -88,7 +88,7 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     station.podman.stop_api();
     is(ultramic, "unknown: Podman: ");
     let (_, table, _) = typed(&station, "devices", &[]);
-    assert!(table.starts_with("ID                  NAME                       PORT  CARD  PROFILE           SCORES"), "{table}");
+    assert!(table.starts_with("ID                  NAME                       PORT  CARD    PROFILE           SCORES"), "{table}");
     station.podman.start_api();
     station.postgres.stop();
     let (_, table, _) = typed(&station, "devices", &[]);

@@ -11,11 +11,14 @@ const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 
 /// A quick Controller whose log tells every change of presence.
 fn quick(station: &Station) -> Controller {
-    station.controller_with(&[
-        ("SILVASONIC_RECONCILE_INTERVAL_S", "0.1"),
-        ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "1"),
-        ("SILVASONIC_LOG_LEVEL", "debug"),
-    ])
+    quick_with(station, &[])
+}
+
+/// The same, with some variables set otherwise.
+fn quick_with(station: &Station, overrides: &[(&str, &str)]) -> Controller {
+    let quick =
+        [("SILVASONIC_RECONCILE_INTERVAL_S", "0.1"), ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "1"), ("SILVASONIC_LOG_LEVEL", "debug")];
+    station.controller_with(&[&quick[..], overrides].concat())
 }
 
 /// `name status` of all devices.
@@ -129,6 +132,90 @@ fn two_identical_microphones_without_serials_on_one_hub_have_their_own_recorders
         assert_eq!(inspect["Config"]["Labels"]["io.silvasonic.device_id"], format!("0d8c-0014-port{port}"));
         assert!(station.workspace().join("recorder").join(name).is_dir());
     }
+}
+
+#[test]
+fn microphones_without_serials_stay_who_they_are_when_their_buses_swap_numbers() {
+    let station = Station::up();
+    let (one, other) = ("0000:00:07.0", "0000:00:08.0");
+    // Two of the same kind, at the same port of two host controllers.
+    station.tree.set(&[Card::generic(0, "1-1").on(one), Card::generic(1, "2-1").on(other)]);
+    let mut first = quick_with(&station, &[("SILVASONIC_SHUTDOWN", "keep")]);
+    wait_devices(&station, "0d8c-0014-port1-1 online, 0d8c-0014-port2-1 online");
+    let (a, b) = ("silvasonic-recorder-generic-usb-p1d1", "silvasonic-recorder-rode-nt-usb-p2d1");
+    for (port, profile) in [("1-1", "generic_usb"), ("2-1", "rode_nt_usb")] {
+        station.postgres.exec(&format!(
+            "UPDATE devices SET enrollment_status = 'enrolled', profile_slug = '{profile}' WHERE name = '0d8c-0014-port{port}'"
+        ));
+    }
+    station.podman.wait_running(SOON, &[a, b]);
+    let rows = || {
+        let columns = "name, profile_slug, workspace_name, config->>'usb_port_path'";
+        let row = format!("SELECT string_agg(concat_ws(' ', {columns}), ', ' ORDER BY name) FROM devices");
+        station.postgres.value::<String>(&row).unwrap_or_default()
+    };
+    let before = "0d8c-0014-port1-1 generic_usb generic-usb-p1d1 pci0000:00/0000:00:07.0/1, \
+                  0d8c-0014-port2-1 rode_nt_usb rode-nt-usb-p2d1 pci0000:00/0000:00:08.0/1";
+    eventually(SOON, "the rows", || (rows() == before).then_some(()));
+    let recorders = ids(&station);
+
+    // A reboot that finds the host controllers in the other order; the cards keep their numbers.
+    first.kill();
+    drop(first);
+    station.tree.set(&[Card::generic(0, "2-1").on(one), Card::generic(1, "1-1").on(other)]);
+    let second = quick_with(&station, &[("SILVASONIC_SHUTDOWN", "keep")]);
+    let ports = "SELECT string_agg(config->>'usb_bus_path', ' ' ORDER BY name) FROM devices";
+    eventually(SOON, "the bus paths", || (station.postgres.value::<String>(ports).as_deref() == Some("2-1 1-1")).then_some(()));
+    wait_devices(&station, "0d8c-0014-port1-1 online, 0d8c-0014-port2-1 online");
+    assert_eq!(rows(), before);
+    assert_eq!(second.count_log("stopped and removed"), 0);
+    assert_eq!(ids(&station), recorders);
+
+    // Rows of an older Controller have no such address: they learn it.
+    station.postgres.exec("UPDATE devices SET config = config - 'usb_port_path'");
+    eventually(SOON, "the addresses", || (rows() == before).then_some(()));
+
+    // The first host controller alone, and then a third one whose bus has a number that the others had.
+    station.tree.set(&[Card::generic(0, "1-1").on(one)]);
+    wait_devices(&station, "0d8c-0014-port1-1 online, 0d8c-0014-port2-1 offline");
+    station.tree.set(&[Card::generic(0, "3-1").on(one), Card::generic(1, "1-1").on("0000:00:09.0")]);
+    let names = "SELECT string_agg(split_part(name, '~', 1), ' ' ORDER BY name) FROM devices WHERE status = 'online'";
+    let expected = "0d8c-0014-port1-1 0d8c-0014-port1-1";
+    eventually(SOON, "the third one", || (station.postgres.value::<String>(names).as_deref() == Some(expected)).then_some(()));
+}
+
+#[test]
+fn a_serial_number_that_imitates_an_id_takes_nothing_from_others() {
+    let station = Station::up();
+    let twins = [Card::ultramic().serial("A"), Card::ultramic().index(1).id("r4_1").at("1-2").serial("A")];
+    let rode = Card::rode().index(2).at("1-3");
+    station.tree.set(&[&twins[..], std::slice::from_ref(&rode)].concat());
+    let _controller = quick(&station);
+    station.podman.wait_running(SOON, &["silvasonic-recorder-rode-nt-usb-p1d3"]);
+    let known = "0869-0389-A-port1-1 online, 0869-0389-A-port1-2 online, 19f7-0003-port1-3 online";
+    wait_devices(&station, known);
+    eventually(SOON, "three Recorders", || (ids(&station).len() == 3).then_some(()));
+    let before = ids(&station);
+    let imitation = Card::ultramic().index(3).id("r4_3").at("1-4").serial("A-port1-2");
+    let other = Card::rode().index(4).id("NTUSB_1").at("1-5").serial("port1-3");
+    station.tree.set(&[&twins[..], &[rode, imitation, other]].concat());
+    eventually(SOON, "both of them", || (devices(&station).matches(" online").count() == 5).then_some(()));
+    assert!(known.split(", ").all(|known| devices(&station).contains(known)), "{}", devices(&station));
+    eventually(SOON, "five Recorders", || (ids(&station).len() == 5).then_some(()));
+    assert!(before.iter().all(|(name, id)| ids(&station)[name] == *id));
+}
+
+#[test]
+fn a_card_that_captures_with_another_pcm_is_recorded_from_that() {
+    let station = Station::up();
+    station.tree.fixture("21-capture-on-device-1");
+    let _controller = quick(&station);
+    let name = "silvasonic-recorder-rode-nt-usb-p1d2";
+    station.podman.wait_running(SOON, &[name]);
+    let inspect = station.inspect(name).unwrap();
+    assert!(inspect["Config"]["Env"].as_array().unwrap().contains(&"SILVASONIC_RECORDER_DEVICE=hw:0,1".into()));
+    let row = "SELECT config->>'alsa_device' FROM devices";
+    eventually(SOON, "the row", || (station.postgres.value::<String>(row).as_deref() == Some("hw:0,1")).then_some(()));
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn a_fresh_start_records_the_microphone_that_is_there() {
         Some(json!({
             "alsa_card_index": 0, "alsa_device": "hw:0,0", "alsa_name": "UltraMic384K_EVO 16bit r4", "usb_vendor_id": "0869",
             "usb_product_id": "0389", "usb_serial": "034F6A21", "usb_bus_path": "1-1",
+            "usb_port_path": "pci0000:00/0000:00:07.0/1",
         }))
     );
 }

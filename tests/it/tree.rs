@@ -27,6 +27,8 @@ pub(crate) struct Card {
     pub(crate) serial: Option<Vec<u8>>,
     /// Name of the USB device's directory, such as `1-4.2`; None: a card without a USB parent.
     pub(crate) bus_path: Option<String>,
+    /// The PCI device of the host controller of its bus.
+    pub(crate) controller: String,
     /// Its USB device number; None: the next one.
     pub(crate) number: Option<u32>,
     /// How many capture PCMs it has; a speaker has none.
@@ -46,6 +48,7 @@ impl Card {
             pid: pid.to_owned(),
             serial: None,
             bus_path: Some(port.to_owned()),
+            controller: compose::PCI.to_owned(),
             number: None,
             captures: 1,
             playback: false,
@@ -87,6 +90,12 @@ impl Card {
     /// 046d:0a4d at 1-1, which cannot record.
     pub(crate) fn speaker() -> Card {
         Card { captures: 0, playback: true, ..Card::usb("Speaker", "Logitech", "USB Speaker", "046d:0a4d", "1-1") }
+    }
+
+    /// On a bus of another host controller, e.g. `0000:00:08.0`; all cards of a bus have the same one.
+    pub(crate) fn on(mut self, controller: &str) -> Card {
+        self.controller = controller.to_owned();
+        self
     }
 
     pub(crate) fn index(mut self, index: u32) -> Card {

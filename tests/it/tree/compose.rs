@@ -1,14 +1,13 @@
 //! Writes a tree from a list of cards, file for file like the recorded ones as far as a daemon reads them.
 
 use super::Card;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 /// The PCI device of the USB controller, as in the recordings.
-const PCI: &str = "0000:00:07.0";
-const CONTROLLER: &str = "devices/pci0000:00/0000:00:07.0";
+pub(super) const PCI: &str = "0000:00:07.0";
 const VERSION: &str = "Advanced Linux Sound Architecture Driver Version k6.1.0-56-amd64.\n";
 
 /// Writes `proc/asound`, `sys` and `dev/snd` below `root`.
@@ -16,6 +15,7 @@ pub(super) fn write(root: &Path, cards: &[Card]) {
     let mut tree = Writer {
         root: root.to_path_buf(),
         usb: BTreeSet::new(),
+        controllers: BTreeMap::from([(1, PCI.to_owned())]),
         next_device: 1,
         next_minor: 2,
         pcms: String::new(),
@@ -31,7 +31,11 @@ pub(super) fn write(root: &Path, cards: &[Card]) {
     ] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    tree.usb_device("usb1", "1d6b", "0002", b"Linux 6.1.0-56-amd64 xhci-hcd", b"xHCI Host Controller", Some(PCI.as_bytes()));
+    tree.controllers.extend(cards.iter().filter_map(|card| Some((bus(card.bus_path.as_ref()?), card.controller.clone()))));
+    for (bus, controller) in tree.controllers.clone() {
+        let (hub, serial) = (format!("usb{bus}"), controller.as_bytes());
+        tree.usb_device(&hub, "1d6b", "0002", b"Linux 6.1.0-56-amd64 xhci-hcd", b"xHCI Host Controller", Some(serial));
+    }
     tree.node("devices/virtual/sound/timer", "timer", 33, None);
     let mut list = Vec::new();
     for card in cards {
@@ -64,6 +68,8 @@ struct Writer {
     root: PathBuf,
     /// USB devices that are there already: hubs are shared.
     usb: BTreeSet<String>,
+    /// The PCI device of the host controller of each bus.
+    controllers: BTreeMap<u32, String>,
     next_device: u32,
     next_minor: u32,
     pcms: String,
@@ -77,7 +83,8 @@ impl Writer {
         let (parent, place) = match &card.bus_path {
             Some(port) => {
                 let device = self.plug(card, port);
-                (format!("{device}/{port}:1.0"), format!("usb-{PCI}-{}, full speed", port.split_once('-').expect("bus-port").1))
+                let place = format!("usb-{}-{}, full speed", card.controller, port.split_once('-').expect("bus-port").1);
+                (format!("{device}/{port}:1.0"), place)
             }
             None => ("devices/platform/soc/soc:sound".to_owned(), "soc:sound".to_owned()),
         };
@@ -86,7 +93,8 @@ impl Writer {
         self.file(&format!("{proc}/id"), format!("{}\n", card.id));
         if let Some(number) = usb.then_some(self.next_device - 1) {
             self.file(&format!("{proc}/usbid"), format!("{}:{}\n", card.vid, card.pid));
-            self.file(&format!("{proc}/usbbus"), format!("001/{number:03}\n"));
+            let bus = card.bus_path.as_deref().map_or(1, bus);
+            self.file(&format!("{proc}/usbbus"), format!("{bus:03}/{number:03}\n"));
             self.file(&format!("{proc}/stream0"), stream(card, &long));
         }
         symlink(format!("card{index}"), self.root.join("proc/asound").join(&card.id)).unwrap();
@@ -183,20 +191,22 @@ impl Writer {
         assert!(self.usb.insert(name.to_owned()), "two devices at {name}");
         let number = self.next_device;
         self.next_device += 1;
-        let path = usb_path(name);
+        let bus = bus(name);
+        let path = usb_path(&self.controllers[&bus], name);
         let sys = format!("sys/{path}");
         let class = if vid == "1d6b" || pid == "55aa" { "9/0/0" } else { "0/0/0" };
         self.file(
             &format!("{sys}/uevent"),
             format!(
-                "MAJOR=189\nMINOR={}\nDEVNAME=bus/usb/001/{number:03}\nDEVTYPE=usb_device\nDRIVER=usb\nPRODUCT={}\nTYPE={class}\nBUSNUM=001\nDEVNUM={number:03}\n",
+                "MAJOR=189\nMINOR={}\nDEVNAME=bus/usb/{bus:03}/{number:03}\nDEVTYPE=usb_device\nDRIVER=usb\nPRODUCT={}\nTYPE={class}\nBUSNUM={bus:03}\nDEVNUM={number:03}\n",
                 number - 1,
                 product(vid, pid)
             ),
         );
         let devpath = name.split_once('-').map_or("0", |(_, port)| port);
+        let busnum = bus.to_string();
         for (file, text) in
-            [("idVendor", vid), ("idProduct", pid), ("busnum", "1"), ("devpath", devpath), ("bcdDevice", "0100"), ("speed", "12")]
+            [("idVendor", vid), ("idProduct", pid), ("busnum", &busnum), ("devpath", devpath), ("bcdDevice", "0100"), ("speed", "12")]
         {
             self.file(&format!("{sys}/{file}"), format!("{text}\n"));
         }
@@ -261,9 +271,14 @@ fn up(path: &str) -> String {
     "../".repeat(path.split('/').count())
 }
 
+/// The number of the bus of `1-4.2` or `usb1`.
+fn bus(name: &str) -> u32 {
+    name.strip_prefix("usb").or_else(|| Some(name.split_once('-')?.0)).and_then(|bus| bus.parse().ok()).expect("bus-port")
+}
+
 /// `1-4.2` lies in `…/usb1/1-4/1-4.2`.
-fn usb_path(name: &str) -> String {
-    let mut path = format!("{CONTROLLER}/usb1");
+fn usb_path(controller: &str, name: &str) -> String {
+    let mut path = format!("devices/pci0000:00/{controller}/usb{}", bus(name));
     if name.starts_with("usb") {
         return path;
     }
