@@ -1,6 +1,7 @@
 //! The last known desired state, and when the database is read again.
 //!
-//! One request is under way at a time, and a second one after a nudge. While the database is unavailable, the last
+//! One request is under way at a time. After a nudge, whose change the request may have missed, another one follows at
+//! once, so at most one waits. While the database is unavailable, the last
 //! known state is used, or the one that an earlier run saved. When a frozen server blocks the thread for too long, the
 //! thread is abandoned and another one connects again.
 
@@ -47,10 +48,6 @@ pub struct DatabaseState {
     worker: Worker,
     abandoned: Vec<JoinHandle<()>>,
     rate_limit: RateLimit,
-    /// When the request that is under way was sent.
-    asked: Option<Instant>,
-    /// A second request is under way: a nudge arrived after the first one, whose answer may be older than the nudge.
-    asked_again: bool,
     last_touch: Instant,
     /// Whether this Controller leads: only then anything is written.
     leads: bool,
@@ -81,8 +78,6 @@ impl DatabaseState {
             worker: Worker::start(config, 0, events.clone())?,
             abandoned: Vec::new(),
             rate_limit: RateLimit::default(),
-            asked: None,
-            asked_again: false,
             last_touch: Instant::now(),
             leads: false,
             recorded: false,
@@ -97,16 +92,16 @@ impl DatabaseState {
     /// does not wake the main loop.
     pub fn ask(&mut self, presences: &Presences, hardware: Hardware, now: Instant) {
         self.recorded = false;
-        match self.waiting_since() {
+        match self.worker.waiting_since() {
             None if self.leads && now.duration_since(self.last_touch) >= TOUCH && self.state.is_ok() => {
                 self.last_touch = now;
                 let online = presences.iter().filter(|(_, presence)| matches!(presence, Presence::Online(_)));
-                self.request(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
+                self.worker.ask(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
             }
             None => {
                 let is_behind = self.leads && !self.differences(presences).is_empty();
                 let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && !is_behind;
-                self.request(if quiet { Request::Check } else { Request::Read });
+                self.worker.ask(if quiet { Request::Check } else { Request::Read });
             }
             Some(since) if now.duration_since(since) >= OVERDUE => self.replace_worker(),
             Some(since) if now.duration_since(since) >= ANSWER => {
@@ -116,25 +111,11 @@ impl DatabaseState {
         }
     }
 
-    /// Sends a second request if one is under way, as its answer may be older than the nudge.
+    /// Sends another request if one has begun, as its answer may be older than the nudge.
     pub fn ask_again(&mut self) {
-        if self.waiting_since().is_some() && !self.asked_again {
-            self.asked_again = true;
+        if self.worker.waiting_since().is_some() && !self.worker.has_queued() {
             self.worker.ask(Request::Read);
         }
-    }
-
-    /// When the request was sent whose answer is missing.
-    fn waiting_since(&mut self) -> Option<Instant> {
-        if self.worker.is_idle() {
-            (self.asked, self.asked_again) = (None, false);
-        }
-        self.asked
-    }
-
-    fn request(&mut self, request: Request) {
-        self.worker.ask(request);
-        self.asked = Some(Instant::now());
     }
 
     /// Abandons the thread, which a frozen server may block forever, and starts another one.
@@ -149,8 +130,7 @@ impl DatabaseState {
                 if self.leads {
                     self.worker.lead();
                 }
-                self.asked_again = false;
-                self.request(Request::Read);
+                self.worker.ask(Request::Read);
             }
             Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for PostgreSQL: {why}"), Instant::now()),
         }
@@ -160,10 +140,8 @@ impl DatabaseState {
     pub fn lead(&mut self) {
         if !std::mem::replace(&mut self.leads, true) {
             self.worker.lead();
-            if self.waiting_since().is_some() {
-                self.ask_again();
-            } else {
-                self.request(Request::Read);
+            if !self.worker.has_queued() {
+                self.worker.ask(Request::Read);
             }
         }
     }
@@ -219,17 +197,73 @@ impl DatabaseState {
 
     /// Writes the differences between hardware and rows: once a tick, after the rows were read.
     pub fn record(&mut self, presences: &Presences) {
-        if !self.leads || self.state.is_err() || self.recorded || self.waiting_since().is_some() {
+        if !self.leads || self.state.is_err() || self.recorded || self.worker.waiting_since().is_some() {
             return;
         }
         self.recorded = true;
         let changes = self.differences(presences);
         if !changes.is_empty() {
-            self.request(Request::Write(changes));
+            self.worker.ask(Request::Write(changes));
         }
     }
 
     fn differences(&self, presences: &Presences) -> Vec<RowChange> {
         self.registry.as_ref().map(|registry| registry.changes(presences, &clock::iso(SystemTime::now()))).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::worker::FakeWorker;
+    use std::sync::mpsc::sync_channel;
+    use std::thread;
+
+    fn state() -> (DatabaseState, FakeWorker) {
+        let mut config = Config::read(|_| None).unwrap();
+        config.workspace_local = "/nonexistent".into();
+        let (events, _inbox) = sync_channel(1);
+        let mut state = DatabaseState::start(&config, &events).unwrap();
+        let (worker, thread) = FakeWorker::start();
+        state.worker = worker;
+        (state, thread)
+    }
+
+    #[test]
+    fn a_nudge_during_a_read_leads_to_another_read_at_once() {
+        let (mut state, thread) = state();
+        let presences = Presences::new(Duration::ZERO);
+        let tick = |state: &mut DatabaseState| state.ask(&presences, Hardware::Unchanged, Instant::now());
+        // A nudge without a read is followed by the read of its cycle.
+        state.ask_again();
+        assert!(!thread.begin());
+        tick(&mut state);
+        assert!(thread.begin() && !thread.begin());
+        // Each of many nudges in a row, even if its read is already the second one.
+        for _ in 0..5 {
+            state.ask_again();
+            tick(&mut state);
+            thread.answer();
+            assert!(thread.begin(), "the change of the nudge is read without waiting for a tick");
+        }
+        // A flood of them, before that read begins, leads to one.
+        (0..9).for_each(|_| state.ask_again());
+        thread.answer();
+        assert!(thread.begin() && !thread.begin());
+        thread.answer();
+        assert_eq!(state.worker.waiting_since(), None);
+    }
+
+    #[test]
+    fn a_database_that_answers_one_read_after_another_is_not_one_that_does_not_respond() {
+        let (mut state, thread) = state();
+        state.worker.ask(Request::Read);
+        let first = state.worker.waiting_since().unwrap();
+        assert!(thread.begin());
+        state.ask_again();
+        assert_eq!(state.worker.waiting_since(), Some(first));
+        thread::sleep(Duration::from_millis(2));
+        thread.answer();
+        assert!(state.worker.waiting_since().unwrap() > first);
     }
 }

@@ -4,9 +4,9 @@
 //! [`Event::Rows`]; while nothing changes, it is not woken. When an answer is overdue, the main loop abandons the
 //! thread and starts another one. An abandoned thread ends after its next answer: its channel has no sender any more.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -39,12 +39,48 @@ pub enum Request {
     Touch(Vec<String>),
 }
 
+/// The requests that were not answered yet.
+#[derive(Debug, Default)]
+pub struct Backlog(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Requests that the thread has not begun.
+    queued: usize,
+    /// These, and the one that it has begun.
+    unanswered: usize,
+    /// When the oldest one was sent, or when the one before it was answered.
+    since: Option<Instant>,
+}
+
+impl Backlog {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sent(&self) {
+        let mut counts = self.counts();
+        counts.queued += 1;
+        counts.unanswered += 1;
+        counts.since.get_or_insert_with(Instant::now);
+    }
+
+    fn begun(&self) {
+        self.counts().queued -= 1;
+    }
+
+    fn answered(&self) {
+        let mut counts = self.counts();
+        counts.unanswered -= 1;
+        counts.since = (counts.unanswered > 0).then(Instant::now);
+    }
+}
+
 /// The other end of the `database` thread.
 #[derive(Debug)]
 pub struct Worker {
     requests: Sender<Request>,
-    /// Number of requests without an answer.
-    unanswered: Arc<AtomicUsize>,
+    backlog: Arc<Backlog>,
     /// Whether this Controller leads: only then anything is written, also to its own files.
     leads: Arc<AtomicBool>,
     thread: JoinHandle<()>,
@@ -59,9 +95,9 @@ impl Worker {
     /// The thread cannot be started.
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let (unanswered, leads) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (backlog, leads) = (Arc::<Backlog>::default(), Arc::<AtomicBool>::default());
         let worker = WorkerThread {
-            unanswered: Arc::clone(&unanswered),
+            backlog: Arc::clone(&backlog),
             leads: Arc::clone(&leads),
             is_seeded: false,
             config: config.clone(),
@@ -75,12 +111,12 @@ impl Worker {
             is_sent: false,
         };
         let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
-        Ok(Self { requests, unanswered, leads, thread, generation })
+        Ok(Self { requests, backlog, leads, thread, generation })
     }
 
     /// Sends a request; the answer arrives as an event.
     pub fn ask(&self, request: Request) {
-        self.unanswered.fetch_add(1, Ordering::AcqRel);
+        self.backlog.sent();
         // The thread ends only after this sender was dropped, or with the process.
         let _ = self.requests.send(request);
     }
@@ -90,10 +126,16 @@ impl Worker {
         self.leads.store(true, Ordering::Release);
     }
 
-    /// Whether all requests were answered.
+    /// Since when an answer is missing; `None` if all requests were answered.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.unanswered.load(Ordering::Acquire) == 0
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.backlog.counts().since
+    }
+
+    /// Whether there is a request that has not begun. It will read everything that is in the database now.
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        self.backlog.counts().queued > 0
     }
 
     /// Drops the channel of a thread that does not answer. The handle shows when the thread has ended.
@@ -107,7 +149,7 @@ struct WorkerThread {
     config: Config,
     generation: u64,
     events: SyncSender<Event>,
-    unanswered: Arc<AtomicUsize>,
+    backlog: Arc<Backlog>,
     leads: Arc<AtomicBool>,
     seeder: Seeder,
     /// Whether the seeders ran on this connection.
@@ -125,6 +167,7 @@ struct WorkerThread {
 impl WorkerThread {
     fn run(mut self, inbox: &Receiver<Request>) {
         while let Ok(request) = inbox.recv() {
+            self.backlog.begun();
             let only_changes = matches!(request, Request::Check);
             let answer = match request {
                 Request::Read | Request::Check => self.read(),
@@ -135,7 +178,7 @@ impl WorkerThread {
                 Request::Touch(devices) => self.with(|db| db.touch(&devices)).and_then(|()| self.read()),
             };
             let is_known = self.is_sent && answer.as_ref().is_ok_and(Option::is_none);
-            self.unanswered.fetch_sub(1, Ordering::AcqRel);
+            self.backlog.answered();
             if is_known && only_changes {
                 continue;
             }
@@ -232,5 +275,31 @@ impl WorkerThread {
             }
             reason(&error)
         })
+    }
+}
+
+/// A worker whose requests a test handles.
+#[cfg(test)]
+pub(crate) struct FakeWorker {
+    inbox: Receiver<Request>,
+    backlog: Arc<Backlog>,
+}
+
+#[cfg(test)]
+impl FakeWorker {
+    pub(crate) fn start() -> (Worker, Self) {
+        let (requests, inbox) = channel();
+        let backlog = Arc::<Backlog>::default();
+        let worker = Worker { requests, backlog: Arc::clone(&backlog), leads: Arc::default(), thread: thread::spawn(|| ()), generation: 0 };
+        (worker, Self { inbox, backlog })
+    }
+
+    /// Begins with the next request, if there is one.
+    pub(crate) fn begin(&self) -> bool {
+        self.inbox.try_recv().map(|_| self.backlog.begun()).is_ok()
+    }
+
+    pub(crate) fn answer(&self) {
+        self.backlog.answered();
     }
 }
