@@ -1,7 +1,8 @@
 //! The last known state of the hardware: which microphones are connected.
 //!
 //! At each tick the sound cards are scanned if they changed, each microphone is identified, and its presence is kept:
-//! online, missing or offline. Invariant: a scan that fails changes no presence.
+//! online, missing or offline. Invariant: a scan that fails changes no presence. A single one is no fault of the station
+//! either, as a card that is disconnected meanwhile can make it fail: only a second one in a row is reported.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::SyncSender;
@@ -45,6 +46,8 @@ pub struct HardwareState {
     pub state: Result<(), String>,
     /// Whether the last scan failed.
     failed: bool,
+    /// The state for health checks: one failure after a success does not count.
+    health: Result<(), String>,
 }
 
 impl HardwareState {
@@ -60,6 +63,7 @@ impl HardwareState {
             unclear: BTreeMap::new(),
             state: Err(NOT_YET.to_owned()),
             failed: false,
+            health: Err(NOT_YET.to_owned()),
         }
     }
 
@@ -81,7 +85,7 @@ impl HardwareState {
         Some(match self.scanner.answered(generation, scan)? {
             Ok(scan) => {
                 self.rate_limit.inform("hardware", "sound cards are readable again", Instant::now());
-                self.state = Ok(());
+                (self.state, self.health) = (Ok(()), Ok(()));
                 self.failed = false;
                 self.observe(scan, registry)
             }
@@ -101,9 +105,9 @@ impl HardwareState {
     /// As text, for health checks.
     ///
     /// # Errors
-    /// The sound cards cannot be read.
+    /// The sound cards could not be read twice in a row, or never.
     pub fn details(&self) -> Result<String, String> {
-        self.state.clone()?;
+        self.health.clone()?;
         let unresponsive = self.scanner.unresponsive().map(|card| format!("; card {card} does not respond"));
         Ok(unresponsive.fold("readable".to_owned(), |details, card| details + &card))
     }
@@ -134,9 +138,9 @@ impl HardwareState {
         let now = Instant::now();
         self.unidentified = None;
         let line = format!("cannot read sound cards; keeping the last known state: {why}");
-        // A card that is disconnected during a scan can make it fail once; that is not worth a warning.
         if std::mem::replace(&mut self.failed, true) {
             self.rate_limit.warn("hardware", &line, now);
+            self.health = Err(why.clone());
         } else {
             debug!("{line}");
         }
@@ -186,6 +190,34 @@ impl HardwareState {
             }
             (Transition::Left, _) => info!("microphone {id} disconnected"),
             (change, _) => debug!("microphone {id}: {change:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::sync_channel;
+
+    #[test]
+    fn health_depends_on_the_second_failed_scan_in_a_row() {
+        let config = Config::read(|_| None).unwrap();
+        let (events, _inbox) = sync_channel(1);
+        let mut hardware = HardwareState::new(&config, &Prober::start().unwrap(), &events);
+        let mut scan = |succeeds: bool| {
+            let scan = if succeeds { Ok(Scan::default()) } else { Err(Unknown("no such file".to_owned())) };
+            assert!(hardware.answered(0, scan, None).is_some());
+            (hardware.state.is_ok(), hardware.details().is_ok())
+        };
+        // Before the first success, nothing is known.
+        assert_eq!(scan(false), (false, false));
+        assert_eq!(scan(true), (true, true));
+        assert_eq!(scan(false), (false, true));
+        assert_eq!(scan(false), (false, false));
+        assert_eq!(scan(false), (false, false));
+        for _ in 0..3 {
+            assert_eq!(scan(true), (true, true));
+            assert_eq!(scan(false), (false, true));
         }
     }
 }
