@@ -287,6 +287,7 @@ mod tests {
             name: hostile.to_owned(),
             port: Some(hostile.to_owned()),
             card: None,
+            alsa_device: None,
             profile: Some(hostile.to_owned()),
             scores: vec![(hostile.to_owned(), 50)],
             enrollment: "pending".to_owned(),
