@@ -89,7 +89,7 @@ pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), St
 /// No such microphone or profile, or why the database cannot be read or written.
 pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
     let mut db = connection::Connection::connect(&config.database).map_err(|error| cannot_read(&reason(&error)))?;
-    let registry = Registry::read(&db.snapshot().map_err(|error| cannot_read(&reason(&error)))?);
+    let registry = Registry::read(&db.snapshot().map_err(|error| cannot_read(&reason(&error)))?, None);
     let id = find_id(&registry, given.value("ID").unwrap_or_default())?;
     let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
     let profile = given.value("PROFILE").map(str::to_owned).or_else(|| device?.profile.clone());
@@ -155,7 +155,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
         }
         _ => Err(why),
     })?;
-    let registry = Registry::read(&rows);
+    let registry = Registry::read(&rows, None);
     notes.extend(registry.faults.iter().map(|fault| format!("invalid row in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
     let containers = recorders(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());

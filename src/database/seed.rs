@@ -69,9 +69,13 @@ impl Seeder {
         self.report("schema", result.map_err(|error| vec![reason(&error)]));
     }
 
-    /// Inserts the default settings into `system_config`.
-    pub fn settings(&mut self, db: &mut Connection) {
-        let result = self.sections().map_err(|why| vec![why]).and_then(|(sections, faults)| {
+    /// Inserts the default settings into `system_config`. If `system` is absent, but was known before, it is inserted
+    /// as it was last known: a default must not stop Recorders that the user allowed.
+    pub fn settings(&mut self, db: &mut Connection, last_system: Option<&Value>) {
+        let result = self.sections().map_err(|why| vec![why]).and_then(|(mut sections, faults)| {
+            if let Some(known) = last_system.filter(|known| known.is_object()) {
+                merge(sections.entry("system").or_insert_with(|| Value::Object(Map::new())), known);
+            }
             let insert = |db: &mut Connection| -> Result<(), postgres::Error> {
                 let mut transaction = db.transaction()?;
                 for (key, value) in &sections {

@@ -176,7 +176,7 @@ impl DatabaseState {
     }
 
     fn apply(&mut self, rows: Vec<Row>) {
-        self.registry = Some(Registry::read(&rows));
+        self.registry = Some(Registry::read(&rows, self.registry.as_ref().map(|known| &known.system)));
         self.rows = rows;
     }
 

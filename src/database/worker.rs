@@ -96,7 +96,7 @@ impl Worker {
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (backlog, leads) = (Arc::<Backlog>::default(), Arc::<AtomicBool>::default());
-        let worker = WorkerThread {
+        let mut worker = WorkerThread {
             backlog: Arc::clone(&backlog),
             leads: Arc::clone(&leads),
             is_seeded: false,
@@ -107,9 +107,11 @@ impl Worker {
             db: None,
             seed_at: None,
             rate_limit: RateLimit::default(),
+            system: None,
             saved: cache::load(&config.workspace_local).ok().flatten(),
             is_sent: false,
         };
+        worker.keep_system();
         let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests, backlog, leads, thread, generation })
     }
@@ -158,7 +160,9 @@ struct WorkerThread {
     /// When the remaining seeders run; `None` = all have succeeded.
     seed_at: Option<Instant>,
     rate_limit: RateLimit,
-    /// The rows in the file that the next run loads.
+    /// The last known row of the settings. A user or a restored dump may delete it.
+    system: Option<Row>,
+    /// The rows of the last answer, which are also in the file that the next run loads.
     saved: Option<Vec<Row>>,
     /// Whether the last answer consisted of these rows.
     is_sent: bool,
@@ -215,12 +219,21 @@ impl WorkerThread {
         } else {
             self.saved = Some(rows.clone());
         }
+        self.keep_system();
         Ok(Some(rows))
     }
 
-    /// Saves the rows for a start without the database.
+    /// Keeps the row of the settings, for when it is absent later.
+    fn keep_system(&mut self) {
+        let found = self.saved.iter().flatten().find(|row| row.kind == "system" && row.body.is_some());
+        self.system = found.cloned().or_else(|| self.system.take());
+    }
+
+    /// Saves the rows for a start without the database; the settings also if they are absent now.
     fn save(&mut self, rows: &[Row]) {
-        match cache::save(&self.config.workspace_local, rows) {
+        let absent = self.system.as_ref().filter(|_| !rows.iter().any(|row| row.kind == "system"));
+        let all: Vec<Row> = rows.iter().chain(absent).cloned().collect();
+        match cache::save(&self.config.workspace_local, &all) {
             Ok(()) => drop(self.rate_limit.cleared("save", Instant::now())),
             Err(why) => {
                 let line = format!("cannot save the desired state for a start without PostgreSQL: {why}");
@@ -235,7 +248,8 @@ impl WorkerThread {
     fn seed_first(&mut self) {
         if let Some(db) = &mut self.db {
             self.seeder.schema(db);
-            self.seeder.settings(db);
+            let system = self.system.as_ref().and_then(|row| serde_json::from_str(row.body.as_deref()?).ok());
+            self.seeder.settings(db, system.as_ref());
             self.seeder.profiles(db);
         }
     }

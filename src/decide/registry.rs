@@ -11,6 +11,7 @@
 //! | `enrollment_decided_at` | the device was enrolled or ignored; if it is `pending` later, a user decided so |
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -52,9 +53,12 @@ pub struct Registry {
 }
 
 /// The part of `system_config.system` that the Controller needs.
-#[derive(Debug, PartialEq, Eq)]
+///
+/// A row or key that is absent or invalid says nothing: the last known value stays in force. If no value was ever
+/// known, a default applies that stops no Recorder.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct System {
-    /// Maximum number of Recorders; `None` (no limit) if the value is invalid.
+    /// Maximum number of Recorders. `None` = never known: [`DEFAULT_MAX_RECORDERS`] for new Recorders, and none is stopped.
     pub max_recorders: Option<usize>,
     /// Whether a profile with the USB ids of a new device enrols it.
     pub auto_enrollment: bool,
@@ -62,19 +66,14 @@ pub struct System {
 
 impl Default for System {
     fn default() -> Self {
-        Self { max_recorders: Some(DEFAULT_MAX_RECORDERS), auto_enrollment: true }
+        Self { max_recorders: None, auto_enrollment: true }
     }
-}
-
-impl System {
-    /// Replaces an invalid row: no limit that would stop a Recorder, and no automatic enrolment.
-    const INVALID: Self = Self { max_recorders: None, auto_enrollment: false };
 }
 
 /// Longest key of a row, in bytes.
 const KEY_LIMIT: usize = 256;
 
-/// Maximum number of Recorders if the setting is absent.
+/// Number of Recorders up to which new ones start while the setting is unknown.
 pub const DEFAULT_MAX_RECORDERS: usize = 5;
 
 /// The decision about a device.
@@ -163,10 +162,14 @@ pub struct Insert {
 }
 
 impl Registry {
-    /// Reads all rows. An invalid row is reported in `faults` and affects only itself.
+    /// Reads all rows. An invalid row is reported in `faults` and affects only itself. `previous` are the last known
+    /// settings, which stay in force where the rows contain none.
     #[must_use]
-    pub fn read(rows: &[Row]) -> Self {
-        let mut registry = Self::default();
+    pub fn read(rows: &[Row], previous: Option<&System>) -> Self {
+        let mut registry = Self { system: previous.cloned().unwrap_or_default(), ..Self::default() };
+        if let Some(kept) = previous.filter(|known| known.max_recorders.is_some() && !rows.iter().any(|row| row.kind == "system")) {
+            registry.faults.insert(format!("system \"system\": no such row; keeping {kept}"));
+        }
         for row in rows {
             let name = format!("{} {:?}", row.kind, shown(&row.key).to_string());
             let value = match &row.body {
@@ -197,7 +200,7 @@ impl Registry {
                     fault
                 }
                 _ => {
-                    let (system, fault) = value.map_or_else(|why| (System::INVALID, Some(why)), |value| read_system(&value));
+                    let (system, fault) = read_system(value, previous);
                     registry.system = system;
                     fault
                 }
@@ -408,18 +411,27 @@ fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<
     name
 }
 
-fn read_system(value: &Value) -> (System, Option<String>) {
-    let mut system = System::default();
-    let Some(fields) = value.as_object() else {
-        return (System::INVALID, Some(format!("expected an object, got {}", shown(&value.to_string()))));
+/// The settings in the row, and its faults. No fault stops a Recorder or enrols a device.
+fn read_system(value: Result<Value, String>, previous: Option<&System>) -> (System, Option<String>) {
+    let mut system = previous.cloned().unwrap_or_default();
+    let value = value.and_then(|value| match value {
+        Value::Object(fields) => Ok(fields),
+        other => Err(format!("expected an object, got {}", shown(&other.to_string()))),
+    });
+    let fields = match value {
+        Ok(fields) => fields,
+        Err(why) => {
+            system.auto_enrollment = false;
+            return (system, Some(why));
+        }
     };
     let mut faults = Vec::new();
-    match fields.get("max_recorders") {
-        None => {}
-        Some(value) => {
-            system.max_recorders = value.as_u64().and_then(|count| usize::try_from(count).ok());
-            if system.max_recorders.is_none() {
-                faults.push(format!("max_recorders: expected a whole number, got {}", shown(&value.to_string())));
+    match fields.get("max_recorders").map(|value| (value, value.as_u64().and_then(|count| usize::try_from(count).ok()))) {
+        Some((_, Some(count))) => system.max_recorders = Some(count),
+        Some((value, None)) => faults.push(format!("max_recorders: expected a whole number, got {}", shown(&value.to_string()))),
+        None => {
+            if let Some(kept) = system.max_recorders {
+                faults.push(format!("max_recorders: expected a whole number, got nothing; keeping {kept}"));
             }
         }
     }
@@ -432,4 +444,64 @@ fn read_system(value: &Value) -> (System, Option<String>) {
         }
     }
     (system, (!faults.is_empty()).then(|| faults.join("; ")))
+}
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(count) = self.max_recorders {
+            write!(f, "max_recorders {count}, ")?;
+        }
+        write!(f, "auto_enrollment {}", self.auto_enrollment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn system(previous: Option<&System>, value: Option<&str>) -> System {
+        let row = |value: &str| Row { kind: "system".to_owned(), key: "system".to_owned(), body: Some(value.to_owned()) };
+        Registry::read(&value.map(row).into_iter().collect::<Vec<_>>(), previous).system
+    }
+
+    const fn is(max_recorders: Option<usize>, auto_enrollment: bool) -> System {
+        System { max_recorders, auto_enrollment }
+    }
+
+    #[test]
+    fn settings_that_are_absent_or_invalid_keep_the_last_known_value() {
+        let ten = is(Some(10), false);
+        for (value, expected) in [
+            (None, is(Some(10), false)),
+            (Some("{}"), is(Some(10), false)),
+            (Some("{\"auto_enrollment\": true}"), is(Some(10), true)),
+            (Some("{\"max_recorders\": 2}"), is(Some(2), false)),
+            (Some("{\"max_recorders\": \"many\", \"auto_enrollment\": true}"), is(Some(10), true)),
+            (Some("{\"max_recorders\": null}"), is(Some(10), false)),
+            (Some("7"), is(Some(10), false)),
+            (Some("{"), is(Some(10), false)),
+        ] {
+            assert_eq!(system(Some(&ten), value), expected, "{value:?}");
+        }
+        // An invalid switch enrols nobody, whatever was known.
+        assert_eq!(system(Some(&is(Some(10), true)), Some("{\"auto_enrollment\": 1}")), is(Some(10), false));
+        assert_eq!(system(Some(&is(Some(10), true)), Some("7")), is(Some(10), false));
+    }
+
+    #[test]
+    fn settings_that_were_never_known_limit_new_recorders_only() {
+        for value in [None, Some("{}"), Some("{\"station_name\": \"Oak\"}")] {
+            assert_eq!(system(None, value), is(None, true), "{value:?}");
+        }
+        assert_eq!(system(None, Some("[]")), is(None, false));
+        // What is never known later is still not a default.
+        assert_eq!(system(Some(&System::default()), None), is(None, true));
+    }
+
+    #[test]
+    fn a_row_that_disappeared_is_named_with_the_values_in_force() {
+        let faults = |previous: &System| Registry::read(&[], Some(previous)).faults.into_iter().collect::<Vec<_>>();
+        assert_eq!(faults(&System::default()), Vec::<String>::new());
+        assert_eq!(faults(&is(Some(10), true)), ["system \"system\": no such row; keeping max_recorders 10, auto_enrollment true"]);
+    }
 }

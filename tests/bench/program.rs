@@ -72,7 +72,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
             "profile_slug": "p", "config": {"alsa_card_index": n}, "workspace_name": format!("p-{n:04}")});
         rows.push(row("device", &id, device));
     }
-    let registry = Registry::read(&rows);
+    let registry = Registry::read(&rows, None);
     assert!(registry.faults.is_empty(), "{:?}", registry.faults);
     let now = Instant::now();
     let mut presences = Presences::new(Duration::from_secs(3));

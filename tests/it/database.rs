@@ -229,6 +229,43 @@ fn a_lost_database_stops_nobody() {
 }
 
 #[test]
+fn settings_that_disappear_stop_nobody() {
+    let mut station = Station::up();
+    let cards: Vec<Card> = (0..6).map(Card::numbered).collect();
+    let names: Vec<String> = (0..6).map(Card::numbered_recorder).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut controller = station.controller();
+    eventually(SOON, "the settings", || station.postgres.value::<i64>("SELECT 1::bigint FROM system_config WHERE key = 'system'"));
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 10}' WHERE key = 'system'");
+    station.tree.set(&cards);
+    station.podman.wait_running(2 * SOON, &names);
+    let before = ids(&station);
+    station.postgres.exec("UPDATE system_config SET value = value - 'max_recorders' WHERE key = 'system'");
+    controller.wait_log("max_recorders: expected a whole number, got nothing; keeping 10", SOON);
+    two_cycles(&station);
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 10}' WHERE key = 'system'");
+    two_cycles(&station);
+    station.postgres.exec("DELETE FROM system_config");
+    controller.wait_log("no such row; keeping max_recorders 10", SOON);
+    two_cycles(&station);
+    assert_eq!(ids(&station), before);
+    // At the next connection or start the row is seeded again, and not with the default limit.
+    let limit = "SELECT value->>'max_recorders' FROM system_config WHERE key = 'system'";
+    station.postgres.stop();
+    station.postgres.start();
+    assert_eq!(eventually(SOON, "the row", || station.postgres.value::<String>(limit)), "10");
+    two_cycles(&station);
+    station.postgres.exec("DELETE FROM system_config");
+    two_cycles(&station);
+    controller.kill();
+    let controller = station.controller();
+    assert_eq!(eventually(SOON, "the row", || station.postgres.value::<String>(limit)), "10");
+    two_cycles(&station);
+    assert_eq!(ids(&station), before);
+    assert_eq!(controller.count_log("stopped and removed"), 0);
+}
+
+#[test]
 fn an_unusable_row_of_one_twin_does_not_make_it_another_microphone() {
     let station = Station::up();
     let (owner, twin) = (Card::ultramic(), Card::ultramic().index(1).id("r4_1").at("1-2"));
