@@ -108,6 +108,7 @@ impl Controller {
     pub fn run(mut self) {
         loop {
             let now = Instant::now();
+            self.database.poll(now);
             if self.nudges.take(now) {
                 self.database.ask_again();
                 self.containers.request(&self.actions);
@@ -150,7 +151,7 @@ impl Controller {
     /// Sleeps until an event or a deadline, and handles all events in the queue.
     fn wait(&mut self) {
         let heartbeat = self.leadership.deadline().unwrap_or_else(|| self.heartbeat.due());
-        let deadlines = [Some(self.next_tick), Some(heartbeat), self.nudges.due(), self.containers.due, self.shutdown];
+        let deadlines = [Some(self.next_tick), Some(heartbeat), self.nudges.due(), self.containers.due, self.database.due(), self.shutdown];
         let until = deadlines.into_iter().flatten().min().unwrap_or(self.next_tick);
         let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()).min(MAX_SLEEP));
         while let Ok(next) = event {

@@ -10,6 +10,15 @@ use crate::decide::leadership::Standing;
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
 
+/// Why the database sent no rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoRows {
+    /// It did not answer in time.
+    NoAnswer,
+    /// It refused, or cannot be reached.
+    Failed(String),
+}
+
 /// An event for the main loop.
 #[derive(Debug)]
 pub enum Event {
@@ -33,7 +42,7 @@ pub enum Event {
         /// Number of the thread that sent it.
         generation: u64,
         /// The rows.
-        rows: Result<Vec<Row>, String>,
+        rows: Result<Vec<Row>, NoRows>,
     },
     /// A list of containers, or why it failed.
     Containers {

@@ -40,7 +40,7 @@
 //! | `main`      | system  | events, the next tick                       | 1 s, 20 s at most                     | after a shutdown                  |
 //! | `poll`      | 256 KiB | signals, health clients                     | none: it waits for the next client    | with the process                  |
 //! | `probe`     | 256 KiB | the next read of a card, a PCM or the disk  | 250 ms or 2 s a read, then left behind | with the process, or after a late read |
-//! | `database`  | 256 KiB | the next request; PostgreSQL                | 5 s a statement, then abandoned       | with the process, or when abandoned |
+//! | `database`  | 256 KiB | the next request; PostgreSQL                | 3 s to log in, 5 s a statement        | with the process, or when abandoned |
 //! | `podman`    | 256 KiB | the next request; Podman                    | 5 s a list                            | with the process                  |
 //! | `events`    | 256 KiB | Podman's event stream                       | none: an event can come at any time   | with the process                  |
 //! | `publisher` | 256 KiB | heartbeats and lines; Redis                 | 2 s a reply                           | after the last heartbeat          |
@@ -50,7 +50,8 @@
 //!
 //! Short-lived ones: `action` (one for each change of containers, bounded by the deadlines of its calls), `log-…` (one
 //! for each followed log), `engine` (reads the properties of Podman once) and `bcrypt` (hashes or verifies the admin's
-//! password once).
+//! password once). A command that connects to PostgreSQL has a thread `deadline`, which ends a call that exceeds its
+//! time limit.
 //!
 //! # Invariants
 //!

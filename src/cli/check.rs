@@ -190,11 +190,11 @@ fn sound(config: &Config, findings: &mut Findings) {
 }
 
 fn database(config: &Config, findings: &mut Findings) {
-    let mut db = match Connection::connect(&config.database) {
+    let mut db = match Connection::connect_for_command(&config.database) {
         Ok(db) => db,
-        Err(error) => {
+        Err(why) => {
             let fix = "start PostgreSQL, and check SILVASONIC_DB_HOST, SILVASONIC_DB_PORT, POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB";
-            return findings.fail("postgresql", format!("{:?}: {}", config.database, reason(&error)), fix);
+            return findings.fail("postgresql", format!("{:?}: {why}", config.database), fix);
         }
     };
     findings.ok("postgresql", format!("{:?}", config.database));

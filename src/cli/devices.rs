@@ -88,7 +88,7 @@ pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), St
 /// # Errors
 /// No such microphone or profile, or why the database cannot be read or written.
 pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
-    let mut db = connection::Connection::connect(&config.database).map_err(|error| cannot_read(&reason(&error)))?;
+    let mut db = connection::Connection::connect_for_command(&config.database).map_err(|why| cannot_read(&why))?;
     let registry = Registry::read(&db.snapshot().map_err(|error| cannot_read(&reason(&error)))?, None);
     let id = find_id(&registry, given.value("ID").unwrap_or_default())?;
     let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
@@ -145,8 +145,9 @@ fn cannot_read(why: &str) -> String {
 /// Reads hardware, database and Podman. The notes list what could not be read.
 fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let mut notes = Vec::new();
-    let rows =
-        connection::Connection::connect(&config.database).and_then(|mut db| db.snapshot()).map_err(|error| cannot_read(&reason(&error)));
+    let rows = connection::Connection::connect_for_command(&config.database)
+        .and_then(|mut db| db.snapshot().map_err(|error| reason(&error)))
+        .map_err(|why| cannot_read(&why));
     let database_known = rows.is_ok();
     let rows = rows.or_else(|why| match cache::load(&config.workspace_local) {
         Ok(Some(rows)) => {

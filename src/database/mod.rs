@@ -2,6 +2,7 @@
 //! state.
 
 pub mod connection;
+pub mod deadline;
 pub mod schema;
 pub mod seed;
 pub mod state;

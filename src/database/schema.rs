@@ -60,9 +60,7 @@ impl Connection {
     pub fn complete_schema(&mut self) -> Result<Vec<String>, postgres::Error> {
         let (missing, statements) = self.missing()?;
         if !statements.is_empty() {
-            let mut transaction = self.client.transaction()?;
-            transaction.batch_execute(&statements.join(";"))?;
-            transaction.commit()?;
+            self.transaction(|transaction| transaction.batch_execute(&statements.join(";")))?;
         }
         Ok(missing)
     }
@@ -76,7 +74,7 @@ impl Connection {
         let columns = "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
             WHERE c.oid = ANY(SELECT to_regclass(name) FROM unnest($1::text[]) name) AND a.attnum > 0 AND NOT a.attisdropped";
         let present: BTreeSet<(String, String)> =
-            by_insertion(self.client.query(columns, &[&names])?.into_iter().map(|row| (row.get(0), row.get(1))));
+            by_insertion(self.call(|client| client.query(columns, &[&names]))?.into_iter().map(|row| (row.get(0), row.get(1))));
         let mut missing = Vec::new();
         let mut statements = Vec::new();
         for (table, columns) in TABLES {

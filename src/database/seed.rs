@@ -15,7 +15,7 @@ use log::{error, info, warn};
 use serde_json::{Map, Value};
 
 use crate::builtin;
-use crate::database::connection::{Connection, reason};
+use crate::database::connection::{Connection, Transaction, reason};
 use crate::database::statements;
 use crate::decide::profile::Profile;
 use crate::rate_limit::RateLimit;
@@ -76,16 +76,15 @@ impl Seeder {
             if let Some(known) = last_system.filter(|known| known.is_object()) {
                 merge(sections.entry("system").or_insert_with(|| Value::Object(Map::new())), known);
             }
-            let insert = |db: &mut Connection| -> Result<(), postgres::Error> {
-                let mut transaction = db.transaction()?;
+            let insert = |transaction: &mut Transaction<'_>| -> Result<(), postgres::Error> {
                 for (key, value) in &sections {
-                    if statements::insert_section(&mut transaction, key, value)? {
+                    if statements::insert_section(transaction, key, value)? {
                         info!("seeded settings {}", shown(key));
                     }
                 }
-                transaction.commit()
+                Ok(())
             };
-            insert(db).map_err(|error| vec![reason(&error)])?;
+            db.transaction(insert).map_err(|error| vec![reason(&error)])?;
             if faults.is_empty() { Ok(()) } else { Err(faults) }
         });
         self.report("settings", result);
@@ -94,18 +93,16 @@ impl Seeder {
     /// Inserts the profiles of this version into `microphone_profiles`.
     pub fn profiles(&mut self, db: &mut Connection) {
         let result = self.read_profiles().map_err(|why| vec![why]).and_then(|(profiles, faults)| {
-            let insert = |db: &mut Connection| -> Result<(), postgres::Error> {
-                let mut transaction = db.transaction()?;
+            let insert = |transaction: &mut Transaction<'_>| -> Result<(), postgres::Error> {
                 for profile in &profiles {
                     let config = profile.config.to_json();
-                    if statements::insert_profile(&mut transaction, &profile.slug, &profile.name, profile.description.as_deref(), &config)?
-                    {
+                    if statements::insert_profile(transaction, &profile.slug, &profile.name, profile.description.as_deref(), &config)? {
                         info!("seeded profile {}", profile.slug);
                     }
                 }
-                transaction.commit()
+                Ok(())
             };
-            insert(db).map_err(|error| vec![reason(&error)])?;
+            db.transaction(insert).map_err(|error| vec![reason(&error)])?;
             if faults.is_empty() { Ok(()) } else { Err(faults) }
         });
         self.report("profiles", result);

@@ -1,9 +1,9 @@
 //! The last known desired state, and when the database is read again.
 //!
 //! One request is under way at a time. After a nudge, whose change the request may have missed, another one follows at
-//! once, so at most one waits. While the database is unavailable, the last
-//! known state is used, or the one that an earlier run saved. When a frozen server blocks the thread for too long, the
-//! thread is abandoned and another one connects again.
+//! once, so at most one waits. While the database is unavailable, the last known state is used, or the one that an earlier run saved. A call that a frozen server does not answer is ended at
+//! its deadline, and the next request connects again. If the thread hangs nevertheless, it is abandoned and another one
+//! connects; the number of abandoned threads is limited.
 
 use std::io;
 use std::sync::mpsc::SyncSender;
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::database::worker::{Request, Worker};
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
-use crate::event::Event;
+use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
 
@@ -27,8 +27,14 @@ use crate::text::NOT_YET;
 const TOUCH: Duration = Duration::from_secs(3600);
 /// A database that has not answered within this time counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(3);
+/// While the database is unavailable, it is asked this often, however long a tick is.
+const RETRY: Duration = Duration::from_secs(2);
+/// While an answer is missing, the deadline is looked at this often, however long a tick is.
+const CHECK: Duration = Duration::from_secs(1);
 /// A `database` thread that has not answered within this time is abandoned …
-const OVERDUE: Duration = Duration::from_secs(15);
+const OVERDUE: Duration = Duration::from_secs(30);
+/// … and one that is still in a call this long after the call was ended …
+const STUCK: Duration = Duration::from_secs(2);
 /// … unless this many abandoned threads exist.
 const ABANDONED: usize = 3;
 
@@ -48,6 +54,8 @@ pub struct DatabaseState {
     worker: Worker,
     abandoned: Vec<JoinHandle<()>>,
     rate_limit: RateLimit,
+    /// When a request was last sent.
+    last_request: Instant,
     last_touch: Instant,
     /// Whether this Controller leads: only then anything is written.
     leads: bool,
@@ -78,6 +86,7 @@ impl DatabaseState {
             worker: Worker::start(config, 0, events.clone())?,
             abandoned: Vec::new(),
             rate_limit: RateLimit::default(),
+            last_request: Instant::now(),
             last_touch: Instant::now(),
             leads: false,
             recorded: false,
@@ -96,19 +105,47 @@ impl DatabaseState {
             None if self.leads && now.duration_since(self.last_touch) >= TOUCH && self.state.is_ok() => {
                 self.last_touch = now;
                 let online = presences.iter().filter(|(_, presence)| matches!(presence, Presence::Online(_)));
-                self.worker.ask(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
+                self.request(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
             }
             None => {
                 let is_behind = self.leads && !self.differences(presences).is_empty();
                 let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && !is_behind;
-                self.worker.ask(if quiet { Request::Check } else { Request::Read });
+                self.request(if quiet { Request::Check } else { Request::Read });
             }
-            Some(since) if now.duration_since(since) >= OVERDUE => self.replace_worker(),
-            Some(since) if now.duration_since(since) >= ANSWER => {
-                self.set_unavailable("PostgreSQL does not respond; using the last known state", "does not respond".to_owned());
-            }
+            Some(since) if now.saturating_duration_since(since) >= ANSWER => self.set_unavailable(&NoRows::NoAnswer),
             Some(_) => {}
         }
+    }
+
+    /// When [`Self::poll`] must be called at the latest.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        if self.worker.waiting_since().is_none() {
+            return self.state.is_err().then(|| self.last_request + RETRY);
+        }
+        // The thread sets the deadline a moment after the request was sent.
+        Some(self.worker.deadline().until().unwrap_or_else(|| Instant::now() + CHECK))
+    }
+
+    /// Ends a call that is overdue, replaces a thread that hangs, and asks again while the database is unavailable.
+    pub fn poll(&mut self, now: Instant) {
+        let deadline = self.worker.deadline();
+        deadline.enforce(now);
+        let is_stuck = deadline.exceeded().is_some_and(|at| now.saturating_duration_since(at) >= STUCK);
+        let waits = now.saturating_duration_since(self.worker.waiting_since().unwrap_or(self.last_request));
+        if self.worker.waiting_since().is_none() {
+            if self.state.is_err() && waits >= RETRY {
+                self.request(Request::Read);
+            }
+        } else if is_stuck || waits >= OVERDUE {
+            self.replace_worker();
+        }
+    }
+
+    /// How many abandoned threads still hang.
+    #[must_use]
+    pub fn hung_threads(&self) -> usize {
+        self.abandoned.iter().filter(|thread| !thread.is_finished()).count()
     }
 
     /// Sends another request if one has begun, as its answer may be older than the nudge.
@@ -118,7 +155,12 @@ impl DatabaseState {
         }
     }
 
-    /// Abandons the thread, which a frozen server may block forever, and starts another one.
+    fn request(&mut self, request: Request) {
+        self.worker.ask(request);
+        self.last_request = Instant::now();
+    }
+
+    /// Abandons the thread, which hangs although its call was ended, and starts another one.
     fn replace_worker(&mut self) {
         self.abandoned.retain(|thread| !thread.is_finished());
         if self.abandoned.len() >= ABANDONED {
@@ -130,7 +172,7 @@ impl DatabaseState {
                 if self.leads {
                     self.worker.lead();
                 }
-                self.worker.ask(Request::Read);
+                self.request(Request::Read);
             }
             Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for PostgreSQL: {why}"), Instant::now()),
         }
@@ -141,18 +183,18 @@ impl DatabaseState {
         if !std::mem::replace(&mut self.leads, true) {
             self.worker.lead();
             if !self.worker.has_queued() {
-                self.worker.ask(Request::Read);
+                self.request(Request::Read);
             }
         }
     }
 
     /// Handles an answer; that of an abandoned thread is ignored.
-    pub fn answered(&mut self, generation: u64, rows: Result<Vec<Row>, String>) {
+    pub fn answered(&mut self, generation: u64, rows: Result<Vec<Row>, NoRows>) {
         if generation != self.worker.generation {
             return;
         }
         match rows {
-            Err(why) => self.set_unavailable(&format!("cannot read PostgreSQL; using the last known state: {why}"), why),
+            Err(why) => self.set_unavailable(&why),
             Ok(rows) => {
                 self.saved = None;
                 self.state = Ok(());
@@ -166,9 +208,13 @@ impl DatabaseState {
     }
 
     /// Keeps the last known state. After a start without the database, that is the one that an earlier run saved.
-    fn set_unavailable(&mut self, line: &str, why: String) {
-        self.rate_limit.warn("database", line, Instant::now());
-        self.state = Err(why);
+    fn set_unavailable(&mut self, why: &NoRows) {
+        let (line, state) = match why {
+            NoRows::NoAnswer => ("PostgreSQL does not respond; using the last known state".to_owned(), "does not respond".to_owned()),
+            NoRows::Failed(why) => (format!("cannot read PostgreSQL; using the last known state: {why}"), why.clone()),
+        };
+        self.rate_limit.warn("database", &line, Instant::now());
+        self.state = Err(state);
         if let Some(rows) = self.saved.take() {
             info!("using the desired state saved by an earlier run until PostgreSQL responds");
             self.apply(rows);
@@ -203,67 +249,11 @@ impl DatabaseState {
         self.recorded = true;
         let changes = self.differences(presences);
         if !changes.is_empty() {
-            self.worker.ask(Request::Write(changes));
+            self.request(Request::Write(changes));
         }
     }
 
     fn differences(&self, presences: &Presences) -> Vec<RowChange> {
         self.registry.as_ref().map(|registry| registry.changes(presences, &clock::iso(SystemTime::now()))).unwrap_or_default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::database::worker::FakeWorker;
-    use std::sync::mpsc::sync_channel;
-    use std::thread;
-
-    fn state() -> (DatabaseState, FakeWorker) {
-        let mut config = Config::read(|_| None).unwrap();
-        config.workspace_local = "/nonexistent".into();
-        let (events, _inbox) = sync_channel(1);
-        let mut state = DatabaseState::start(&config, &events).unwrap();
-        let (worker, thread) = FakeWorker::start();
-        state.worker = worker;
-        (state, thread)
-    }
-
-    #[test]
-    fn a_nudge_during_a_read_leads_to_another_read_at_once() {
-        let (mut state, thread) = state();
-        let presences = Presences::new(Duration::ZERO);
-        let tick = |state: &mut DatabaseState| state.ask(&presences, Hardware::Unchanged, Instant::now());
-        // A nudge without a read is followed by the read of its cycle.
-        state.ask_again();
-        assert!(!thread.begin());
-        tick(&mut state);
-        assert!(thread.begin() && !thread.begin());
-        // Each of many nudges in a row, even if its read is already the second one.
-        for _ in 0..5 {
-            state.ask_again();
-            tick(&mut state);
-            thread.answer();
-            assert!(thread.begin(), "the change of the nudge is read without waiting for a tick");
-        }
-        // A flood of them, before that read begins, leads to one.
-        (0..9).for_each(|_| state.ask_again());
-        thread.answer();
-        assert!(thread.begin() && !thread.begin());
-        thread.answer();
-        assert_eq!(state.worker.waiting_since(), None);
-    }
-
-    #[test]
-    fn a_database_that_answers_one_read_after_another_is_not_one_that_does_not_respond() {
-        let (mut state, thread) = state();
-        state.worker.ask(Request::Read);
-        let first = state.worker.waiting_since().unwrap();
-        assert!(thread.begin());
-        state.ask_again();
-        assert_eq!(state.worker.waiting_since(), Some(first));
-        thread::sleep(Duration::from_millis(2));
-        thread.answer();
-        assert!(state.worker.waiting_since().unwrap() > first);
     }
 }

@@ -1,10 +1,9 @@
 //! The statements, each as a named function. What they mean is decided by their callers.
 
-use postgres::Transaction;
 use postgres::types::Json;
 use serde_json::Value;
 
-use crate::database::connection::Connection;
+use crate::database::connection::{Connection, Transaction};
 use crate::decide::registry::{Enrollment, Row, RowChange};
 
 /// Larger rows are fetched without their content.
@@ -40,11 +39,11 @@ impl Connection {
     pub fn snapshot(&mut self) -> Result<Vec<Row>, postgres::Error> {
         let statement = match self.snapshot.take() {
             Some(statement) => statement,
-            None => self.client.prepare(SNAPSHOT)?,
+            None => self.call(|client| client.prepare(SNAPSHOT))?,
         };
         // Kept only after a success: when a table was altered, PostgreSQL refuses the old plan, and the next call
         // prepares another.
-        let rows = self.client.query(&statement, &[&ROW_LIMIT])?;
+        let rows = self.call(|client| client.query(&statement, &[&ROW_LIMIT]))?;
         self.snapshot = Some(statement);
         Ok(rows.into_iter().map(|row| Row { kind: row.get(0), key: row.get(1), body: row.get(2) }).collect())
     }
@@ -63,7 +62,7 @@ impl Connection {
         });
         let config = Json(&change.config);
         match &change.insert {
-            Some(insert) => self.client.execute(
+            Some(insert) => self.call(|client| client.execute(
                 "INSERT INTO devices (name, serial_number, model, status, last_seen, enrollment_status, profile_slug, config, workspace_name)
                  VALUES ($1, $2, coalesce($3, ''), coalesce($4, 'online'), now(), coalesce($5, 'pending'), $6, $7, $8)
                  ON CONFLICT (name) DO NOTHING",
@@ -77,8 +76,8 @@ impl Connection {
                     &config,
                     &change.workspace,
                 ],
-            ),
-            None => self.client.execute(
+            )),
+            None => self.call(|client| client.execute(
                 "UPDATE devices SET
                    status = coalesce($2, status),
                    last_seen = CASE WHEN $2::text IS NULL THEN last_seen ELSE now() END,
@@ -92,7 +91,7 @@ impl Connection {
                        FROM devices WHERE name = $1 FOR UPDATE) known
                  WHERE name = id",
                 &[&change.device, &change.status, &change.model, &config, &change.workspace, &profile, &enrollment],
-            ),
+            )),
         }
         .map(|_| ())
     }
@@ -103,16 +102,16 @@ impl Connection {
     /// The error of the server or the connection.
     pub fn decide(&mut self, device: &str, decision: &Decision) -> Result<(), postgres::Error> {
         let update = |set: &str| format!("UPDATE devices SET {set} WHERE name = $1");
-        match decision {
+        self.call(|client| match decision {
             Decision::Enroll(profile) => {
                 let statement = update("enrollment_status = 'enrolled', profile_slug = $2");
-                self.client.execute(&statement, &[&device, profile])
+                client.execute(&statement, &[&device, profile])
             }
-            Decision::Ignore => self.client.execute(&update("enrollment_status = 'ignored'"), &[&device]),
-            Decision::Reset => self.client.execute(&update("enrollment_status = 'pending', profile_slug = NULL"), &[&device]),
-            Decision::Enable => self.client.execute(&update("enabled = TRUE"), &[&device]),
-            Decision::Disable => self.client.execute(&update("enabled = FALSE"), &[&device]),
-        }
+            Decision::Ignore => client.execute(&update("enrollment_status = 'ignored'"), &[&device]),
+            Decision::Reset => client.execute(&update("enrollment_status = 'pending', profile_slug = NULL"), &[&device]),
+            Decision::Enable => client.execute(&update("enabled = TRUE"), &[&device]),
+            Decision::Disable => client.execute(&update("enabled = FALSE"), &[&device]),
+        })
         .map(|_| ())
     }
 
@@ -121,7 +120,7 @@ impl Connection {
     /// # Errors
     /// The error of the server or the connection.
     pub fn touch(&mut self, devices: &[String]) -> Result<(), postgres::Error> {
-        self.client.execute("UPDATE devices SET last_seen = now() WHERE name = ANY($1)", &[&devices]).map(|_| ())
+        self.call(|client| client.execute("UPDATE devices SET last_seen = now() WHERE name = ANY($1)", &[&devices])).map(|_| ())
     }
 
     /// The password hash of a user: `None` if there is no such user, empty if the user has no password.
@@ -129,7 +128,7 @@ impl Connection {
     /// # Errors
     /// The error of the server or the connection.
     pub fn password_hash(&mut self, username: &str) -> Result<Option<String>, postgres::Error> {
-        let row = self.client.query_opt("SELECT password_hash::text FROM users WHERE username = $1", &[&username])?;
+        let row = self.call(|client| client.query_opt("SELECT password_hash::text FROM users WHERE username = $1", &[&username]))?;
         Ok(row.map(|row| row.get::<_, Option<String>>(0).unwrap_or_default()))
     }
 
@@ -139,7 +138,7 @@ impl Connection {
     /// The error of the server or the connection.
     pub fn insert_user(&mut self, username: &str, password_hash: &str) -> Result<bool, postgres::Error> {
         let statement = "INSERT INTO users (username, password_hash) VALUES ($1, $2) ON CONFLICT (username) DO NOTHING";
-        Ok(self.client.execute(statement, &[&username, &password_hash])? > 0)
+        Ok(self.call(|client| client.execute(statement, &[&username, &password_hash]))? > 0)
     }
 }
 

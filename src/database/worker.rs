@@ -1,8 +1,9 @@
 //! The `database` thread: owns the connection, seeds, reads the desired state, writes rows.
 //!
-//! A thread of its own, as a frozen server blocks the client without limit. The main loop sends requests and receives
-//! [`Event::Rows`]; while nothing changes, it is not woken. When an answer is overdue, the main loop abandons the
-//! thread and starts another one. An abandoned thread ends after its next answer: its channel has no sender any more.
+//! A thread of its own, as a server can take long to answer, or never answer. The main loop sends requests and receives
+//! [`Event::Rows`]; while nothing changes, it is not woken. It enforces the deadline of each call, which ends the call
+//! with an error; the next request connects again. If the thread hangs nevertheless, e.g. in a disk, the main loop
+//! abandons it and starts another one. An abandoned thread ends after its next answer: its channel has no sender.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
@@ -15,9 +16,10 @@ use log::info;
 use crate::cache;
 use crate::config::Config;
 use crate::database::connection::{Connection, reason};
+use crate::database::deadline::Deadline;
 use crate::database::seed::Seeder;
 use crate::decide::registry::{Row, RowChange};
-use crate::event::Event;
+use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
 use crate::text::shown;
 
@@ -83,6 +85,7 @@ pub struct Worker {
     backlog: Arc<Backlog>,
     /// Whether this Controller leads: only then anything is written, also to its own files.
     leads: Arc<AtomicBool>,
+    deadline: Deadline,
     thread: JoinHandle<()>,
     /// Distinguishes the answers of this thread from those of an abandoned one.
     pub generation: u64,
@@ -96,7 +99,9 @@ impl Worker {
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (backlog, leads) = (Arc::<Backlog>::default(), Arc::<AtomicBool>::default());
+        let deadline = Deadline::default();
         let mut worker = WorkerThread {
+            deadline: deadline.clone(),
             backlog: Arc::clone(&backlog),
             leads: Arc::clone(&leads),
             is_seeded: false,
@@ -113,7 +118,7 @@ impl Worker {
         };
         worker.keep_system();
         let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
-        Ok(Self { requests, backlog, leads, thread, generation })
+        Ok(Self { requests, backlog, leads, deadline, thread, generation })
     }
 
     /// Sends a request; the answer arrives as an event.
@@ -140,9 +145,17 @@ impl Worker {
         self.backlog.counts().queued > 0
     }
 
+    /// The deadline of the call that the thread waits for. The main loop must enforce it.
+    #[must_use]
+    pub fn deadline(&self) -> &Deadline {
+        &self.deadline
+    }
+
     /// Drops the channel of a thread that does not answer. The handle shows when the thread has ended.
     #[must_use]
     pub fn abandon(self) -> JoinHandle<()> {
+        // Nobody enforces its deadlines any more.
+        self.deadline.close();
         self.thread
     }
 }
@@ -153,6 +166,7 @@ struct WorkerThread {
     events: SyncSender<Event>,
     backlog: Arc<Backlog>,
     leads: Arc<AtomicBool>,
+    deadline: Deadline,
     seeder: Seeder,
     /// Whether the seeders ran on this connection.
     is_seeded: bool,
@@ -179,7 +193,10 @@ impl WorkerThread {
                     self.write(&changes);
                     self.read()
                 }
-                Request::Touch(devices) => self.with(|db| db.touch(&devices)).and_then(|()| self.read()),
+                Request::Touch(devices) => {
+                    self.touch(&devices);
+                    self.read()
+                }
             };
             let is_known = self.is_sent && answer.as_ref().is_ok_and(Option::is_none);
             self.backlog.answered();
@@ -195,10 +212,14 @@ impl WorkerThread {
     }
 
     /// Reads all rows; `None` if they have not changed.
-    fn read(&mut self) -> Result<Option<Vec<Row>>, String> {
+    fn read(&mut self) -> Result<Option<Vec<Row>>, NoRows> {
         if self.db.is_none() {
-            let db = Connection::connect(&self.config.database).map_err(|error| reason(&error))?;
+            let db = Connection::connect(&self.config.database, &self.deadline).map_err(|why| self.no_rows(why))?;
             info!("connected to PostgreSQL at {:?}", self.config.database);
+            if let Some(why) = &db.unlimited {
+                let line = format!("cannot limit the time that PostgreSQL takes to answer: {why}; a thread waits for as long as it hangs");
+                self.rate_limit.warn("unlimited", &line, Instant::now());
+            }
             self.db = Some(db);
             self.is_seeded = false;
         }
@@ -210,7 +231,7 @@ impl WorkerThread {
         } else if self.seed_at.is_some_and(|at| at <= Instant::now()) {
             self.seed_later();
         }
-        let rows = self.with(Connection::snapshot)?;
+        let rows = self.with(Connection::snapshot).map_err(|why| self.no_rows(why))?;
         if self.saved.as_ref() == Some(&rows) {
             return Ok(None);
         }
@@ -280,6 +301,17 @@ impl WorkerThread {
         }
     }
 
+    fn touch(&mut self, devices: &[String]) {
+        match self.with(|db| db.touch(devices)) {
+            Ok(()) => drop(self.rate_limit.cleared("touch", Instant::now())),
+            Err(why) => self.rate_limit.warn("touch", &format!("cannot update last_seen in the database: {why}"), Instant::now()),
+        }
+    }
+
+    fn no_rows(&self, why: String) -> NoRows {
+        if self.deadline.exceeded().is_some() { NoRows::NoAnswer } else { NoRows::Failed(why) }
+    }
+
     /// Runs statements. After an error that may have broken the connection, the next request connects again.
     fn with<T>(&mut self, statements: impl FnOnce(&mut Connection) -> Result<T, postgres::Error>) -> Result<T, String> {
         let db = self.db.as_mut().ok_or("not connected")?;
@@ -304,7 +336,14 @@ impl FakeWorker {
     pub(crate) fn start() -> (Worker, Self) {
         let (requests, inbox) = channel();
         let backlog = Arc::<Backlog>::default();
-        let worker = Worker { requests, backlog: Arc::clone(&backlog), leads: Arc::default(), thread: thread::spawn(|| ()), generation: 0 };
+        let worker = Worker {
+            requests,
+            backlog: Arc::clone(&backlog),
+            leads: Arc::default(),
+            deadline: Deadline::default(),
+            thread: thread::spawn(|| ()),
+            generation: 0,
+        };
         (worker, Self { inbox, backlog })
     }
 

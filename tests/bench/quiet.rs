@@ -80,7 +80,7 @@ pub(crate) fn quiet(table: &mut Table, subject: &Subject, count: u32) {
 fn refresh(station: &Station) {
     let environment = station.environment();
     let read = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-    let mut db = Connection::connect(&Config::read(read).unwrap().database).unwrap();
+    let mut db = Connection::connect_for_command(&Config::read(read).unwrap().database).unwrap();
     db.touch(&station.postgres.query("SELECT name FROM devices", &[]).iter().map(|row| row.get(0)).collect::<Vec<_>>()).unwrap();
 }
 

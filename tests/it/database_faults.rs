@@ -107,6 +107,88 @@ fn whatever_postgresql_does_known_microphones_are_recorded() {
     is_well(&controller);
 }
 
+/// How soon PostgreSQL is used again once it answers.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Numbers of threads and descriptors of the Controller.
+fn held(controller: &Controller) -> (usize, usize) {
+    let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", controller.id())).unwrap().count();
+    (count("task"), count("fd"))
+}
+
+/// Waits for the line that says so, after `begin` made PostgreSQL answer again.
+fn available_again(controller: &Controller, begin: impl FnOnce()) {
+    let known = controller.count_log("PostgreSQL is available again");
+    begin();
+    let begun = Instant::now();
+    eventually(AGAIN, "PostgreSQL is used again", || (controller.count_log("PostgreSQL is available again") > known).then_some(()));
+    println!("used again after {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_postgresql_that_hangs_again_and_again_is_used_again_each_time() {
+    for host in ["", "127.0.0.1"] {
+        let station = Station::up();
+        station.tree.set(&[Card::ultramic()]);
+        let host = if host.is_empty() { station.postgres.socket_dir().to_str().unwrap() } else { host };
+        let controller = station.controller_with(&[("SILVASONIC_DB_HOST", host)]);
+        station.podman.wait_running(SOON, &[ULTRAMIC]);
+        controller.wait_log("seeded user", SOON);
+        let before = held(&controller);
+        let container = station.podman.mark(ULTRAMIC);
+        // Longer than the deadlines, and between those for a log-in and a statement.
+        for hang in [12, 4] {
+            station.postgres.stop_hung();
+            std::thread::sleep(Duration::from_secs(hang));
+            let during = held(&controller);
+            assert!(during.0 <= before.0 + 1 && during.1 <= before.1 + 4, "{before:?}, {during:?} after {hang} s");
+            available_again(&controller, || station.postgres.resume());
+        }
+        let after = eventually(SOON, "no thread left", || Some(held(&controller)).filter(|held| held.0 <= before.0));
+        assert!(after.1 <= before.1 + 2, "{before:?}, {after:?}");
+        station.postgres.exec("UPDATE devices SET enabled = FALSE");
+        station.podman.wait_running(SERVED, &[] as &[&str]);
+        station.postgres.exec("UPDATE devices SET enabled = TRUE");
+        station.podman.wait_running(SERVED, &[ULTRAMIC]);
+        assert_ne!(station.podman.mark(ULTRAMIC), container);
+    }
+}
+
+#[test]
+fn a_backend_that_hangs_alone_is_replaced_by_another_one() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    let backend = "SELECT pid FROM pg_stat_activity WHERE application_name = 'silvasonic-controller'";
+    for _ in 0..4 {
+        let pid =
+            eventually(SOON, "a backend", || station.postgres.value::<i32>(&format!("{backend} ORDER BY backend_start DESC LIMIT 1")));
+        let connected = controller.count_log("connected to PostgreSQL");
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::STOP).unwrap();
+        eventually(SERVED, "another connection", || (controller.count_log("connected to PostgreSQL") > connected).then_some(()));
+    }
+    eventually(SOON, "available", || controller.get("/healthy").filter(|(status, _)| *status == 200));
+    station.postgres.resume();
+}
+
+#[test]
+fn a_server_that_accepts_and_never_answers_holds_nothing_up() {
+    let mut station = Station::plan().without_postgres().up();
+    station.tree.set(&[Card::ultramic()]);
+    let silent = std::net::TcpListener::bind(("127.0.0.1", station.postgres.port())).unwrap();
+    let controller = station.controller_with(&[("SILVASONIC_DB_HOST", "127.0.0.1")]);
+    controller.wait_log("PostgreSQL does not respond", SOON);
+    let before = held(&controller);
+    std::thread::sleep(Duration::from_secs(12));
+    let during = held(&controller);
+    assert!(during.0 <= before.0 && during.1 <= before.1 + 4, "{before:?}, {during:?}");
+    drop(silent);
+    available_again(&controller, || station.postgres.start());
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+}
+
 #[test]
 fn a_full_disk_of_the_database_stops_nobody() {
     let station = Station::up();
