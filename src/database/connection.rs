@@ -109,6 +109,15 @@ impl Connection {
         call(&mut self.client)
     }
 
+    /// Sets the limit for a lock, for all later statements; `None` = as at the beginning.
+    ///
+    /// # Errors
+    /// The error of the server or the connection.
+    pub fn limit_locks(&mut self, limit: Option<Duration>) -> Result<(), postgres::Error> {
+        let limit = limit.map_or_else(|| "DEFAULT".to_owned(), |limit| limit.as_millis().to_string());
+        self.call(|client| client.batch_execute(&format!("SET lock_timeout = {limit}")))
+    }
+
     /// Runs statements in one transaction. If one of them fails, none has an effect.
     ///
     /// # Errors

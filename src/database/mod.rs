@@ -3,6 +3,7 @@
 
 pub mod connection;
 pub mod deadline;
+pub mod refusals;
 pub mod schema;
 pub mod seed;
 pub mod state;

@@ -15,6 +15,7 @@ use log::{info, warn};
 use crate::cache;
 use crate::clock;
 use crate::config::Config;
+use crate::database::refusals::Refusals;
 use crate::database::worker::{Request, Worker};
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
@@ -53,6 +54,8 @@ pub struct DatabaseState {
     events: SyncSender<Event>,
     worker: Worker,
     abandoned: Vec<JoinHandle<()>>,
+    /// Rows that are not written before their time.
+    refusals: Refusals,
     rate_limit: RateLimit,
     /// When a request was last sent.
     last_request: Instant,
@@ -80,11 +83,13 @@ impl DatabaseState {
             warn!("ignoring the desired state saved by an earlier run: {why}");
             None
         });
+        let refusals = Refusals::default();
         Ok(Self {
             config: config.clone(),
             events: events.clone(),
-            worker: Worker::start(config, 0, events.clone())?,
+            worker: Worker::start(config, 0, events.clone(), &refusals)?,
             abandoned: Vec::new(),
+            refusals,
             rate_limit: RateLimit::default(),
             last_request: Instant::now(),
             last_touch: Instant::now(),
@@ -166,7 +171,7 @@ impl DatabaseState {
         if self.abandoned.len() >= ABANDONED {
             return;
         }
-        match Worker::start(&self.config, self.worker.generation + 1, self.events.clone()) {
+        match Worker::start(&self.config, self.worker.generation + 1, self.events.clone(), &self.refusals) {
             Ok(worker) => {
                 self.abandoned.push(std::mem::replace(&mut self.worker, worker).abandon());
                 if self.leads {
@@ -253,7 +258,12 @@ impl DatabaseState {
         }
     }
 
+    /// The differences to write now.
     fn differences(&self, presences: &Presences) -> Vec<RowChange> {
-        self.registry.as_ref().map(|registry| registry.changes(presences, &clock::iso(SystemTime::now()))).unwrap_or_default()
+        let Some(registry) = &self.registry else { return Vec::new() };
+        let now = Instant::now();
+        let mut changes = registry.changes(presences, &clock::iso(SystemTime::now()));
+        changes.retain(|change| !self.refusals.is_early(&change.device, now));
+        changes
     }
 }

@@ -49,11 +49,11 @@ impl Connection {
     }
 
     /// Inserts a new device or updates a known one. It does not replace a decision that the user made since the row was
-    /// read.
+    /// read. Returns false if the row is locked by another client, for which it does not wait, or was deleted.
     ///
     /// # Errors
     /// The error of the server or the connection.
-    pub fn write(&mut self, change: &RowChange) -> Result<(), postgres::Error> {
+    pub fn write(&mut self, change: &RowChange) -> Result<bool, postgres::Error> {
         let profile = change.enroll.as_ref().map(|(slug, _)| slug);
         let enrollment = change.enroll.as_ref().map(|(_, enrollment)| match enrollment {
             Enrollment::Pending => "pending",
@@ -88,12 +88,12 @@ impl Connection {
                    enrollment_status = CASE WHEN undecided THEN $7 ELSE enrollment_status END
                  FROM (SELECT name AS id, $7::text IS NOT NULL AND enrollment_status = 'pending'
                          AND profile_slug IS NOT DISTINCT FROM config->>'auto_suggested' AS undecided
-                       FROM devices WHERE name = $1 FOR UPDATE) known
+                       FROM devices WHERE name = $1 FOR UPDATE SKIP LOCKED) known
                  WHERE name = id",
                 &[&change.device, &change.status, &change.model, &config, &change.workspace, &profile, &enrollment],
             )),
         }
-        .map(|_| ())
+        .map(|rows| rows > 0 || change.insert.is_some())
     }
 
     /// Writes a decision of the user, with the statements that the web interface uses.
@@ -115,12 +115,19 @@ impl Connection {
         .map(|_| ())
     }
 
-    /// Updates `last_seen` of devices that are still connected.
+    /// Updates `last_seen` of devices that are still connected, except in rows that another client has locked.
     ///
     /// # Errors
     /// The error of the server or the connection.
     pub fn touch(&mut self, devices: &[String]) -> Result<(), postgres::Error> {
-        self.call(|client| client.execute("UPDATE devices SET last_seen = now() WHERE name = ANY($1)", &[&devices])).map(|_| ())
+        self.call(|client| {
+            client.execute(
+                "UPDATE devices SET last_seen = now()
+            WHERE name IN (SELECT name FROM devices WHERE name = ANY($1) FOR UPDATE SKIP LOCKED)",
+                &[&devices],
+            )
+        })
+        .map(|_| ())
     }
 
     /// The password hash of a user: `None` if there is no such user, empty if the user has no password.

@@ -12,11 +12,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use log::info;
+use postgres::error::SqlState;
 
 use crate::cache;
 use crate::config::Config;
 use crate::database::connection::{Connection, reason};
 use crate::database::deadline::Deadline;
+use crate::database::refusals::{Refusal, Refusals};
 use crate::database::seed::Seeder;
 use crate::decide::registry::{Row, RowChange};
 use crate::event::{Event, NoRows};
@@ -27,6 +29,13 @@ use crate::text::shown;
 const SEED_LATER: Duration = Duration::from_secs(2);
 /// A failed seeder is retried after this time.
 const SEED_AGAIN: Duration = Duration::from_secs(60);
+
+/// How long the write of one row waits for locks, e.g. of its table …
+const LOCK: Duration = Duration::from_millis(250);
+/// … and how long, if another row of the same request has waited in vain.
+const NEXT_LOCK: Duration = Duration::from_millis(20);
+/// A locked row is reported after this many attempts: most transactions of other programs are short.
+const LOCKED_ATTEMPTS: u32 = 3;
 
 /// A request of the main loop.
 #[derive(Debug)]
@@ -96,12 +105,13 @@ impl Worker {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(config: &Config, generation: u64, events: SyncSender<Event>) -> std::io::Result<Self> {
+    pub fn start(config: &Config, generation: u64, events: SyncSender<Event>, refusals: &Refusals) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (backlog, leads) = (Arc::<Backlog>::default(), Arc::<AtomicBool>::default());
         let deadline = Deadline::default();
         let mut worker = WorkerThread {
             deadline: deadline.clone(),
+            refusals: refusals.clone(),
             backlog: Arc::clone(&backlog),
             leads: Arc::clone(&leads),
             is_seeded: false,
@@ -167,6 +177,7 @@ struct WorkerThread {
     backlog: Arc<Backlog>,
     leads: Arc<AtomicBool>,
     deadline: Deadline,
+    refusals: Refusals,
     seeder: Seeder,
     /// Whether the seeders ran on this connection.
     is_seeded: bool,
@@ -190,7 +201,7 @@ impl WorkerThread {
             let answer = match request {
                 Request::Read | Request::Check => self.read(),
                 Request::Write(changes) => {
-                    self.write(&changes);
+                    self.write(changes);
                     self.read()
                 }
                 Request::Touch(devices) => {
@@ -284,19 +295,55 @@ impl WorkerThread {
         self.seed_at = (hashing || self.seeder.is_pending()).then(|| Instant::now() + wait);
     }
 
-    /// Writes each row by itself, so that one that is refused does not affect the others.
-    fn write(&mut self, changes: &[RowChange]) {
-        for change in changes {
-            let topic = format!("write {}", change.device);
-            let device = shown(&change.device);
-            match self.with(|db| db.write(change)) {
-                Ok(()) => {
-                    self.rate_limit.cleared(&topic, Instant::now());
-                    if let Some(note) = &change.note {
-                        info!("microphone {device} {note}");
-                    }
+    /// Writes each row by itself, so that one that is locked or refused neither affects nor delays the others: new
+    /// devices first, and last those whose write failed before.
+    fn write(&mut self, mut changes: Vec<RowChange>) {
+        changes.sort_by_key(|change| (self.refusals.count(&change.device), change.insert.is_none()));
+        let mut waited = false;
+        if self.with(|db| db.limit_locks(Some(LOCK))).is_err() {
+            return;
+        }
+        for change in &changes {
+            let mut waits = false;
+            let result = self.with(|db| {
+                let result = db.write(change);
+                waits = result.as_ref().is_err_and(|error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE));
+                result
+            });
+            self.note_write(change, result);
+            if self.db.is_none() {
+                return;
+            }
+            if waits && !std::mem::replace(&mut waited, true) && self.with(|db| db.limit_locks(Some(NEXT_LOCK))).is_err() {
+                return;
+            }
+        }
+        // An error shows in the read that follows.
+        let _ = self.with(|db| db.limit_locks(None));
+    }
+
+    fn note_write(&mut self, change: &RowChange, result: Result<bool, String>) {
+        let now = Instant::now();
+        let topic = format!("write {}", change.device);
+        let device = shown(&change.device);
+        match result {
+            Ok(true) => {
+                self.refusals.written(&change.device, now);
+                self.rate_limit.cleared(&topic, now);
+                if let Some(note) = &change.note {
+                    info!("microphone {device} {note}");
                 }
-                Err(why) => self.rate_limit.warn(&topic, &format!("cannot write device {device} to the database: {why}"), Instant::now()),
+            }
+            Ok(false) => {
+                if self.refusals.failed(&change.device, Refusal::Locked, now) >= LOCKED_ATTEMPTS {
+                    let line = format!("cannot write device {device} to the database: another client has locked its row; retrying");
+                    self.rate_limit.warn(&topic, &line, now);
+                }
+            }
+            Err(why) => {
+                self.refusals.failed(&change.device, Refusal::Refused, now);
+                let line = format!("cannot write device {device} to the database: {why}; retrying every 1 to 60 s");
+                self.rate_limit.warn(&topic, &line, now);
             }
         }
     }

@@ -190,6 +190,65 @@ fn a_server_that_accepts_and_never_answers_holds_nothing_up() {
 }
 
 #[test]
+fn locked_rows_delay_no_other_row() {
+    let station = Station::up();
+    let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
+    eventually(SOON, "the settings", || station.postgres.value::<i64>("SELECT 1::bigint FROM system_config WHERE key = 'system'"));
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"auto_enrollment\": false}' WHERE key = 'system'");
+    let cards: Vec<Card> = (0..12).map(Card::numbered).collect();
+    station.tree.set(&cards);
+    let devices = |status: &str| station.postgres.value::<i64>(&format!("SELECT count(*) FROM devices WHERE status = '{status}'"));
+    eventually(SOON, "twelve rows", || (devices("online") == Some(12)).then_some(()));
+    station.postgres.exec("UPDATE devices SET enrollment_status = 'ignored'");
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"auto_enrollment\": true}' WHERE key = 'system'");
+    station.tree.set(&[]);
+    eventually(SOON, "twelve rows offline", || (devices("offline") == Some(12)).then_some(()));
+
+    let mut client = station.postgres.client();
+    client.batch_execute("BEGIN; SELECT name FROM devices FOR UPDATE").unwrap();
+    let begun = Instant::now();
+    let mut all = cards.clone();
+    all.push(Card::rode().index(12).at("2-1"));
+    station.tree.set(&all);
+    eventually(Duration::from_secs(4), "the row of a new microphone", || rode(&station));
+    println!("written after {:?}", begun.elapsed());
+    station.podman.wait_running(SERVED, &["silvasonic-recorder-rode-nt-usb-p2d1"]);
+    // A switch of the user takes effect meanwhile, and what cannot be written is reported.
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 0}' WHERE key = 'system'");
+    station.podman.wait_running(SERVED, &[] as &[&str]);
+    controller.wait_log("another client has locked its row; retrying", SOON);
+    drop(client);
+    eventually(Duration::from_secs(6), "thirteen rows online", || (devices("online") == Some(13)).then_some(()));
+    let log = fs::read_to_string(station.dir().join("postgres/log")).unwrap();
+    assert_eq!(log.matches("lock timeout").count(), 0, "{log}");
+}
+
+#[test]
+fn writes_that_are_refused_are_tried_ever_more_rarely() {
+    let station = Station::up();
+    station.postgres.exec("ALTER SYSTEM SET log_min_error_statement = error");
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    station.postgres.exec(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused %', clock_timestamp(); END $$;
+         CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON devices FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1), Card::generic(2, "1-4")]);
+    controller.wait_log("PostgreSQL reports: refused", SOON);
+    std::thread::sleep(Duration::from_secs(20));
+    let log = fs::read_to_string(station.dir().join("postgres/log")).unwrap();
+    let refused = log.matches("ERROR:  refused").count();
+    // After 0, 1, 3, 7 and 15 s.
+    assert!((6..=12).contains(&refused), "{refused} refusals of two rows:\n{log}");
+    station.postgres.exec("DROP TRIGGER refuse ON devices");
+    eventually(Duration::from_secs(40), "both rows", || {
+        (station.postgres.value::<i64>("SELECT count(*) FROM devices") == Some(3)).then_some(())
+    });
+}
+
+#[test]
 fn a_full_disk_of_the_database_stops_nobody() {
     let station = Station::up();
     let (both, controller) = both_recorded(&station);
