@@ -22,6 +22,7 @@ use crate::database::refusals::{Refusal, Refusals};
 use crate::database::seed::Seeder;
 use crate::decide::registry::{Row, RowChange};
 use crate::event::{Event, NoRows};
+use crate::panics;
 use crate::rate_limit::RateLimit;
 use crate::text::shown;
 
@@ -198,17 +199,11 @@ impl WorkerThread {
         while let Ok(request) = inbox.recv() {
             self.backlog.begun();
             let only_changes = matches!(request, Request::Check);
-            let answer = match request {
-                Request::Read | Request::Check => self.read(),
-                Request::Write(changes) => {
-                    self.write(changes);
-                    self.read()
-                }
-                Request::Touch(devices) => {
-                    self.touch(&devices);
-                    self.read()
-                }
-            };
+            // The client library panics without a free descriptor.
+            let answer = panics::catch(|| self.serve(request)).unwrap_or_else(|why| {
+                self.db = None;
+                Err(NoRows::Failed(why))
+            });
             let is_known = self.is_sent && answer.as_ref().is_ok_and(Option::is_none);
             self.backlog.answered();
             if is_known && only_changes {
@@ -220,6 +215,15 @@ impl WorkerThread {
                 return;
             }
         }
+    }
+
+    fn serve(&mut self, request: Request) -> Result<Option<Vec<Row>>, NoRows> {
+        match request {
+            Request::Read | Request::Check => {}
+            Request::Write(changes) => self.write(changes),
+            Request::Touch(devices) => self.touch(&devices),
+        }
+        self.read()
     }
 
     /// Reads all rows; `None` if they have not changed.

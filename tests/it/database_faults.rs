@@ -190,6 +190,33 @@ fn a_server_that_accepts_and_never_answers_holds_nothing_up() {
 }
 
 #[test]
+fn without_free_descriptors_the_program_waits_for_some() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let mut station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    let before = station.podman.mark(ULTRAMIC);
+    let process = Pid::from_raw(controller.id() as i32);
+    let limit = |current| Rlimit { current: Some(current), maximum: Some(1024) };
+    // None of those that are open is closed, but no other is opened.
+    prlimit(process, Resource::Nofile, limit(3)).unwrap();
+    station.postgres.stop();
+    controller.wait_log("cannot read PostgreSQL; using the last known state: a library failed", SOON);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(controller.exit_code(), None, "{}", controller.log());
+    assert_eq!(controller.count_log("a library failed"), 1);
+    station.postgres.start();
+    available_again(&controller, || {
+        prlimit(process, Resource::Nofile, limit(1024)).unwrap();
+    });
+    is_well(&controller);
+    assert_eq!(station.podman.mark(ULTRAMIC), before);
+    assert_eq!(controller.count_log("bug in thread"), 0);
+}
+
+#[test]
 fn locked_rows_delay_no_other_row() {
     let station = Station::up();
     let controller = station.controller_with(&[("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")]);
