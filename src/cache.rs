@@ -121,7 +121,12 @@ mod tests {
     }
 
     fn rows() -> Vec<Row> {
-        let row = |kind: &str, body: Option<&str>| Row { kind: kind.to_owned(), key: "k\n".to_owned(), body: body.map(str::to_owned) };
+        let row = |kind: &str, body: Option<&str>| Row {
+            kind: kind.to_owned(),
+            key: "k\n".to_owned(),
+            body: body.map(str::to_owned),
+            fault: None,
+        };
         vec![row("device", Some("{\"a\": 1}")), row("profile", None)]
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 /// State of a source that has not yet responded since the start.
@@ -62,6 +63,34 @@ pub fn is_invisible(c: char) -> bool {
             | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
 }
 
+/// `text` with all other characters than ASCII escaped, for a database whose encoding cannot hold them.
+#[must_use]
+pub fn ascii(text: &str) -> String {
+    let escape = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() };
+    text.chars().map(escape).collect()
+}
+
+/// The same for all texts and keys in `value`.
+#[must_use]
+pub fn ascii_value(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(ascii(text)),
+        Value::Array(values) => Value::Array(values.iter().map(ascii_value).collect()),
+        Value::Object(fields) => Value::Object(ascii_map(fields)),
+        other => other.clone(),
+    }
+}
+
+/// The same for a map.
+#[must_use]
+pub fn ascii_map(fields: &Map<String, Value>) -> Map<String, Value> {
+    let mut map = Map::new();
+    for (key, value) in fields {
+        map.insert(ascii(key), ascii_value(value));
+    }
+    map
+}
+
 /// Rows as lines with aligned columns.
 #[must_use]
 pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
@@ -86,6 +115,13 @@ pub fn fingerprint(bytes: impl AsRef<[u8]>) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn text_in_ascii_stays_distinct() {
+        assert_eq!(ascii("UltraMic™ 3"), "UltraMic\\u{2122} 3");
+        let value = serde_json::json!({ "é": ["™", 1, null], "a": "b" });
+        assert_eq!(ascii_value(&value), serde_json::json!({ "\\u{e9}": ["\\u{2122}", 1, null], "a": "b" }));
+    }
 
     proptest! {
         #[test]

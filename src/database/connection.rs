@@ -13,6 +13,7 @@ use postgres::{Client, Config, Statement};
 
 use crate::config::DatabaseSettings;
 use crate::database::deadline::{Armed, Connector, Deadline, Peer};
+use crate::database::statements::Raw;
 
 /// Limit for connecting and logging in.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -32,6 +33,8 @@ pub struct Connection {
     client: Client,
     /// The prepared statement of [`Connection::snapshot`], which runs every second.
     pub(super) snapshot: Option<Statement>,
+    /// Set when the rows cannot be read as text.
+    pub(super) raw: Option<Raw>,
     /// Why calls cannot be ended at their deadline, if so.
     pub unlimited: Option<String>,
     /// Dropped after the client, whose end can block, too.
@@ -89,7 +92,7 @@ impl Connection {
         let (connector, failure) = Connector::new(deadline, peer);
         let client = config.connect(connector).map_err(|error| reason(&error))?;
         let unlimited = failure.lock().unwrap_or_else(PoisonError::into_inner).take().map(|why| why.to_string());
-        Ok(Self { client, snapshot: None, unlimited, disconnecting: None, attached })
+        Ok(Self { client, snapshot: None, raw: None, unlimited, disconnecting: None, attached })
     }
 
     /// Connects for a command, which waits for the answer.

@@ -16,10 +16,10 @@ use serde_json::{Map, Value};
 
 use crate::builtin;
 use crate::database::connection::{Connection, Transaction, reason};
-use crate::database::statements;
+use crate::database::statements::{self, is_about_text};
 use crate::decide::profile::Profile;
 use crate::rate_limit::RateLimit;
-use crate::text::shown;
+use crate::text::{ascii, ascii_map, ascii_value, shown};
 use crate::yaml;
 
 pub(crate) const DEFAULTS: &str = "defaults.yml";
@@ -76,15 +76,19 @@ impl Seeder {
             if let Some(known) = last_system.filter(|known| known.is_object()) {
                 merge(sections.entry("system").or_insert_with(|| Value::Object(Map::new())), known);
             }
-            let insert = |transaction: &mut Transaction<'_>| -> Result<(), postgres::Error> {
-                for (key, value) in &sections {
+            let insert = |transaction: &mut Transaction<'_>, sections: &Map<String, Value>| -> Result<(), postgres::Error> {
+                for (key, value) in sections {
                     if statements::insert_section(transaction, key, value)? {
                         info!("seeded settings {}", shown(key));
                     }
                 }
                 Ok(())
             };
-            db.transaction(insert).map_err(|error| vec![reason(&error)])?;
+            let result = match db.transaction(|transaction| insert(transaction, &sections)) {
+                Err(error) if is_about_text(&error) => db.transaction(|transaction| insert(transaction, &ascii_map(&sections))),
+                result => result,
+            };
+            result.map_err(|error| vec![reason(&error)])?;
             if faults.is_empty() { Ok(()) } else { Err(faults) }
         });
         self.report("settings", result);
@@ -93,16 +97,21 @@ impl Seeder {
     /// Inserts the profiles of this version into `microphone_profiles`.
     pub fn profiles(&mut self, db: &mut Connection) {
         let result = self.read_profiles().map_err(|why| vec![why]).and_then(|(profiles, faults)| {
-            let insert = |transaction: &mut Transaction<'_>| -> Result<(), postgres::Error> {
+            let insert = |transaction: &mut Transaction<'_>, text: fn(&str) -> String, json: fn(&Value) -> Value| {
                 for profile in &profiles {
-                    let config = profile.config.to_json();
-                    if statements::insert_profile(transaction, &profile.slug, &profile.name, profile.description.as_deref(), &config)? {
+                    let (config, name) = (json(&profile.config.to_json()), text(&profile.name));
+                    let description = profile.description.as_deref().map(text);
+                    if statements::insert_profile(transaction, &profile.slug, &name, description.as_deref(), &config)? {
                         info!("seeded profile {}", profile.slug);
                     }
                 }
                 Ok(())
             };
-            db.transaction(insert).map_err(|error| vec![reason(&error)])?;
+            let result = match db.transaction(|transaction| insert(transaction, str::to_owned, Value::clone)) {
+                Err(error) if is_about_text(&error) => db.transaction(|transaction| insert(transaction, ascii, ascii_value)),
+                result => result,
+            };
+            result.map_err(|error| vec![reason(&error)])?;
             if faults.is_empty() { Ok(()) } else { Err(faults) }
         });
         self.report("profiles", result);

@@ -1,6 +1,9 @@
 //! The statements, each as a named function. What they mean is decided by their callers.
 
-use postgres::types::Json;
+use std::collections::BTreeMap;
+
+use postgres::error::SqlState;
+use postgres::types::{FromSql, Json, Type};
 use serde_json::Value;
 
 use crate::database::connection::{Connection, Transaction};
@@ -9,12 +12,52 @@ use crate::decide::registry::{Enrollment, Row, RowChange};
 /// Larger rows are fetched without their content.
 const ROW_LIMIT: i32 = 64 << 10;
 
-/// The whole desired state, each row as text.
-const SNAPSHOT: &str = "SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END FROM (
+macro_rules! rows {
+    () => {
+        " FROM (
       SELECT 'device' AS kind, name::text AS key, (to_jsonb(d) - 'last_seen')::text AS body FROM devices d
       UNION ALL SELECT 'profile', slug::text, jsonb_build_object('config', config)::text FROM microphone_profiles
       UNION ALL SELECT 'system', key::text, value::text FROM system_config WHERE key = 'system') rows
-    WHERE key IS NOT NULL ORDER BY kind, key";
+    WHERE key IS NOT NULL ORDER BY kind, key"
+    };
+}
+
+/// The whole desired state, each row as text.
+const SNAPSHOT: &str = concat!("SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END", rows!());
+
+/// The same with the bytes that the database holds: PostgreSQL sends no row at all if one of them contains text that it
+/// cannot convert to UTF-8.
+const RAW_SNAPSHOT: &str = concat!(
+    r"SELECT kind, decode(replace(key, E'\\', E'\\\\'), 'escape'), CASE WHEN octet_length(body) <= $1
+      THEN decode(replace(body, E'\\', E'\\\\'), 'escape') END",
+    rows!()
+);
+/// How rows are read that PostgreSQL cannot convert to UTF-8.
+#[derive(Debug)]
+pub(super) struct Raw {
+    /// Encoding of the database.
+    encoding: String,
+    /// What the server converted for the last snapshot, or could not.
+    texts: BTreeMap<Vec<u8>, Option<String>>,
+}
+
+/// Any value as its bytes.
+struct Bytes(Vec<u8>);
+
+impl FromSql<'_> for Bytes {
+    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw.to_vec()))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+/// Whether the server refused text that it cannot convert or store.
+pub(super) fn is_about_text(error: &postgres::Error) -> bool {
+    error.code().is_some_and(|code| [SqlState::CHARACTER_NOT_IN_REPERTOIRE, SqlState::UNTRANSLATABLE_CHARACTER].contains(code))
+}
 
 /// A decision of the user about a microphone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,28 +75,90 @@ pub enum Decision {
 }
 
 impl Connection {
-    /// Reads the whole desired state in one statement.
+    /// Reads the whole desired state in one statement. A row with text that is not valid in the encoding of the database
+    /// has a fault, and the others are read.
     ///
     /// # Errors
     /// The error of the server or the connection.
     pub fn snapshot(&mut self) -> Result<Vec<Row>, postgres::Error> {
+        match self.read_rows() {
+            Err(error) if self.raw.is_none() && is_about_text(&error) => {
+                let row = self.call(|client| client.query_one("SELECT getdatabaseencoding()::text", &[]))?;
+                self.raw = Some(Raw { encoding: row.get(0), texts: BTreeMap::new() });
+                self.read_rows()
+            }
+            result => result,
+        }
+    }
+
+    fn read_rows(&mut self) -> Result<Vec<Row>, postgres::Error> {
         let statement = match self.snapshot.take() {
             Some(statement) => statement,
-            None => self.call(|client| client.prepare(SNAPSHOT))?,
+            None => {
+                let text = if self.raw.is_some() { RAW_SNAPSHOT } else { SNAPSHOT };
+                self.call(|client| client.prepare(text))?
+            }
         };
         // Kept only after a success: when a table was altered, PostgreSQL refuses the old plan, and the next call
         // prepares another.
-        let rows = self.call(|client| client.query(&statement, &[&ROW_LIMIT]))?;
+        let found = self.call(|client| client.query(&statement, &[&ROW_LIMIT]))?;
         self.snapshot = Some(statement);
-        Ok(rows.into_iter().map(|row| Row { kind: row.get(0), key: row.get(1), body: row.get(2) }).collect())
+        let mut texts = BTreeMap::new();
+        let mut rows = Vec::new();
+        for row in found {
+            let (Bytes(key), body): (Bytes, Option<Bytes>) = (row.get(1), row.get(2));
+            let name = self.decode(&key, &mut texts)?;
+            let body = body.map(|Bytes(body)| self.decode(&body, &mut texts)).transpose()?;
+            let is_valid = name.is_some() && body != Some(None);
+            let encoding = self.raw.as_ref().map_or("UTF8", |raw| raw.encoding.as_str());
+            let fault = (!is_valid).then(|| format!("it contains text that is not valid in the encoding of the database, {encoding}"));
+            rows.push(Row {
+                kind: row.get(0),
+                key: name.unwrap_or_else(|| String::from_utf8_lossy(&key).into_owned()),
+                body: body.flatten().filter(|_| is_valid),
+                fault,
+            });
+        }
+        if let Some(raw) = &mut self.raw {
+            raw.texts = texts;
+        }
+        Ok(rows)
+    }
+
+    /// The text, `None` if it is not valid. What the server had to convert is kept in `texts`, so a steady state needs no
+    /// further statements.
+    fn decode(&mut self, bytes: &[u8], texts: &mut BTreeMap<Vec<u8>, Option<String>>) -> Result<Option<String>, postgres::Error> {
+        let raw = self.raw.as_ref().filter(|raw| !bytes.is_ascii() && !["UTF8", "SQL_ASCII"].contains(&raw.encoding.as_str()));
+        let Some(raw) = raw else { return Ok(String::from_utf8(bytes.to_vec()).ok()) };
+        let text = match raw.texts.get(bytes) {
+            Some(text) => text.clone(),
+            None => {
+                let convert = "SELECT convert_from($1, getdatabaseencoding())";
+                match self.call(|client| client.query_one(convert, &[&bytes])) {
+                    Ok(row) => Some(row.get(0)),
+                    Err(error) if is_about_text(&error) => None,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        texts.insert(bytes.to_vec(), text.clone());
+        Ok(text)
     }
 
     /// Inserts a new device or updates a known one. It does not replace a decision that the user made since the row was
-    /// read. Returns false if the row is locked by another client, for which it does not wait, or was deleted.
+    /// read. Text that the encoding of the database cannot hold is written in ASCII. Returns false if the row is locked by
+    /// another client, for which it does not wait, or was deleted.
     ///
     /// # Errors
     /// The error of the server or the connection.
     pub fn write(&mut self, change: &RowChange) -> Result<bool, postgres::Error> {
+        match self.try_write(change) {
+            Err(error) if is_about_text(&error) => self.try_write(&change.in_ascii()),
+            result => result,
+        }
+    }
+
+    fn try_write(&mut self, change: &RowChange) -> Result<bool, postgres::Error> {
         let profile = change.enroll.as_ref().map(|(slug, _)| slug);
         let enrollment = change.enroll.as_ref().map(|(_, enrollment)| match enrollment {
             Enrollment::Pending => "pending",

@@ -22,7 +22,7 @@ use crate::decide::device::{Microphone, Port, belongs_to_profile, is_workspace_n
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::{self, Match, ProfileConfig};
 use crate::json;
-use crate::text::shown;
+use crate::text::{ascii, ascii_map, ascii_value, shown};
 
 /// One row as it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -31,8 +31,11 @@ pub struct Row {
     pub kind: String,
     /// Primary key.
     pub key: String,
-    /// The row, or for `system` its value, as JSON; `None` if it is too large.
+    /// The row, or for `system` its value, as JSON; `None` if it is too large or not readable.
     pub body: Option<String>,
+    /// Why it is not readable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }
 
 /// All rows that the Controller reads.
@@ -177,7 +180,7 @@ impl Registry {
                 _ if row.key.chars().any(char::is_control) || row.key.len() > KEY_LIMIT => {
                     Err(format!("expected a key of at most {KEY_LIMIT} bytes without control characters"))
                 }
-                None => Err("expected a row below 64 KiB".to_owned()),
+                None => Err(row.fault.clone().unwrap_or_else(|| "expected a row below 64 KiB".to_owned())),
                 Some(body) => json::from_str::<Value>(body).map_err(|error| error.to_string()),
             };
             let fault = match row.kind.as_str() {
@@ -327,10 +330,13 @@ impl Registry {
         if !device.online {
             change.status = Some("online");
         }
-        if device.model != microphone.name {
+        // Where the encoding of the database cannot hold a text, it was written in ASCII.
+        if device.model != microphone.name && device.model != ascii(&microphone.name) {
             change.model = Some(microphone.name.clone());
         }
-        change.config = by_insertion(microphone.config().into_iter().filter(|(key, value)| device.config.get(key) != Some(value)));
+        let is_written =
+            |key: &str, value: &Value| device.config.get(key).is_some_and(|known| known == value || *known == ascii_value(value));
+        change.config = by_insertion(microphone.config().into_iter().filter(|(key, value)| !is_written(key, value)));
         let suggested = device.config.get("auto_suggested").and_then(Value::as_str);
         match device.enrollment {
             _ if device.is_decided() => {}
@@ -382,6 +388,12 @@ impl Registry {
 }
 
 impl RowChange {
+    /// The same with texts in ASCII. Ids, serial numbers and workspace names are ASCII always.
+    #[must_use]
+    pub fn in_ascii(&self) -> Self {
+        Self { model: self.model.as_deref().map(ascii), config: ascii_map(&self.config), ..self.clone() }
+    }
+
     fn of(device: &str) -> Self {
         Self {
             device: device.to_owned(),
@@ -460,7 +472,7 @@ mod tests {
     use super::*;
 
     fn system(previous: Option<&System>, value: Option<&str>) -> System {
-        let row = |value: &str| Row { kind: "system".to_owned(), key: "system".to_owned(), body: Some(value.to_owned()) };
+        let row = |value: &str| Row { kind: "system".to_owned(), key: "system".to_owned(), body: Some(value.to_owned()), fault: None };
         Registry::read(&value.map(row).into_iter().collect::<Vec<_>>(), previous).system
     }
 
@@ -486,6 +498,20 @@ mod tests {
         // An invalid switch enrols nobody, whatever was known.
         assert_eq!(system(Some(&is(Some(10), true)), Some("{\"auto_enrollment\": 1}")), is(Some(10), false));
         assert_eq!(system(Some(&is(Some(10), true)), Some("7")), is(Some(10), false));
+    }
+
+    #[test]
+    fn a_row_that_is_not_readable_affects_only_itself() {
+        let row = |key: &str, body: Option<&str>, fault: Option<&str>| Row {
+            kind: "profile".to_owned(),
+            key: key.to_owned(),
+            body: body.map(str::to_owned),
+            fault: fault.map(str::to_owned),
+        };
+        let valid = "{\"config\": {\"audio\": {\"sample_rate\": 48000}}}";
+        let registry = Registry::read(&[row("bad", None, Some("not valid")), row("good", Some(valid), None)], None);
+        assert!(registry.profiles["good"].is_ok());
+        assert_eq!(registry.faults.into_iter().collect::<Vec<_>>(), ["profile \"bad\": not valid"]);
     }
 
     #[test]

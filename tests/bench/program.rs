@@ -53,7 +53,12 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
     }
     const COUNT: u32 = 1000;
     let mut specs = SpecCache::new(Config::read(|_| None).unwrap().recorder);
-    let row = |kind: &str, key: &str, body: serde_json::Value| Row { kind: kind.into(), key: key.into(), body: Some(body.to_string()) };
+    let row = |kind: &str, key: &str, body: serde_json::Value| Row {
+        kind: kind.into(),
+        key: key.into(),
+        body: Some(body.to_string()),
+        fault: None,
+    };
     let profile = json!({"name": "p", "config": {"audio": {"sample_rate": 384_000}}});
     let mut rows = vec![row("profile", "p", profile), row("system", "system", json!({"max_recorders": COUNT}))];
     let mut seen = BTreeMap::new();

@@ -298,6 +298,56 @@ fn keys_with_control_characters_forge_no_log_line() {
     assert!(!controller.log().lines().any(|line| line.starts_with("2026 [ERROR] forged")));
 }
 
+/// A client of another database of the station's server.
+fn client_of(station: &Station, database: &str) -> postgres::Client {
+    let mut config = postgres::Config::new();
+    config.host_path(station.postgres.socket_dir()).port(station.postgres.port()).user("silvasonic").dbname(database);
+    config.connect(postgres::NoTls).unwrap()
+}
+
+#[test]
+fn text_that_the_database_cannot_hold_or_convert_costs_its_own_row_only() {
+    // WIN1252 has bytes without a meaning.
+    for (encoding, invalid) in [("SQL_ASCII", "E'\\xff'"), ("LATIN1", ""), ("WIN1252", "E'\\x81'")] {
+        let station = Station::up();
+        station.postgres.exec(&format!("CREATE DATABASE other ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"));
+        let mut client = client_of(&station, "other");
+        station.tree.set(&[Card::ultramic().name("UltraMic™ Δ384K"), Card::rode().index(1)]);
+        let controller = station.controller_with(&[("POSTGRES_DB", "other")]);
+        station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+        controller.wait_log("seeded user", SOON);
+        let before = ids(&station);
+        if !invalid.is_empty() {
+            client.batch_execute("SELECT set_config('client_encoding', getdatabaseencoding()::text, FALSE)").unwrap();
+            client
+                .batch_execute(&format!(
+                    "INSERT INTO devices (name, serial_number, model, config) VALUES ('bad', 'b', 'x' || {invalid}, '{{}}');
+                     INSERT INTO devices (name, serial_number, model, config) VALUES ('worse' || {invalid}, 'w', 'x', '{{}}');
+                     INSERT INTO microphone_profiles (slug, name, config) VALUES ('bad', 'x', ('{{\"x\": \"' || {invalid} || '\"}}')::jsonb)"
+                ))
+                .unwrap();
+            for row in ["device \"bad\"", "device \"worse", "profile \"bad\""] {
+                controller.wait_log(row, SOON);
+            }
+            let fault = format!("text that is not valid in the encoding of the database, {encoding}");
+            eventually(SOON, "three faults", || (controller.count_log(&fault) == 3).then_some(()));
+        }
+        // The user's switches work, and a steady station writes nothing.
+        client.batch_execute("UPDATE devices SET enabled = FALSE WHERE name LIKE '19f7%'").unwrap();
+        station.podman.wait_running(SOON, &[ULTRAMIC]);
+        let mut writes = || -> i64 {
+            let sum = "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint FROM pg_stat_user_tables";
+            client.query_one(sum, &[]).unwrap().get(0)
+        };
+        std::thread::sleep(Duration::from_secs(2));
+        let written = writes();
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(writes(), written, "{encoding}: {}", controller.log());
+        assert_eq!(ids(&station)[ULTRAMIC], before[ULTRAMIC]);
+        assert_eq!(controller.count_log("cannot read PostgreSQL") + controller.count_log("cannot write device"), 0, "{}", controller.log());
+    }
+}
+
 #[test]
 fn a_foreign_users_table_is_no_reason_to_end() {
     let station = Station::up();
