@@ -80,7 +80,6 @@ pub mod history;
 pub mod json;
 pub mod lock;
 pub mod logs;
-pub mod panics;
 pub mod podman;
 pub mod poll;
 pub mod probe;

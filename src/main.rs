@@ -1,8 +1,10 @@
 //! The program: command line, settings, logger, threads and exit code. It makes no decisions.
 
+use std::backtrace::Backtrace;
 use std::io::{LineWriter, Write};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
 
 use log::{error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
@@ -16,7 +18,6 @@ use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::heartbeat::Heartbeat;
 use silvasonic_controller::health::http;
 use silvasonic_controller::json::one_line;
-use silvasonic_controller::panics;
 use silvasonic_controller::poll;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
@@ -109,7 +110,11 @@ fn settings() -> Result<Config, ExitCode> {
 
 fn run(config: Config) -> ExitCode {
     start_logger(&config);
-    panics::install_hook();
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        error!("bug in thread {}: {panic}\n{}", thread.name().unwrap_or("?"), Backtrace::force_capture());
+        std::process::abort();
+    }));
     info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
     let (events, inbox) = sync_channel(QUEUE);
     match start(config, events, inbox) {

@@ -5,11 +5,13 @@
 //! [`crate::database::worker`], and a thread of its own in a command.
 
 use std::net::{IpAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use postgres::types::ToSql;
 use postgres::{Client, Config, Statement};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::config::DatabaseSettings;
 use crate::database::deadline::{Armed, Connector, Deadline, Peer};
@@ -23,6 +25,8 @@ const STATEMENT: Duration = Duration::from_secs(5);
 const DISCONNECT: Duration = Duration::from_secs(1);
 /// At most so many addresses of a host are tried.
 const ADDRESSES: usize = 4;
+/// So many descriptors must be free to connect: twice what it takes, as other threads open some meanwhile.
+const DESCRIPTORS: usize = 14;
 
 /// The limit for a lock is shorter than the one for a statement. So the error shows which of the two it was, and a row
 /// that another client has locked does not look like a server that does not respond.
@@ -64,6 +68,7 @@ impl Connection {
     /// The cause.
     pub fn connect(database: &DatabaseSettings, deadline: &Deadline) -> Result<Self, String> {
         let _armed = deadline.arm(CONNECT);
+        check_descriptors()?;
         let mut config = Config::new();
         config
             .port(database.port)
@@ -164,6 +169,13 @@ impl Transaction<'_> {
         let _armed = self.deadline.arm(STATEMENT);
         self.inner.batch_execute(statements)
     }
+}
+
+/// Makes sure that as many descriptors are free as a connection needs. The library panics when it cannot create its event
+/// loop, and a panic ends the program.
+fn check_descriptors() -> Result<(), String> {
+    let open: Result<Vec<OwnedFd>, _> = (0..DESCRIPTORS).map(|_| eventfd(0, EventfdFlags::CLOEXEC)).collect();
+    open.map(drop).map_err(|why| format!("{DESCRIPTORS} free file descriptors are needed to connect: {why}"))
 }
 
 /// The addresses of a host. The library would resolve the name on a thread of its own, without which it panics.

@@ -22,7 +22,6 @@ use crate::database::refusals::{Refusal, Refusals};
 use crate::database::seed::Seeder;
 use crate::decide::registry::{Row, RowChange};
 use crate::event::{Event, NoRows};
-use crate::panics;
 use crate::rate_limit::RateLimit;
 use crate::text::shown;
 
@@ -199,11 +198,7 @@ impl WorkerThread {
         while let Ok(request) = inbox.recv() {
             self.backlog.begun();
             let only_changes = matches!(request, Request::Check);
-            // The client library panics without a free descriptor.
-            let answer = panics::catch(|| self.serve(request)).unwrap_or_else(|why| {
-                self.db = None;
-                Err(NoRows::Failed(why))
-            });
+            let answer = self.serve(request);
             let is_known = self.is_sent && answer.as_ref().is_ok_and(Option::is_none);
             self.backlog.answered();
             if is_known && only_changes {
