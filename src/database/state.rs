@@ -267,3 +267,59 @@ impl DatabaseState {
         changes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::worker::FakeWorker;
+    use std::sync::mpsc::sync_channel;
+    use std::thread;
+
+    fn state() -> (DatabaseState, FakeWorker) {
+        let mut config = Config::read(|_| None).unwrap();
+        config.workspace_local = "/nonexistent".into();
+        let (events, _inbox) = sync_channel(1);
+        let mut state = DatabaseState::start(&config, &events).unwrap();
+        let (worker, thread) = FakeWorker::start();
+        state.worker = worker;
+        (state, thread)
+    }
+
+    #[test]
+    fn a_nudge_during_a_read_leads_to_another_read_at_once() {
+        let (mut state, thread) = state();
+        let presences = Presences::new(Duration::ZERO);
+        let tick = |state: &mut DatabaseState| state.ask(&presences, Hardware::Unchanged, Instant::now());
+        // A nudge without a read is followed by the read of its cycle.
+        state.ask_again();
+        assert!(!thread.begin());
+        tick(&mut state);
+        assert!(thread.begin() && !thread.begin());
+        // Each of many nudges in a row, even if its read is already the second one.
+        for _ in 0..5 {
+            state.ask_again();
+            tick(&mut state);
+            thread.answer();
+            assert!(thread.begin(), "the change of the nudge is read without waiting for a tick");
+        }
+        // A flood of them, before that read begins, leads to one.
+        (0..9).for_each(|_| state.ask_again());
+        thread.answer();
+        assert!(thread.begin() && !thread.begin());
+        thread.answer();
+        assert_eq!(state.worker.waiting_since(), None);
+    }
+
+    #[test]
+    fn a_database_that_answers_one_read_after_another_is_not_one_that_does_not_respond() {
+        let (mut state, thread) = state();
+        state.worker.ask(Request::Read);
+        let first = state.worker.waiting_since().unwrap();
+        assert!(thread.begin());
+        state.ask_again();
+        assert_eq!(state.worker.waiting_since(), Some(first));
+        thread::sleep(Duration::from_millis(2));
+        thread.answer();
+        assert!(state.worker.waiting_since().unwrap() > first);
+    }
+}
