@@ -279,7 +279,7 @@ impl WorkerThread {
     fn seed_first(&mut self) {
         if let Some(db) = &mut self.db {
             self.seeder.schema(db);
-            let system = self.system.as_ref().and_then(|row| serde_json::from_str(row.body.as_deref()?).ok());
+            let system = self.system.as_ref().and_then(|row| crate::json::from_str(row.body.as_deref()?).ok());
             self.seeder.settings(db, system.as_ref());
             self.seeder.profiles(db);
         }
