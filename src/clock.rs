@@ -12,6 +12,14 @@ pub fn iso(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
+/// As [`iso`], with milliseconds: `2026-01-31T12:00:00.000Z`.
+#[must_use]
+pub fn iso_millis(time: SystemTime) -> String {
+    let mut text = iso(time);
+    text.replace_range(23.., "Z");
+    text
+}
+
 /// As [`iso`], without decimals: `2026-01-31T12:00:00Z`.
 #[must_use]
 pub fn iso_seconds(time: SystemTime) -> String {

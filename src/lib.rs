@@ -38,6 +38,7 @@
 //! | name        | stack   | waits for                                   | bound of the wait                     | ends                              |
 //! | ----------- | ------- | ------------------------------------------- | ------------------------------------- | --------------------------------- |
 //! | `main`      | system  | events, the next tick                       | 1 s, 20 s at most                     | after a shutdown                  |
+//! | `log`       | 128 KiB | the next log line; standard error           | none: no thread waits for it          | with the process                  |
 //! | `poll`      | 256 KiB | signals, health clients                     | none: it waits for the next client    | with the process                  |
 //! | `probe`     | 256 KiB | the next read of a card, a PCM or the disk  | 250 ms or 2 s a read, then left behind | with the process, or after a late read |
 //! | `database`  | 256 KiB | the next request; PostgreSQL                | 3 s to log in, 5 s a statement        | with the process, or when abandoned |
@@ -61,6 +62,7 @@
 //! - Decisions are made from the whole state, never from a change; an empty plan means that nothing is left to do.
 //! - Podman's events only trigger a list: actions are planned from a recent list of containers.
 //! - The main loop waits only for its next tick and for events; a call that can block has a thread and a deadline.
+//! - A log that nobody reads delays nothing: lines that do not fit into the queue are dropped and counted.
 
 pub mod builtin;
 pub mod cache;
@@ -79,6 +81,7 @@ pub mod health;
 pub mod history;
 pub mod json;
 pub mod lock;
+pub mod logger;
 pub mod logs;
 pub mod podman;
 pub mod poll;

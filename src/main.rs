@@ -1,12 +1,13 @@
 //! The program: command line, settings, logger, threads and exit code. It makes no decisions.
 
 use std::backtrace::Backtrace;
-use std::io::{LineWriter, Write};
+use std::io::{Stderr, Write};
+use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 
-use log::{error, info};
+use log::{Log, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
@@ -18,11 +19,11 @@ use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::heartbeat::Heartbeat;
 use silvasonic_controller::health::http;
 use silvasonic_controller::json::one_line;
+use silvasonic_controller::logger::{self, Logger};
 use silvasonic_controller::poll;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
 use silvasonic_controller::signals::{Signal, Signals};
-use simplelog::{ConfigBuilder, WriteLogger};
 
 const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
@@ -30,6 +31,10 @@ const WRONG_USAGE: u8 = 2;
 
 /// Capacity of the event queue; when it is full, senders wait.
 const QUEUE: usize = 64;
+
+/// Threads without which the program cannot continue. What becomes of another one that panics is decided by whoever
+/// started it, and by the panic strategy of the build.
+const INDISPENSABLE: [&str; 3] = ["main", "poll", "log"];
 
 /// Whether the result is good, and the text to print; or why the command failed.
 type CommandResult = Result<(bool, String), String>;
@@ -109,23 +114,42 @@ fn settings() -> Result<Config, ExitCode> {
 }
 
 fn run(config: Config) -> ExitCode {
-    start_logger(&config);
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = thread::current();
-        error!("bug in thread {}: {panic}\n{}", thread.name().unwrap_or("?"), Backtrace::force_capture());
-        std::process::abort();
+    // The thread `log` must exist before anything is logged: nobody may read the log.
+    let logger = match Logger::start(logger::text, std::io::stderr()) {
+        Ok(logger) => logger,
+        Err(why) => return fail(&format!("cannot start: {why}")),
+    };
+    logger.install(config.log_level);
+    std::panic::set_hook(Box::new({
+        let logger = logger.clone();
+        move |panic| report_panic(panic, &logger)
     }));
     info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
     let (events, inbox) = sync_channel(QUEUE);
-    match start(config, events, inbox) {
-        Ok(controller) => controller.run(),
+    let code = match start(config, events, inbox) {
+        Ok(controller) => {
+            controller.run();
+            info!("stopped");
+            SUCCESS
+        }
         Err(why) => {
             error!("cannot start: {why}");
-            return ExitCode::from(FAILURE);
+            FAILURE
         }
+    };
+    logger.flush();
+    ExitCode::from(code)
+}
+
+/// The panic hook: writes where the bug is, without the queue of the log, and aborts if the program cannot continue
+/// without this thread.
+fn report_panic(panic: &PanicHookInfo<'_>, logger: &Logger<Stderr>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("?");
+    logger.write_last(&format!("bug in thread {name}: {panic}\n{}", Backtrace::force_capture()));
+    if INDISPENSABLE.contains(&name) {
+        std::process::abort();
     }
-    info!("stopped");
-    ExitCode::from(SUCCESS)
 }
 
 fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> std::io::Result<Controller> {
@@ -144,7 +168,6 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     let prober = Prober::start()?;
     let publisher = Publisher::start(&config.redis_url, "controller")?;
     let heartbeat = Heartbeat::new(&config, board.clone(), publisher.clone(), &prober)?;
-    // The thread runs before anything is logged about it, as nobody may read the log.
     let (server, served) = http::listen(config.port, board).map_or_else(|why| (None, Err(why)), |(server, port)| (Some(server), Ok(port)));
     poll::start(signals, server)?;
     match served {
@@ -153,19 +176,6 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
         Err(why) => error!("cannot serve /healthy on port {}: {why}", config.port),
     }
     Controller::new(config, (&events, inbox), &prober, heartbeat, publisher)
-}
-
-/// Logs to standard error, one write for each line.
-fn start_logger(config: &Config) {
-    let format = ConfigBuilder::new()
-        .set_time_format_rfc3339()
-        .set_thread_level(log::LevelFilter::Off)
-        .set_target_level(log::LevelFilter::Off)
-        .set_location_level(log::LevelFilter::Off)
-        .add_filter_allow_str("silvasonic")
-        .build();
-    // Fails only if a logger is already set.
-    let _ = WriteLogger::init(config.log_level, format, LineWriter::new(std::io::stderr()));
 }
 
 fn print(text: &str) -> ExitCode {

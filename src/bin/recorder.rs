@@ -15,12 +15,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{LevelFilter, Log, Metadata, Record, error, info};
+use log::{LevelFilter, Log, Record, error, info};
 use serde_json::{Value, json};
 use silvasonic_controller::decide::profile::ProfileConfig;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::host::Meter;
 use silvasonic_controller::json::from_str;
+use silvasonic_controller::logger::Logger;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::{Publisher, redacted};
 use silvasonic_controller::signals::{Signal, Signals};
@@ -82,11 +83,20 @@ fn main() -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    // Fails only if a logger is already set.
-    let _ = log::set_logger(&JsonLines).map(|()| log::set_max_level(LevelFilter::Info));
-    std::panic::set_hook(Box::new(|panic| {
-        error!("bug in thread {}: {panic}", thread::current().name().unwrap_or("?"));
-        std::process::abort();
+    let logger = match Logger::start(json_line, io::stdout()) {
+        Ok(logger) => logger,
+        Err(why) => {
+            report(&format!("cannot start: {why}"));
+            return ExitCode::from(FAILURE);
+        }
+    };
+    logger.install(LevelFilter::Info);
+    std::panic::set_hook(Box::new({
+        let logger = logger.clone();
+        move |panic| {
+            logger.write_last(&format!("bug in thread {}: {panic}", thread::current().name().unwrap_or("?")));
+            std::process::abort();
+        }
     }));
     let settings = match read(|name| std::env::var_os(name)) {
         Ok(settings) => settings,
@@ -95,13 +105,15 @@ fn main() -> ExitCode {
             return ExitCode::from(WRONG_USAGE);
         }
     };
-    match run(&settings, signals, &stop) {
-        Ok(()) => ExitCode::from(SUCCESS),
+    let code = match run(&settings, signals, &stop) {
+        Ok(()) => SUCCESS,
         Err(why) => {
             error!("cannot start: {why}");
-            ExitCode::from(FAILURE)
+            FAILURE
         }
-    }
+    };
+    logger.flush();
+    ExitCode::from(code)
 }
 
 fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result<()> {
@@ -218,21 +230,9 @@ fn is_name(text: &str) -> bool {
     text.len() <= 256 && !text.chars().any(char::is_control)
 }
 
-/// Writes each log line as a JSON object to standard output; the Controller forwards it to Redis.
-struct JsonLines;
-
-impl Log for JsonLines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("silvasonic")
-    }
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let line = line(&record.level().as_str().to_lowercase(), &record.args().to_string());
-            // One write for each line. If standard output is closed, there is no other place to report.
-            let _ = io::stdout().lock().write_all(line.as_bytes());
-        }
-    }
-    fn flush(&self) {}
+/// Each log line is a JSON object on standard output; the Controller forwards it to Redis.
+fn json_line(record: &Record<'_>) -> Vec<u8> {
+    line(&record.level().as_str().to_lowercase(), &record.args().to_string()).into_bytes()
 }
 
 fn line(level: &str, event: &str) -> String {

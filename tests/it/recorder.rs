@@ -1,12 +1,10 @@
 //! The Recorder as a program: its settings, heartbeat, log and end.
 
-use super::station::process::Ended;
+use super::station::process::{Ended, unread};
 use super::station::{Station, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -211,15 +209,25 @@ fn it_ends_within_a_second_of_sigterm_whatever_redis_does() {
 
 #[test]
 fn it_ends_within_a_second_of_sigterm_when_nobody_reads_its_log() {
-    let (_reader, mut writer) = UnixStream::pair().unwrap();
-    writer.set_nonblocking(true).unwrap();
-    while writer.write(&[b'x'; 1024]).is_ok() {}
-    writer.set_nonblocking(false).unwrap();
+    let (_reader, writer) = unread();
     let mut command = command("redis://127.0.0.1:1/0");
-    command.stdout(OwnedFd::from(writer));
+    command.stdout(writer);
     let mut recorder = Recorder { process: Ended::spawn(command), log: channel().1 };
     const TERM: u64 = 1 << 14;
     eventually(SOON, "SIGTERM is handled", || (u64::from_str_radix(&recorder.status("SigCgt:"), 16).unwrap() & TERM != 0).then_some(()));
+    let took = recorder.stop();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn its_heartbeats_continue_when_nobody_reads_its_log() {
+    let station = redis_only();
+    let (_reader, writer) = unread();
+    let mut command = command(&station.redis.url());
+    command.stdout(writer);
+    let mut recorder = Recorder { process: Ended::spawn(command), log: channel().1 };
+    let key = format!("silvasonic:status:{ID}");
+    eventually(SOON, "a heartbeat", || station.redis.get(&key));
     let took = recorder.stop();
     assert!(took < Duration::from_secs(1), "{took:?}");
 }

@@ -1,11 +1,13 @@
 //! Start and end: what a fresh start makes, what a stop takes away, what a crash leaves to be adopted.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use super::station::process::unread;
 use super::station::{Controller, NETWORK, RECORDER, Station, eventually};
 use super::tree::Card;
 
@@ -150,6 +152,25 @@ fn a_second_signal_ends_the_program_at_once() {
     controller.wait_log("stopping all Recorders", SOON);
     controller.signal(Signal::TERM);
     assert_eq!(controller.wait_exit(Duration::from_secs(2)), 0);
+}
+
+#[test]
+fn a_log_that_nobody_reads_delays_neither_recorders_nor_the_end() {
+    let station = Station::up();
+    let (mut reader, writer) = unread();
+    let mut controller = Controller::logging_to(station.controller_command(&[]), writer);
+    station.tree.set(&[Card::ultramic()]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    assert_eq!(eventually(SOON, "health", || controller.get("/healthy")).0, 200);
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+    assert_eq!(station.containers(), Vec::<Value>::new());
+    // Nothing of it came through: the stream was full all the time.
+    let mut text = Vec::new();
+    reader.read_to_end(&mut text).unwrap();
+    assert!(text.iter().all(|byte| *byte == b'x'));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -56,6 +57,12 @@ impl Controller {
             logs.push(Arc::downgrade(&lines));
         });
         Controller { process, lines }
+    }
+
+    /// Its log goes to `stderr`, and is not collected.
+    pub(crate) fn logging_to(mut command: Command, stderr: OwnedFd) -> Controller {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        Controller { process: Ended::spawn(command), lines: Lines::default() }
     }
 
     /// At the terminal: its log goes where our output goes, and is not collected.

@@ -3,6 +3,9 @@
 use super::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command};
@@ -85,4 +88,15 @@ pub(crate) fn signal_below(dir: &Path, name: &str, signal: Signal) {
             done.push(id);
         }
     }
+}
+
+/// The end of a stream that is full and that nobody reads: a write to it blocks for as long as the other end lives.
+pub(crate) fn unread() -> (UnixStream, OwnedFd) {
+    let (reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    while writer.write(&[b'x'; 1024]).is_ok() {}
+    // The last bytes, too.
+    while writer.write(b"x").is_ok() {}
+    writer.set_nonblocking(false).unwrap();
+    (reader, writer.into())
 }
