@@ -153,9 +153,9 @@ impl DatabaseState {
         self.abandoned.iter().filter(|thread| !thread.is_finished()).count()
     }
 
-    /// Sends another request if one has begun, as its answer may be older than the nudge.
+    /// Sends another request if one is under way, as its answer may be older than the nudge.
     pub fn ask_again(&mut self) {
-        if self.worker.waiting_since().is_some() && !self.worker.has_queued() {
+        if self.worker.waiting_since().is_some() && !self.worker.has_next() {
             self.worker.ask(Request::Read);
         }
     }
@@ -187,7 +187,9 @@ impl DatabaseState {
     pub fn lead(&mut self) {
         if !std::mem::replace(&mut self.leads, true) {
             self.worker.lead();
-            if !self.worker.has_queued() {
+            if self.worker.waiting_since().is_some() {
+                self.ask_again();
+            } else {
                 self.request(Request::Read);
             }
         }

@@ -149,10 +149,11 @@ impl Worker {
         self.backlog.counts().since
     }
 
-    /// Whether there is a request that has not begun. It will read everything that is in the database now.
+    /// Whether a request that has not begun follows the one that is under way. It will read what is in the database now.
     #[must_use]
-    pub fn has_queued(&self) -> bool {
-        self.backlog.counts().queued > 0
+    pub fn has_next(&self) -> bool {
+        let counts = self.backlog.counts();
+        counts.queued > 0 && counts.unanswered > 1
     }
 
     /// The deadline of the call that the thread waits for. The main loop must enforce it.
