@@ -159,7 +159,7 @@ fn read_card(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Optio
     };
     let class = root.join("sys/class/sound").join(format!("card{card}"));
     let resolve = || fs::canonicalize(&class).map_err(|error| format!("{}: {error}", class.display()));
-    let changed = || Err("connected or disconnected while it was read".to_owned());
+    let changed = || Err("its entries changed while they were read".to_owned());
     let directory = resolve()?;
     let Some(pcm) = capture_pcm(&directory, card)? else {
         return if entry.is_current() && resolve()? == directory { Ok(None) } else { changed() };
