@@ -280,6 +280,8 @@ fn writes_that_are_refused_are_tried_ever_more_rarely() {
     let refused = log.matches("ERROR:  refused").count();
     // After 0, 1, 3, 7 and 15 s.
     assert!((6..=12).contains(&refused), "{refused} refusals of two rows:\n{log}");
+    // Each refusal has another text. The log says so three times for each row, whatever the text.
+    assert!((2..=6).contains(&controller.count_log("cannot write device")), "{}", controller.log());
     station.postgres.exec("DROP TRIGGER refuse ON devices");
     eventually(Duration::from_secs(40), "both rows", || {
         (station.postgres.value::<i64>("SELECT count(*) FROM devices") == Some(3)).then_some(())
