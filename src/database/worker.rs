@@ -124,6 +124,7 @@ impl Worker {
             rate_limit: RateLimit::default(),
             system: None,
             saved: cache::load(&config.workspace_local).ok().flatten(),
+            is_silent: false,
             is_sent: false,
         };
         worker.keep_system();
@@ -190,6 +191,8 @@ struct WorkerThread {
     system: Option<Row>,
     /// The rows of the last answer, which are also in the file that the next run loads.
     saved: Option<Vec<Row>>,
+    /// Whether PostgreSQL did not answer the last call in time.
+    is_silent: bool,
     /// Whether the last answer consisted of these rows.
     is_sent: bool,
 }
@@ -225,7 +228,9 @@ impl WorkerThread {
     /// Reads all rows; `None` if they have not changed.
     fn read(&mut self) -> Result<Option<Vec<Row>>, NoRows> {
         if self.db.is_none() {
-            let db = Connection::connect(&self.config.database, &self.deadline).map_err(|why| self.no_rows(why))?;
+            let result = Connection::connect(&self.config.database, &self.deadline);
+            self.is_silent = self.deadline.exceeded().is_some();
+            let db = result.map_err(|why| self.no_rows(why))?;
             info!("connected to PostgreSQL at {:?}", self.config.database);
             if let Some(why) = &db.unlimited {
                 let line = format!("cannot limit the time that PostgreSQL takes to answer: {why}; a thread waits for as long as it hangs");
@@ -356,13 +361,16 @@ impl WorkerThread {
     }
 
     fn no_rows(&self, why: String) -> NoRows {
-        if self.deadline.exceeded().is_some() { NoRows::NoAnswer } else { NoRows::Failed(why) }
+        if self.is_silent { NoRows::NoAnswer } else { NoRows::Failed(why) }
     }
 
     /// Runs statements. After an error that may have broken the connection, the next request connects again.
     fn with<T>(&mut self, statements: impl FnOnce(&mut Connection) -> Result<T, postgres::Error>) -> Result<T, String> {
         let db = self.db.as_mut().ok_or("not connected")?;
-        statements(db).map_err(|error| {
+        let result = statements(db);
+        // To disconnect is a call with a deadline of its own.
+        self.is_silent = self.deadline.exceeded().is_some();
+        result.map_err(|error| {
             if error.as_db_error().is_none_or(|db| db.code().code().starts_with("57P") || db.code().code().starts_with("08")) {
                 self.db = None;
             }
