@@ -191,7 +191,6 @@ fn a_serial_number_that_imitates_an_id_takes_nothing_from_others() {
     let rode = Card::rode().index(2).at("1-3");
     station.tree.set(&[&twins[..], std::slice::from_ref(&rode)].concat());
     let _controller = quick(&station);
-    station.podman.wait_running(SOON, &["silvasonic-recorder-rode-nt-usb-p1d3"]);
     let known = "0869-0389-A-port1-1 online, 0869-0389-A-port1-2 online, 19f7-0003-port1-3 online";
     wait_devices(&station, known);
     eventually(SOON, "three Recorders", || (ids(&station).len() == 3).then_some(()));
