@@ -255,7 +255,9 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 Some(Ok(text)) if text.is_empty() => {}
                 Some(Ok(text)) => return Some((name, text)),
                 Some(Err(raw)) => {
-                    self.faults.push(SettingFault { name, value: raw.to_string_lossy().into_owned(), expected: UTF8 });
+                    let is_secret = ["POSTGRES_PASSWORD", "SILVASONIC_REDIS_URL"].contains(&name);
+                    let value = if is_secret { "(hidden)".to_owned() } else { raw.to_string_lossy().into_owned() };
+                    self.faults.push(SettingFault { name, value, expected: UTF8 });
                     return None;
                 }
             }
@@ -441,6 +443,15 @@ mod tests {
             let value = if *name == "SILVASONIC_REDIS_URL" { "(hidden)" } else { value };
             assert!(fault.ends_with(&format!("got {value:?}")), "{fault}");
         }
+    }
+
+    #[test]
+    fn a_secret_that_is_not_utf8_is_hidden() {
+        let read =
+            |name: &str| ["POSTGRES_PASSWORD", "SILVASONIC_REDIS_URL"].contains(&name).then(|| OsStr::from_bytes(b"s3cr3t\xff").to_owned());
+        let faults = Config::read(read).unwrap_err();
+        assert_eq!(faults.len(), 2);
+        assert!(faults.iter().all(|fault| !fault.to_string().contains("s3cr3t")), "{faults:?}");
     }
 
     #[test]
