@@ -174,7 +174,7 @@ impl Registry {
             registry.faults.insert(format!("system \"system\": no such row; keeping {kept}"));
         }
         for row in rows {
-            let name = format!("{} {:?}", row.kind, shown(&row.key).to_string());
+            let name = format!("{} {:?}", shown(&row.kind), shown(&row.key).to_string());
             let value = match &row.body {
                 // Log lines, labels and names contain the key.
                 _ if row.key.chars().any(char::is_control) || row.key.len() > KEY_LIMIT => {
@@ -202,11 +202,13 @@ impl Registry {
                     registry.profiles.insert(row.key.clone(), profile);
                     fault
                 }
-                _ => {
+                "system" => {
                     let (system, fault) = read_system(value, previous);
                     registry.system = system;
                     fault
                 }
+                // Saved by another version of this program.
+                _ => Some("unknown kind of row; it is ignored".to_owned()),
             };
             registry.faults.extend(fault.map(|why| format!("{name}: {why}")));
         }
@@ -498,6 +500,14 @@ mod tests {
         // An invalid switch enrols nobody, whatever was known.
         assert_eq!(system(Some(&is(Some(10), true)), Some("{\"auto_enrollment\": 1}")), is(Some(10), false));
         assert_eq!(system(Some(&is(Some(10), true)), Some("7")), is(Some(10), false));
+    }
+
+    #[test]
+    fn a_row_of_another_version_changes_no_settings() {
+        let row = Row { kind: "later\n".to_owned(), key: "k".to_owned(), body: Some("{\"max_recorders\": 0}".to_owned()), fault: None };
+        let registry = Registry::read(&[row], Some(&is(Some(10), true)));
+        assert_eq!(registry.system, is(Some(10), true));
+        assert!(registry.faults.iter().any(|fault| fault == "later \"k\": unknown kind of row; it is ignored"), "{:?}", registry.faults);
     }
 
     #[test]
