@@ -48,7 +48,7 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
     for line in text.lines().skip(start + 1) {
         let (key, value) = line.trim().split_once(':').unwrap_or((line.trim(), ""));
         match key {
-            "Format" => next.formats = value.split_whitespace().map(str::to_owned).collect(),
+            "Format" => next.formats = value.split_whitespace().filter(|name| is_format(name)).map(str::to_owned).collect(),
             "Channels" => next.channels = value.trim().parse().unwrap_or(0),
             "Rates" => (next.rates, next.continuous) = rates(value),
             // The next altsetting begins; values that it lacks are not inherited from the one before.
@@ -60,6 +60,11 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, String> {
         }
     }
     if settings.is_empty() { Err("no altsetting with format, channels and rates".to_owned()) } else { Ok(settings) }
+}
+
+/// Whether ALSA can name a format so. Other text comes from elsewhere and could hold control characters.
+fn is_format(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// `48000, 44100` or `4000 - 96000 (continuous)`; whether it is a range.
@@ -185,6 +190,12 @@ Capture:
         );
         assert_eq!(best(&settings), Some(Choice { sample_rate: 48_000, channels: 2, format: "S24LE" }));
         assert_eq!(best(&settings[2..]), None);
+    }
+
+    #[test]
+    fn what_cannot_be_the_name_of_a_format_is_left_out() {
+        let text = "Capture:\n  Altset 1\n    Format: S16_LE \u{1b}[31m\n    Channels: 1\n    Rates: 48000\n";
+        assert_eq!(summary(&parse(text).unwrap()), "48000 Hz S16_LE 1 channel");
     }
 
     #[test]
