@@ -154,8 +154,8 @@ impl WatchThread {
     }
 
     fn note_exit(&self, event: EventLine) {
-        if let Some(code) = event.actor.attributes.code.and_then(|code| code.parse().ok()).filter(|_| event.action == "died") {
-            self.shared.exits().insert(event.actor.id, code);
+        if let Some((id, code)) = event.exit() {
+            self.shared.exits().insert(id, code);
         }
     }
 
@@ -169,15 +169,15 @@ impl WatchThread {
 
 /// An event. Only its exit code is used: a list does not show it if Podman has restarted the container. All else is
 /// read from the list.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct EventLine {
+pub struct EventLine {
     action: String,
     #[serde(default)]
     actor: Actor,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Actor {
     #[serde(rename = "ID")]
@@ -186,17 +186,28 @@ struct Actor {
     attributes: Attributes,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Attributes {
     #[serde(rename = "containerExitCode")]
     code: Option<String>,
 }
 
+impl EventLine {
+    /// The container whose run has ended, and its exit code.
+    #[must_use]
+    pub fn exit(self) -> Option<(String, i64)> {
+        let code = self.actor.attributes.code.filter(|_| self.action == "died")?.parse().ok()?;
+        Some((self.actor.id, code))
+    }
+}
+
 /// Parses a line; `None` if it is incomplete or not an event.
-fn parse(line: &[u8]) -> Option<EventLine> {
+#[must_use]
+pub fn parse(line: &[u8]) -> Option<EventLine> {
     let event: EventLine = json::from_str(std::str::from_utf8(line).ok()?).ok()?;
-    (line.ends_with(b"\n") && !event.action.is_empty()).then_some(event)
+    // An array with the same values would be parsed, too.
+    (line.starts_with(b"{") && line.ends_with(b"\n") && !event.action.is_empty()).then_some(event)
 }
 
 #[cfg(test)]
@@ -208,8 +219,14 @@ mod tests {
         assert!(parse(b"{\"status\":\"died\",\"Action\":\"died\",\"Actor\":{\"Attributes\":{\"name\":\"x\"}}}\n").is_some());
         let event = parse(b"{\"Action\":\"died\",\"Actor\":{\"ID\":\"c0\",\"Attributes\":{\"containerExitCode\":\"3\"}}}\n").unwrap();
         assert_eq!((event.actor.id, event.actor.attributes.code.as_deref()), ("c0".to_owned(), Some("3")));
-        for other in ["{\"Action\":\"died\"}", "{\"cause\":\"x\",\"message\":\"y\",\"response\":500}\n", "\n", "{\"Action\":7}\n", "[[[[\n"]
-        {
+        for other in [
+            "{\"Action\":\"died\"}",
+            "{\"cause\":\"x\",\"message\":\"y\",\"response\":500}\n",
+            "\n",
+            "{\"Action\":7}\n",
+            "[\"died\"]\n",
+            "[[[[\n",
+        ] {
             assert!(parse(other.as_bytes()).is_none(), "{other}");
         }
     }
