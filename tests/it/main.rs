@@ -14,6 +14,8 @@ mod progress;
 mod arrival;
 // what users write takes effect and stays; nonsense harms only its own row
 mod database;
+// connections to PostgreSQL, Redis and Podman that are slow, end, or bring other answers
+mod connections;
 // a PostgreSQL that is away, frozen, refuses, is read-only or locked
 mod database_faults;
 // a Controller that is killed at any moment
@@ -26,7 +28,7 @@ mod threads;
 mod live;
 // microphones that come, go, flap, move and resemble each other
 mod plug;
-// a Podman that hangs, lies, floods or goes away
+// a Podman that hangs, goes away or answers late
 mod podman_faults;
 // Recorders that are replaced, paused, renamed or stopped: no recording is given up for nothing
 mod replace;

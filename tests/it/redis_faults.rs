@@ -1,7 +1,5 @@
 //! A Redis that refuses rights, closes idle connections, is full, or is no Redis at all.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +9,7 @@ use silvasonic_controller::event::Event;
 use silvasonic_controller::redis::nudge;
 use silvasonic_controller::redis::publisher::Publisher;
 
-use super::station::{Controller, Station, eventually};
+use super::station::{Address, Controller, Disturbance, Relay, Station, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 const TTL: Duration = Duration::from_secs(30);
@@ -190,30 +188,18 @@ fn a_refused_set_is_one_fault_until_set_works() {
     }
 }
 
-/// A server that answers each client with `begin`, then with `more` for ever; its URL.
-fn rogue(begin: Vec<u8>, more: Vec<u8>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("redis://{}/0", listener.local_addr().unwrap());
-    let serve = move |mut client: TcpStream| {
-        let _ = client.read(&mut [0; 4096]);
-        let mut written = client.write_all(&begin);
-        while written.is_ok() && !more.is_empty() {
-            written = client.write_all(&more);
-        }
-        let _ = client.read(&mut [0; 4096]);
-    };
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let (client, serve) = (client.unwrap(), serve.clone());
-            thread::spawn(move || serve(client));
-        }
-    });
-    url
+/// A server that answers so, and its URL.
+fn rogue(answer: Disturbance) -> (Relay, String) {
+    // Nobody listens at this port, and nobody has to.
+    let server = Relay::new(Address::Tcp(0), Address::Tcp(1));
+    server.set(answer);
+    let url = format!("redis://127.0.0.1:{}/0", server.port());
+    (server, url)
 }
 
 #[test]
 fn nested_replies_end_no_process() {
-    let url = rogue(["*1\r\n".repeat(99), ":1\r\n".to_owned()].concat().into_bytes(), Vec::new());
+    let (_server, url) = rogue(Disturbance::Fake(["*1\r\n".repeat(99), ":1\r\n".to_owned()].concat().into_bytes()));
     let bus = Publisher::start(&url, "controller").unwrap();
     let (events, received) = sync_channel(1);
     let _nudges = nudge::start(&url, events).unwrap();
@@ -225,10 +211,10 @@ fn nested_replies_end_no_process() {
 fn endless_strings_take_no_memory() {
     let mut subscribed = b"*3\r\n$9\r\nsubscribe\r\n$16\r\nsilvasonic:nudge\r\n:1\r\n".to_vec();
     subscribed.extend(b"*3\r\n$7\r\nmessage\r\n$16\r\nsilvasonic:nudge\r\n$99999999999\r\n");
-    let (quiet, loud) = (rogue(b"$99999999999\r\n".to_vec(), vec![b'x'; 1 << 16]), rogue(subscribed, vec![b'x'; 1 << 16]));
+    let servers = [b"$99999999999\r\n".to_vec(), subscribed].map(|begin| rogue(Disturbance::Endless(begin, vec![b'x'; 1 << 16])));
     let station = Station::plan().without_postgres().without_podman().without_redis().up();
-    for url in [quiet, loud] {
-        let controller = station.controller_with(&[("SILVASONIC_REDIS_URL", &url)]);
+    for (_, url) in &servers {
+        let controller = station.controller_with(&[("SILVASONIC_REDIS_URL", url)]);
         let until = Instant::now() + Duration::from_secs(4);
         while Instant::now() < until {
             thread::sleep(Duration::from_millis(200));

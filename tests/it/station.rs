@@ -16,6 +16,7 @@ mod postgres;
 pub(crate) mod process;
 mod proxy;
 mod redis;
+mod relay;
 
 pub(crate) use controller::Controller;
 #[allow(unused_imports)]
@@ -26,6 +27,8 @@ pub(crate) use postgres::Postgres;
 #[allow(unused_imports)]
 pub(crate) use proxy::{Fault, Proxy};
 pub(crate) use redis::Redis;
+#[allow(unused_imports)]
+pub(crate) use relay::{Address, Disturbance, Relay};
 
 use super::tree::Tree;
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! A socket between the Controller and Podman that passes requests on, counts them, and answers some of them as no sound
-//! Podman would. Each request gets a connection of its own to Podman, so that an answer ends where that ends.
+//! A socket between the Controller and Podman that passes requests on, counts them, and answers some of them otherwise.
+//! What [`super::Relay`] does to all answers, this does to chosen requests. Each request gets a connection of its own to Podman, so that an answer ends where that ends.
 //!
 //! What happens to a request is said by rules. A rule's words must all be in the request's line: its method, its path and,
 //! for a creation, the container's name; `$` behind a word means that a part of the line ends there. A line is e.g.
@@ -20,12 +20,8 @@ use serde_json::{Value, json};
 pub(crate) enum Fault {
     /// It is taken in and never answered.
     Hang,
-    /// These bytes are the answer, and the connection stays open.
-    Stall(&'static str),
     /// These bytes are the answer, and the connection ends.
     Answer(String),
-    /// A head, and then more and more of the same.
-    Endless(&'static str),
     /// It is passed on only after that long.
     Delay(Duration),
     /// It is passed on, and Podman's answer only after that long.
@@ -175,17 +171,7 @@ fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
             body = edited;
         }
         Some(Fault::Hang) => return client.read_exact(&mut byte),
-        Some(Fault::Stall(text)) => {
-            client.write_all(text.as_bytes())?;
-            return client.read_exact(&mut byte);
-        }
         Some(Fault::Answer(text)) => return client.write_all(text.as_bytes()),
-        Some(Fault::Endless(text)) => {
-            client.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")?;
-            loop {
-                client.write_all(text.as_bytes())?;
-            }
-        }
     }
     let mut podman = UnixStream::connect(&shared.target)?;
     podman.write_all(head.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes())?;
