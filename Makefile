@@ -63,7 +63,7 @@ aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, an
 fuzz: setup ## fuzz each parser for FUZZ_S seconds (60), with coverage but without sanitizers, on the stable toolchain
 	cd fuzz && RUSTFLAGS="-C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table -C codegen-units=1" cargo build --quiet --release --bins --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir ../$(TARGET)/fuzz
 	@FUZZ_CORPUS="$(abspath $(TARGET))/fuzz/corpus" cargo test --quiet --test fuzz
-	@for target in $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))); do \
+	@export TMPDIR="$$(mktemp -d -p /dev/shm)"; trap 'rm -r "$$TMPDIR"' EXIT; for target in $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))); do \
 		mkdir -p $(TARGET)/fuzz/corpus/$$target; echo "fuzzing $$target"; \
 		$(TARGET)/fuzz/*/release/$$target -max_total_time=$(or $(FUZZ_S),60) -max_len=8192 -verbosity=0 -print_final_stats=1 \
 			-artifact_prefix=$(TARGET)/fuzz/$$target- $(TARGET)/fuzz/corpus/$$target || exit 1; \

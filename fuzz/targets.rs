@@ -349,10 +349,10 @@ pub(crate) fn rows(data: &[u8]) {
     }
 }
 
-/// A folder of this process, preferably in memory.
+/// A folder of this process, in memory if nothing else is asked for.
 pub(crate) fn folder() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
-    let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let parent = if memory.is_dir() && std::env::var_os("TMPDIR").is_none() { memory } else { std::env::temp_dir() };
     parent.join(format!("sv-fuzz-{}", std::process::id()))
 }
 
