@@ -63,6 +63,8 @@
 //! - Podman's events only trigger a list: actions are planned from a recent list of containers.
 //! - The main loop waits only for its next tick and for events; a call that can block has a thread and a deadline.
 //! - A log that nobody reads delays nothing: lines that do not fit into the queue are dropped and counted.
+//! - A shortage of descriptors or threads ends nothing: whoever opens many descriptors has a share ([`descriptors`]), and
+//!   a thread that cannot be started is reported and tried again.
 
 pub mod builtin;
 pub mod cache;
@@ -74,6 +76,7 @@ pub mod containers;
 pub mod controller;
 pub mod database;
 pub mod decide;
+pub mod descriptors;
 pub mod event;
 pub mod fs;
 pub mod hardware;

@@ -14,6 +14,7 @@ use silvasonic_controller::cli::{check, completions, devices, health, logs, man,
 use silvasonic_controller::config::{Config, SettingFault};
 use silvasonic_controller::controller::Controller;
 use silvasonic_controller::database::seed::Seeder;
+use silvasonic_controller::descriptors;
 use silvasonic_controller::event::Event;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::heartbeat::Heartbeat;
@@ -124,6 +125,7 @@ fn run(config: Config) -> ExitCode {
         let logger = logger.clone();
         move |panic| report_panic(panic, &logger)
     }));
+    descriptors::raise_limit();
     info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
     let (events, inbox) = sync_channel(QUEUE);
     let code = match start(config, events, inbox) {

@@ -14,6 +14,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rate_limit::RateLimit;
+
 /// In bytes; enough for a scan of sysfs.
 const STACK: usize = 256 << 10;
 
@@ -36,6 +38,7 @@ struct Queue {
     generation: u64,
     /// Deadline of the current read.
     deadline: Option<Instant>,
+    rate_limit: RateLimit,
 }
 
 /// A question of one owner, such as a scan of all sound cards. A read can mark the place (`P`) that it has reached, so
@@ -203,7 +206,7 @@ impl Prober {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start() -> io::Result<Self> {
-        let queue = Queue { reads: VecDeque::new(), generation: 0, deadline: None };
+        let queue = Queue { reads: VecDeque::new(), generation: 0, deadline: None, rate_limit: RateLimit::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), changed: Condvar::new() });
         spawn(&shared, 0)?;
         Ok(Self { shared })
@@ -220,10 +223,19 @@ impl Prober {
     pub fn check_deadline(&self, now: Instant) {
         let mut queue = self.shared.queue();
         let is_late = queue.deadline.is_some_and(|deadline| now >= deadline);
-        // If no thread can be started, the next call tries again.
-        if is_late && spawn(&self.shared, queue.generation + 1).is_ok() {
-            queue.generation += 1;
-            queue.deadline = None;
+        if is_late {
+            match spawn(&self.shared, queue.generation + 1) {
+                Ok(()) => {
+                    queue.generation += 1;
+                    queue.deadline = None;
+                    queue.rate_limit.cleared("thread", now);
+                }
+                // The next call tries again.
+                Err(why) => {
+                    let line = format!("cannot start a thread for reads of the hardware; retrying: {why}");
+                    queue.rate_limit.warn("thread", &line, now);
+                }
+            }
         }
     }
 }

@@ -17,12 +17,11 @@ use crate::config::Config;
 use crate::containers::execute::Executor;
 use crate::decide::action::{Action, Rank, Task};
 use crate::decide::container::Engine;
+use crate::descriptors;
 use crate::event::Event;
 use crate::logs::forwarder::Drainer;
 use crate::podman::client::Podman;
 
-/// Starts under way at a time: Podman gains nothing from more (measured).
-const STARTS_AT_ONCE: usize = 8;
 /// A start that takes longer hangs. It is not counted, so that it does not delay the others.
 const SLOW_START: Duration = Duration::from_secs(2);
 /// Time for a Recorder to close its files before it is killed, unless a shutdown leaves less.
@@ -45,6 +44,8 @@ pub struct Actions {
     is_stopping: Arc<AtomicBool>,
     /// When all containers must have ended, once a shutdown began.
     deadline: Option<Instant>,
+    /// Starts at the same time.
+    starts: usize,
 }
 
 #[derive(Debug)]
@@ -75,6 +76,7 @@ impl Actions {
             unlisted: BTreeMap::new(),
             is_stopping: Arc::default(),
             deadline: None,
+            starts: descriptors::shares().starts,
         }
     }
 
@@ -82,7 +84,7 @@ impl Actions {
     #[must_use]
     pub fn have_room_for(&self, action: &Action) -> bool {
         let starts = self.under_way.values().filter(|other| other.rank == Rank::Start && other.since.elapsed() < SLOW_START);
-        action.rank() != Rank::Start || starts.count() < STARTS_AT_ONCE
+        action.rank() != Rank::Start || starts.count() < self.starts
     }
 
     /// Starts a thread for an action. The thread reports the end with [`Event::Done`].

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
@@ -24,6 +24,7 @@ use crate::decide::spec::{OWNER, SERVICE};
 use crate::event::Event;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
+use crate::rate_limit::RateLimit;
 
 /// Handle of the `podman` thread.
 #[derive(Debug)]
@@ -44,7 +45,14 @@ impl Lister {
             workspace: config.workspace_local.clone(),
             recorder: config.recorder.clone(),
         };
-        let worker = ListerThread { engine_cache, events, engine: None, check: EngineCheck::Due(false), overdue: false };
+        let worker = ListerThread {
+            engine_cache,
+            events,
+            engine: None,
+            check: EngineCheck::Due(false),
+            overdue: false,
+            rate_limit: RateLimit::default(),
+        };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests })
     }
@@ -75,6 +83,7 @@ struct ListerThread {
     check: EngineCheck,
     /// The last list missed its deadline: Podman hangs or is slow.
     overdue: bool,
+    rate_limit: RateLimit,
 }
 
 /// The check after the first list of a connection; nothing waits for it.
@@ -150,10 +159,17 @@ impl ListerThread {
             }
             engine_cache.save(&engine);
         };
-        if let Err(why) = thread::Builder::new().name("engine".to_owned()).stack_size(256 << 10).spawn(run) {
-            warn!("cannot start a thread for a check of Podman: {why}");
+        match thread::Builder::new().name("engine".to_owned()).stack_size(256 << 10).spawn(run) {
+            Ok(_) => {
+                self.rate_limit.cleared("thread", Instant::now());
+                self.check = EngineCheck::UnderWay(check);
+            }
+            // It is still due after the next list.
+            Err(why) => {
+                let line = format!("cannot start a thread for a check of Podman; retrying: {why}");
+                self.rate_limit.warn("thread", &line, Instant::now());
+            }
         }
-        self.check = EngineCheck::UnderWay(check);
     }
 }
 

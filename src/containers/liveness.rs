@@ -15,9 +15,11 @@ use crate::podman::pidfd::Process;
 const CONFIRMED: Duration = Duration::from_secs(1);
 
 /// The processes that were observed, by container id.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Liveness {
     observed: BTreeMap<String, Observed>,
+    /// How many are observed at most: each holds a descriptor.
+    limit: usize,
 }
 
 #[derive(Debug)]
@@ -30,6 +32,12 @@ struct Observed {
 }
 
 impl Liveness {
+    /// Nothing is observed yet.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { observed: BTreeMap::new(), limit }
+    }
+
     /// Sets [`State::Lost`] for the containers of a new list whose process is gone.
     pub fn update(&mut self, containers: &mut [Container], now: Instant) {
         let keeps = |id: &String, entry: &Observed| {
@@ -37,9 +45,9 @@ impl Liveness {
         };
         self.observed.retain(|id, entry| keeps(id, entry));
         for container in containers {
-            let running = container.state == State::Running;
+            let (running, has_room) = (container.state == State::Running, self.observed.len() < self.limit);
             match self.observed.get_mut(&container.id).filter(|entry| entry.process.pid == container.pid || (entry.lost && !running)) {
-                None if running => {
+                None if running && has_room => {
                     if let Some(process) = Process::of(container.pid, &container.id) {
                         self.observed.insert(container.id.clone(), Observed { process, gone_since: None, lost: false });
                     }

@@ -18,6 +18,7 @@ use crate::containers::liveness::Liveness;
 use crate::containers::watch::Watch;
 use crate::decide::container::{Container, Engine, State};
 use crate::decide::spec::DEVICE_ID;
+use crate::descriptors;
 use crate::event::Event;
 use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
@@ -84,7 +85,7 @@ impl ContainersState {
             lister: Lister::start(podman.clone(), config, events.clone())?,
             watch: Watch::start(podman.clone(), &config.recorder.owner, events.clone())?,
             rate_limit: RateLimit::default(),
-            liveness: Liveness::default(),
+            liveness: Liveness::new(descriptors::shares().recorders),
             sequence: 0,
             under_way: false,
             requested: now,

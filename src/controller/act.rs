@@ -88,9 +88,13 @@ impl Controller {
         if !self.actions.have_room_for(&action) {
             return;
         }
-        self.recorders.begun(&action);
-        if let Err(why) = self.actions.start(action, engine, self.logs.drainer()) {
-            self.rate_limit.warn("thread", &format!("cannot start a thread for an action: {why}"), Instant::now());
+        match self.actions.start(action.clone(), engine, self.logs.drainer()) {
+            Ok(()) => {
+                self.recorders.begun(&action);
+                self.rate_limit.inform("thread", "threads for actions can be started again", Instant::now());
+            }
+            // The next plan contains it again.
+            Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for an action; retrying: {why}"), Instant::now()),
         }
     }
 

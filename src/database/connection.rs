@@ -68,7 +68,6 @@ impl Connection {
     /// The cause.
     pub fn connect(database: &DatabaseSettings, deadline: &Deadline) -> Result<Self, String> {
         let _armed = deadline.arm(CONNECT);
-        check_descriptors()?;
         let mut config = Config::new();
         config
             .port(database.port)
@@ -95,6 +94,8 @@ impl Connection {
         };
         let attached = Attached(deadline.clone());
         let (connector, failure) = Connector::new(deadline, peer);
+        // At the last moment, as other threads open descriptors meanwhile.
+        check_descriptors()?;
         let client = config.connect(connector).map_err(|error| reason(&error))?;
         let unlimited = failure.lock().unwrap_or_else(PoisonError::into_inner).take().map(|why| why.to_string());
         Ok(Self { client, snapshot: None, raw: None, unlimited, disconnecting: None, attached })

@@ -169,16 +169,17 @@ impl Seeder {
         let (user, password) = self.credentials()?;
         let stored = db.password_hash(&user).map_err(|error| reason(&error))?;
         let thread = thread::Builder::new().name("bcrypt".to_owned()).stack_size(128 << 10);
+        let shortage = |why: io::Error| format!("cannot start a thread for the password; retrying: {why}");
         let Some(hash) = stored else {
             let hash = move || bcrypt::non_truncating_hash(password, BCRYPT_COST).map_err(|error| error.to_string());
-            return thread.spawn(hash).map(|thread| Admin::Hashing(user, thread)).map_err(|error| error.to_string());
+            return thread.spawn(hash).map(|thread| Admin::Hashing(user, thread)).map_err(shortage);
         };
         let verify = move || {
             if bcrypt::verify(password, &hash).unwrap_or(false) {
                 warn!("user {} still has the default password; change it", shown(&user));
             }
         };
-        thread.spawn(verify).map(|_| Admin::Done).map_err(|error| error.to_string())
+        thread.spawn(verify).map(|_| Admin::Done).map_err(shortage)
     }
 
     fn report(&mut self, seeder: &'static str, result: Result<(), Vec<String>>) {

@@ -173,13 +173,14 @@ impl DatabaseState {
         }
         match Worker::start(&self.config, self.worker.generation + 1, self.events.clone(), &self.refusals) {
             Ok(worker) => {
+                self.rate_limit.cleared("thread", Instant::now());
                 self.abandoned.push(std::mem::replace(&mut self.worker, worker).abandon());
                 if self.leads {
                     self.worker.lead();
                 }
                 self.request(Request::Read);
             }
-            Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for PostgreSQL: {why}"), Instant::now()),
+            Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for PostgreSQL; retrying: {why}"), Instant::now()),
         }
     }
 

@@ -17,4 +17,5 @@ pub mod reason;
 pub mod recorders;
 pub mod registry;
 pub mod scan;
+pub mod shares;
 pub mod spec;

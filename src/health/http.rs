@@ -4,8 +4,8 @@
 //! The answer is read from the [`Board`] at that moment.
 //!
 //! Invariants: a connection costs a slot, at most [`HEAD`] bytes and one answer, and is closed after [`LIFE`] at the
-//! latest. A new connection always gets a slot, if necessary that of the oldest one. Without connections, the thread
-//! sleeps without a timer.
+//! latest. A new connection always gets a slot, if necessary that of the oldest one. The slots are a fixed share of the
+//! descriptors that the process may open. Without connections, the thread sleeps without a timer.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream};
@@ -15,17 +15,13 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
 
+use crate::descriptors;
 use crate::health::board::Board;
 
-/// Number of connections at the same time.
-pub const SLOTS: usize = 32;
 /// Longest head of a request, in bytes.
 pub const HEAD: usize = 1024;
 /// Time from the beginning of a connection to its end.
 pub const LIFE: Duration = Duration::from_secs(2);
-/// Connections that are accepted before the others are served again, so that a new one is served before it can lose its
-/// slot.
-const ACCEPTED_AT_ONCE: usize = SLOTS / 2;
 /// Pause when the system lacks a file descriptor or memory for another connection.
 const SHORTAGE: Duration = Duration::from_millis(100);
 /// Connections that wait to be accepted.
@@ -44,7 +40,7 @@ pub fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
     };
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
-    Ok((Server { listener, board, connections: Vec::with_capacity(SLOTS), paused: None }, port))
+    Ok((Server { listener, board, connections: Vec::new(), slots: descriptors::shares().clients, paused: None }, port))
 }
 
 /// Listens for IPv6 and IPv4 on one socket, independent of `net.ipv6.bindv6only`.
@@ -61,6 +57,8 @@ fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
 pub struct Server {
     listener: TcpListener,
     board: Board,
+    /// Number of connections at the same time.
+    slots: usize,
     /// Until when no connection is accepted, for lack of file descriptors.
     paused: Option<Instant>,
     /// Oldest first.
@@ -112,13 +110,14 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        for _ in 0..ACCEPTED_AT_ONCE {
+        // Half of the slots: then the others are served, so that a new connection is served before it can lose its slot.
+        for _ in 0..self.slots / 2 {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     if stream.set_nonblocking(true).is_err() {
                         continue;
                     }
-                    if self.connections.len() == SLOTS {
+                    if self.connections.len() == self.slots {
                         self.connections.remove(0);
                     }
                     let phase = Phase::Reading { head: Vec::new() };

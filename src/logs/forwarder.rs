@@ -16,6 +16,7 @@ use log::{debug, warn};
 
 use crate::decide::container::{Container, State};
 use crate::decide::spec::{DEVICE_ID, SERVICE};
+use crate::descriptors;
 use crate::logs::control::Control;
 use crate::logs::follower;
 use crate::logs::line::Origin;
@@ -33,6 +34,10 @@ pub struct LogForwarder {
     podman: Podman,
     publisher: Publisher,
     followers: Followers,
+    /// Containers whose log is to be followed, but is not yet, and where it begins.
+    waiting: BTreeMap<String, Start>,
+    /// How many logs are followed at most: each holds descriptors.
+    limit: usize,
     /// When the last list was handled, by the wall clock and the monotonic one.
     last_update: Option<(SystemTime, Instant)>,
     rate_limit: RateLimit,
@@ -55,7 +60,15 @@ impl LogForwarder {
     /// Without followers.
     #[must_use]
     pub fn new(podman: &Podman, publisher: Publisher) -> Self {
-        Self { podman: podman.clone(), publisher, followers: Followers::default(), last_update: None, rate_limit: RateLimit::default() }
+        Self {
+            podman: podman.clone(),
+            publisher,
+            followers: Followers::default(),
+            waiting: BTreeMap::new(),
+            limit: descriptors::shares().recorders,
+            last_update: None,
+            rate_limit: RateLimit::default(),
+        }
     }
 
     /// Handles a new list: each container in it has a follower from now on, the others have none.
@@ -91,11 +104,35 @@ impl LogForwarder {
                 }
                 continue;
             }
-            let start = if is_first { Start::After(seconds(wall)) } else { Start::Beginning };
-            match self.follow(container, start) {
-                Ok(control) => drop(followers.insert(container.id.clone(), control)),
-                Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for a log: {why}"), now),
+            let first = if is_first { Start::After(seconds(wall)) } else { Start::Beginning };
+            let start = *self.waiting.entry(container.id.clone()).or_insert(first);
+            if followers.len() >= self.limit {
+                continue;
             }
+            match self.follow(container, start) {
+                Ok(control) => {
+                    self.waiting.remove(&container.id);
+                    followers.insert(container.id.clone(), control);
+                }
+                Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for a log; retrying: {why}"), now),
+            }
+        }
+        drop(followers);
+        self.waiting.retain(|id, _| containers.iter().any(|container| &container.id == id));
+        self.report_waiting(now);
+    }
+
+    /// Reports that logs are not followed for lack of descriptors.
+    fn report_waiting(&mut self, now: Instant) {
+        let (count, limit) = (self.waiting.len(), self.limit);
+        if count > 0 && lock(&self.followers).len() >= limit {
+            let line = format!("{count} logs are not forwarded yet: {limit} is the most at a time, for lack of file descriptors");
+            self.rate_limit.warn("limit", &line, now);
+        } else {
+            self.rate_limit.cleared("limit", now);
+        }
+        if count == 0 {
+            self.rate_limit.cleared("thread", now);
         }
     }
 

@@ -18,6 +18,8 @@ mod database;
 mod connections;
 // a PostgreSQL that is away, frozen, refuses, is read-only or locked
 mod database_faults;
+// descriptors and threads that run out
+mod shortage;
 // a Controller that is killed at any moment
 mod kills;
 // what a quiet second costs

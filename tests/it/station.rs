@@ -241,6 +241,14 @@ impl Station {
         command
     }
 
+    /// The Controller's command line, executed by another program with these words before it; both have the same id.
+    pub(crate) fn controller_command_after(&self, words: &[&str], overrides: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(self.controller_command(&[]).get_program());
+        self.dress(&mut command, overrides);
+        command
+    }
+
     /// Gives a command this station's environment and none of ours, but for `overrides`, and its directory.
     pub(crate) fn dress(&self, command: &mut Command, overrides: &[(&str, &str)]) {
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
@@ -307,7 +315,7 @@ fn fresh_dir() -> PathBuf {
 
 /// A TCP port that is free now. Below the range that the kernel hands to outgoing connections, and never the same twice
 /// in this process, so that it is still free when a service starts later.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;
