@@ -4,7 +4,8 @@
 //! [`Deadline`] for each call, which another thread must enforce: the main loop for the `database` thread of
 //! [`crate::database::worker`], and a thread of its own in a command.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -12,6 +13,9 @@ use std::time::Duration;
 use postgres::types::ToSql;
 use postgres::{Client, Config, Statement};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send, socket_with};
 
 use crate::config::DatabaseSettings;
 use crate::database::deadline::{Armed, Connector, Deadline, Peer};
@@ -23,6 +27,10 @@ const CONNECT: Duration = Duration::from_secs(3);
 const STATEMENT: Duration = Duration::from_secs(5);
 /// Limit for disconnecting.
 const DISCONNECT: Duration = Duration::from_secs(1);
+/// Limit for connecting to ask whether a server answers, and for the answer.
+const PING: Duration = Duration::from_millis(800);
+/// Asks whether the server uses TLS. It answers with one byte, or reports that it cannot serve a client now.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// At most so many addresses of a host are tried.
 const ADDRESSES: usize = 4;
 /// So many descriptors must be free to connect: twice what it takes, as other threads open some meanwhile.
@@ -101,6 +109,26 @@ impl Connection {
         Ok(Self { client, snapshot: None, raw: None, unlimited, disconnecting: None, attached })
     }
 
+    /// Makes sure that the server answers at all, with a socket of our own. Where a call to the library cannot be ended
+    /// at its deadline, a server that accepts and does not answer would otherwise hold one thread after the other.
+    ///
+    /// # Errors
+    /// The server does not answer, or cannot be reached.
+    pub fn ping(database: &DatabaseSettings) -> Result<(), String> {
+        let ask = |socket: &OwnedFd| {
+            set_socket_timeout(socket, Timeout::Send, Some(PING))?;
+            set_socket_timeout(socket, Timeout::Recv, Some(PING))?;
+            send(socket, &SSL_REQUEST, SendFlags::NOSIGNAL)?;
+            recv(socket, &mut [0; 1], RecvFlags::empty())
+        };
+        match connect_once(database)?.and_then(|socket| Ok(ask(&socket)?.0)) {
+            Ok(1..) => Ok(()),
+            Ok(0) => Err("the server closed the connection".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(format!("no answer within {} ms", PING.as_millis())),
+            Err(error) => Err(format!("error connecting to server: {error}")),
+        }
+    }
+
     /// Connects for a command, which waits for the answer.
     ///
     /// # Errors
@@ -170,6 +198,32 @@ impl Transaction<'_> {
         let _armed = self.deadline.arm(STATEMENT);
         self.inner.batch_execute(statements)
     }
+}
+
+/// Connects without the library: to the socket, or to the first address that accepts. The outer error: the name of the
+/// host cannot be resolved.
+fn connect_once(database: &DatabaseSettings) -> Result<io::Result<OwnedFd>, String> {
+    if database.host.starts_with('/') {
+        let connect = || {
+            let address = SocketAddrUnix::new(format!("{}/.s.PGSQL.{}", database.host, database.port))?;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            // It limits connecting, too, which waits while the backlog of the server is full.
+            set_socket_timeout(&socket, Timeout::Send, Some(PING))?;
+            rustix::net::connect(&socket, &address)?;
+            Ok::<_, Errno>(socket)
+        };
+        return Ok(connect().map_err(Into::into));
+    }
+    let addresses = addresses(&database.host, database.port)?;
+    let limit = PING / addresses.len() as u32;
+    let mut result = Err(Errno::ADDRNOTAVAIL.into());
+    for address in addresses {
+        result = TcpStream::connect_timeout(&SocketAddr::new(address, database.port), limit).map(Into::into);
+        if result.is_ok() {
+            break;
+        }
+    }
+    Ok(result)
 }
 
 /// Makes sure that as many descriptors are free as a connection needs. The library panics when it cannot create its event

@@ -7,7 +7,8 @@
 //! The library does not hand out its socket. But it calls [`MakeTlsConnect`] after it has connected and before it logs
 //! in, and there the socket is found among the descriptors of this process by its peer and duplicated with
 //! `pidfd_getfd` (Linux 5.6, needs no privilege for the own process). If the system forbids that, the connection is
-//! used without: a call that hangs then holds its thread, and [`crate::database::state`] limits their number.
+//! used without: a call that hangs then holds its thread. [`crate::database::state`] limits their number, and the thread
+//! that follows such a one makes sure that the server answers before it calls the library.
 //!
 //! Invariant: a deadline is set only during a call, so an idle connection is never ended.
 

@@ -228,6 +228,10 @@ impl WorkerThread {
     /// Reads all rows; `None` if they have not changed.
     fn read(&mut self) -> Result<Option<Vec<Row>>, NoRows> {
         if self.db.is_none() {
+            // The thread before this one hangs, because its call could not be ended.
+            if self.generation > 0 {
+                Connection::ping(&self.config.database).map_err(|why| self.no_rows(why))?;
+            }
             let result = Connection::connect(&self.config.database, &self.deadline);
             self.is_silent = self.deadline.exceeded().is_some();
             let db = result.map_err(|why| self.no_rows(why))?;
