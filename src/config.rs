@@ -46,6 +46,9 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace"),
 ];
 
+/// Set by a process that replaces itself: the id of that process, which stays the same. Not a setting.
+pub const REPLACED: &str = "SILVASONIC_REPLACED";
+
 /// Valid settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -79,6 +82,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// systemd, if it started this program with a notification socket.
     pub supervisor: Option<Supervisor>,
+    /// How this process began.
+    pub launch: Launch,
 }
 
 /// How to connect to PostgreSQL.
@@ -109,6 +114,15 @@ pub enum Shutdown {
     Stop,
     /// Keep them running; the next start adopts them.
     Keep,
+}
+
+/// How a process began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launch {
+    /// Somebody started it.
+    First,
+    /// It replaced itself, see [`crate::replace`]. The lock may be its standard input.
+    Replacement,
 }
 
 /// The notification socket of systemd, see `sd_notify(3)`.
@@ -217,6 +231,7 @@ impl Config {
             }),
             redis_url,
             supervisor: env.supervisor(),
+            launch: env.launch(),
         };
         if env.faults.is_empty() {
             Ok(config)
@@ -325,6 +340,11 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         Supervisor::new(&socket, text("WATCHDOG_USEC").as_deref(), text("WATCHDOG_PID").as_deref(), std::process::id())
     }
 
+    fn launch(&self) -> Launch {
+        let is_own = |id: OsString| id.to_str() == Some(std::process::id().to_string().as_str());
+        if (self.lookup)(REPLACED).is_some_and(is_own) { Launch::Replacement } else { Launch::First }
+    }
+
     fn optional_path(&mut self, name: &'static str) -> Option<PathBuf> {
         let (name, text) = self.raw(name, None, "")?;
         if text.is_empty() {
@@ -389,6 +409,16 @@ mod tests {
     fn read(set: &[(&str, &str)]) -> Result<Config, Vec<String>> {
         Config::read(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
             .map_err(|faults| faults.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn only_the_own_id_shows_that_this_process_replaced_itself() {
+        let launch =
+            |value: Option<String>| Config::read(|name| value.clone().filter(|_| name == REPLACED).map(Into::into)).unwrap().launch;
+        assert_eq!(launch(Some(std::process::id().to_string())), Launch::Replacement);
+        for other in [None, Some(String::new()), Some((std::process::id() + 1).to_string())] {
+            assert_eq!(launch(other), Launch::First);
+        }
     }
 
     #[test]

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
-use crate::config::{Config, Shutdown};
+use crate::config::{Config, Launch, Shutdown};
 use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
 use crate::containers::state::ContainersState;
 use crate::database::state::{DatabaseState, Hardware};
 use crate::decide::desired::SpecCache;
+use crate::decide::hang::{Hung, Replacement, Work};
 use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
@@ -26,13 +27,14 @@ use crate::event::Event;
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
 use crate::history::History;
-use crate::lock;
+use crate::lock::{self, Held};
 use crate::logs::forwarder::LogForwarder;
 use crate::podman::client::Podman;
 use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
 use crate::redis::nudge::{self, Nudges};
 use crate::redis::publisher::Publisher;
+use crate::replace;
 use crate::report::Known;
 
 /// Maximum time between two iterations, independent of the settings: each one resets the watchdog.
@@ -41,6 +43,15 @@ const MAX_SLEEP: Duration = Duration::from_secs(20);
 const LAST_HEARTBEAT: Duration = Duration::from_millis(300);
 /// Part of the shutdown time that is reserved for the end of the process, including the last heartbeat.
 const EXIT_MARGIN: Duration = Duration::from_millis(600);
+
+/// Why the main loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A termination signal; the shutdown is complete.
+    Stopped,
+    /// Threads hang: the process must be replaced. If that fails, the loop can run on.
+    Replace,
+}
 
 /// All state of the program.
 pub struct Controller {
@@ -51,6 +62,8 @@ pub struct Controller {
     /// Deadline of the shutdown, once it began.
     shutdown: Option<Instant>,
     leadership: Leadership,
+    lock: Held,
+    replacement: Replacement,
 
     hardware: HardwareState,
     database: DatabaseState,
@@ -79,7 +92,8 @@ impl Controller {
         publisher: Publisher,
     ) -> io::Result<Self> {
         let sender = events.clone();
-        lock::contend(&config.workspace_local, &config.recorder.owner, move |standing| drop(sender.send(Event::Lock(standing))))?;
+        let notify = move |standing| drop(sender.send(Event::Lock(standing)));
+        let lock = lock::contend(&config.workspace_local, &config.recorder.owner, config.launch, notify)?;
         // Before the other threads, so that it is subscribed before the first cycle ends.
         let nudges = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
@@ -89,6 +103,8 @@ impl Controller {
             nudges,
             shutdown: None,
             leadership: Leadership::new(Instant::now()),
+            lock,
+            replacement: Replacement::new((config.launch == Launch::Replacement).then(Instant::now)),
             database: DatabaseState::start(&config, events)?,
             containers: ContainersState::start(&podman, &config, events)?,
             hardware: HardwareState::new(&config, prober, events),
@@ -104,8 +120,8 @@ impl Controller {
         })
     }
 
-    /// Runs until the shutdown after a termination signal is complete.
-    pub fn run(mut self) {
+    /// Runs until the shutdown after a termination signal is complete, or until the process must be replaced.
+    pub fn run(&mut self) -> End {
         loop {
             let now = Instant::now();
             self.database.poll(now);
@@ -126,10 +142,60 @@ impl Controller {
             self.record();
             self.act();
             self.report();
+            if self.must_replace() {
+                return End::Replace;
+            }
         }
         self.logs.stop();
         let (facts, meta) = (self.known().facts(), self.known().meta());
         self.heartbeat.finish(&facts, meta, Instant::now() + LAST_HEARTBEAT);
+        End::Stopped
+    }
+
+    /// The lock, for the process that replaces this one.
+    #[must_use]
+    pub fn lock(&self) -> &Held {
+        &self.lock
+    }
+
+    /// Notes that the process could not be replaced; it can run on.
+    pub fn not_replaced(&mut self, why: &io::Error) {
+        error!("cannot replace the process: {why}; it continues, and retries in some minutes if threads still hang");
+        self.replacement.failed(Instant::now());
+    }
+
+    /// Whether the process must be replaced now, because threads hang that nothing else can end.
+    fn must_replace(&mut self) -> bool {
+        let hung = Hung {
+            database: self.database.hung_threads(),
+            scans: self.hardware.hung_scans(),
+            podman: usize::from(self.containers.is_hung()),
+            actions: self.actions.hung(),
+            publisher: usize::from(self.heartbeat.is_hung()),
+            nudge: usize::from(self.nudges.is_hung()),
+        };
+        let work = match self.shutdown {
+            Some(_) => Work::Shutdown,
+            None if self.actions.only_hang() => Work::None,
+            None => Work::Actions,
+        };
+        let now = Instant::now();
+        if !self.replacement.is_due(&hung, work, now) {
+            return false;
+        }
+        if let Some(thread) = replace::immovable() {
+            let line = format!("threads hang ({hung}), but the process cannot be replaced: thread {thread} waits in the kernel; retrying");
+            self.rate_limit.warn("replace", &line, now);
+            return false;
+        }
+        warn!("threads hang ({hung}): the process replaces itself; Recorders continue to run and are adopted");
+        self.heartbeat.replacing();
+        log::logger().flush();
+        // What arrived until now, such as a termination signal.
+        while let Ok(event) = self.inbox.try_recv() {
+            self.handle(event);
+        }
+        self.shutdown.is_none()
     }
 
     /// Reads the hardware, and requests the state of PostgreSQL and Podman.

@@ -65,6 +65,7 @@
 //! - A log that nobody reads delays nothing: lines that do not fit into the queue are dropped and counted.
 //! - A shortage of descriptors or threads ends nothing: whoever opens many descriptors has a share ([`descriptors`]), and
 //!   a thread that cannot be started is reported and tried again.
+//! - A thread that hangs for good does not remain: the process replaces itself ([`replace`], [`decide::hang`]).
 
 pub mod builtin;
 pub mod cache;
@@ -91,6 +92,7 @@ pub mod poll;
 pub mod probe;
 pub mod rate_limit;
 pub mod redis;
+pub mod replace;
 pub mod report;
 pub mod signals;
 pub mod text;

@@ -10,13 +10,15 @@
 //! - A disk can hang, so only the thread `lock` uses the file, twice a second. The thread ends when it holds the lock.
 //! - Recording comes first: if the file cannot be used (no access, a FIFO or a link with its name, no `flock` on this
 //!   file system), the Controller continues without a lock and logs one warning, while the thread retries.
-//! - The descriptor is close-on-exec. A Controller that replaces itself by `exec` clears that flag first
-//!   (`fcntl_setfd`) and passes the number on: process and open file stay the same, so the lock is never free.
+//! - The descriptor is close-on-exec. A Controller that replaces itself by `exec` ([`crate::replace`]) makes a duplicate
+//!   its standard input, which stays open: the lock is never free. The next thread `lock` finds it there.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +26,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::clock::iso_seconds;
+use crate::config::Launch;
 use crate::decide::leadership::Standing;
 use crate::text::shown;
 
@@ -32,7 +35,21 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// The lock, held by its file descriptor. Dropping it releases the lock.
 #[derive(Debug)]
-struct Lock(#[allow(dead_code, reason = "the descriptor is the lock")] File);
+struct Lock(File);
+
+/// The lock, once this process holds it; until the process ends.
+#[derive(Clone, Debug, Default)]
+pub struct Held(Arc<OnceLock<Lock>>);
+
+impl Held {
+    /// Another descriptor of the lock, which holds it, too. `None` if this process does not hold it.
+    ///
+    /// # Errors
+    /// The process cannot open another descriptor.
+    pub fn duplicate(&self) -> io::Result<Option<OwnedFd>> {
+        self.0.get().map(|Lock(file)| file.as_fd().try_clone_to_owned()).transpose()
+    }
+}
 
 /// The result of an attempt to take the lock.
 #[derive(Debug)]
@@ -42,9 +59,13 @@ enum Attempt {
     HeldBy(String),
 }
 
+fn path(workspace: &Path, owner: &str) -> PathBuf {
+    workspace.join(format!(".controller-lock-{owner}"))
+}
+
 /// Takes the lock if it is free, and writes a description of this process to the file. Can block while the disk hangs.
 fn try_take(workspace: &Path, owner: &str) -> Result<Attempt, String> {
-    let path = workspace.join(format!(".controller-lock-{owner}"));
+    let path = path(workspace, owner);
     fs::create_dir_all(workspace).and_then(|()| take(&path)).map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -59,13 +80,27 @@ fn take(path: &Path) -> io::Result<Attempt> {
             taken => taken?,
         }
         // If the file was deleted between opening and locking, no other process can find this lock: try again.
-        let ours = file.metadata()?;
-        if fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
+        if is_at(path, &file)? {
             // The lock is valid without the description, as on a full or read-only disk.
             let _ = write_holder(&file);
             return Ok(Attempt::Taken(Lock(file)));
         }
     }
+}
+
+/// The lock that the process held before it replaced itself, if it is still that of this path.
+fn inherited(path: &Path) -> io::Result<Option<Lock>> {
+    let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    if !is_at(path, &file)? {
+        return Ok(None);
+    }
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(Some(Lock(file)))
+}
+
+fn is_at(path: &Path, file: &File) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    Ok(fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())))
 }
 
 /// Opens the file without following links and without waiting for the other end of a FIFO. On a read-only disk, opens
@@ -93,17 +128,25 @@ fn write_holder(file: &File) -> io::Result<()> {
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub fn contend(workspace: &Path, owner: &str, notify: impl Fn(Standing) + Send + 'static) -> io::Result<()> {
+pub fn contend(workspace: &Path, owner: &str, launch: Launch, notify: impl Fn(Standing) + Send + 'static) -> io::Result<Held> {
     let (workspace, owner) = (workspace.to_owned(), owner.to_owned());
+    let held = Held::default();
+    let cell = held.clone();
     let run = move || {
+        let lead = |lock| {
+            // Set only here, and once.
+            let _ = cell.0.set(lock);
+            notify(Standing::Leader);
+        };
+        if launch == Launch::Replacement {
+            if let Ok(Some(lock)) = inherited(&path(&workspace, &owner)) {
+                return lead(lock);
+            }
+        }
         let mut last = None;
         loop {
             let standing = match try_take(&workspace, &owner) {
-                Ok(Attempt::Taken(lock)) => {
-                    // Held until the process ends.
-                    std::mem::forget(lock);
-                    return notify(Standing::Leader);
-                }
+                Ok(Attempt::Taken(lock)) => return lead(lock),
                 Ok(Attempt::HeldBy(holder)) => Standing::Standby(holder),
                 Err(why) => Standing::Unknown(why),
             };
@@ -114,7 +157,8 @@ pub fn contend(workspace: &Path, owner: &str, notify: impl Fn(Standing) + Send +
             thread::sleep(RETRY);
         }
     };
-    thread::Builder::new().name("lock".to_owned()).stack_size(128 << 10).spawn(run).map(drop)
+    thread::Builder::new().name("lock".to_owned()).stack_size(128 << 10).spawn(run)?;
+    Ok(held)
 }
 
 #[cfg(test)]
@@ -129,11 +173,18 @@ mod tests {
         assert!(holder.starts_with(&format!("pid {} on ", std::process::id())) && holder.ends_with('Z'), "{holder}");
         assert!(matches!(try_take(&folder, "b"), Ok(Attempt::Taken(_))));
         let (sender, standings) = std::sync::mpsc::channel();
-        contend(&folder, "a", move |standing| sender.send(standing).unwrap()).unwrap();
+        let held = contend(&folder, "a", Launch::First, move |standing| sender.send(standing).unwrap()).unwrap();
         assert!(matches!(standings.recv().unwrap(), Standing::Standby(_)));
+        assert!(held.duplicate().unwrap().is_none());
         drop(lock);
         assert_eq!(standings.recv().unwrap(), Standing::Leader);
         assert!(standings.recv().is_err(), "the thread ends");
+        // A duplicate holds the lock, too.
+        let duplicate = held.duplicate().unwrap().unwrap();
+        drop(held);
+        assert!(matches!(try_take(&folder, "a"), Ok(Attempt::HeldBy(_))));
+        drop(duplicate);
+        assert!(matches!(try_take(&folder, "a"), Ok(Attempt::Taken(_))));
         std::os::unix::fs::symlink("/dev/null", folder.join(".controller-lock-link")).unwrap();
         assert!(try_take(&folder, "link").is_err());
         fs::remove_dir_all(folder.parent().unwrap()).unwrap();

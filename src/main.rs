@@ -11,8 +11,8 @@ use log::{Log, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
-use silvasonic_controller::config::{Config, SettingFault};
-use silvasonic_controller::controller::Controller;
+use silvasonic_controller::config::{Config, Launch, SettingFault};
+use silvasonic_controller::controller::{Controller, End};
 use silvasonic_controller::database::seed::Seeder;
 use silvasonic_controller::descriptors;
 use silvasonic_controller::event::Event;
@@ -24,6 +24,7 @@ use silvasonic_controller::logger::{self, Logger};
 use silvasonic_controller::poll;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
+use silvasonic_controller::replace;
 use silvasonic_controller::signals::{Signal, Signals};
 
 const SUCCESS: u8 = 0;
@@ -115,6 +116,9 @@ fn settings() -> Result<Config, ExitCode> {
 }
 
 fn run(config: Config) -> ExitCode {
+    if config.launch == Launch::Replacement {
+        replace::restore_name();
+    }
     // The thread `log` must exist before anything is logged: nobody may read the log.
     let logger = match Logger::start(logger::text, std::io::stderr()) {
         Ok(logger) => logger,
@@ -129,8 +133,11 @@ fn run(config: Config) -> ExitCode {
     info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
     let (events, inbox) = sync_channel(QUEUE);
     let code = match start(config, events, inbox) {
-        Ok(controller) => {
-            controller.run();
+        Ok(mut controller) => {
+            while controller.run() == End::Replace {
+                let why = replace::replace(controller.lock());
+                controller.not_replaced(&why);
+            }
             info!("stopped");
             SUCCESS
         }

@@ -28,6 +28,8 @@ const SLOW_START: Duration = Duration::from_secs(2);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that Podman needs to kill a Recorder that did not end, and to remove it.
 const KILL_MARGIN: Duration = Duration::from_millis(1500);
+/// An action that takes longer hangs: the deadlines of all its calls together are shorter.
+const HUNG: Duration = Duration::from_secs(600);
 /// With more actions than this under way, other requests to Podman are delayed.
 const MANY: usize = 3;
 
@@ -173,6 +175,18 @@ impl Actions {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.under_way.is_empty()
+    }
+
+    /// How many actions hang.
+    #[must_use]
+    pub fn hung(&self) -> usize {
+        self.under_way.values().filter(|action| action.since.elapsed() >= HUNG).count()
+    }
+
+    /// Whether all actions under way hang, or there are none.
+    #[must_use]
+    pub fn only_hang(&self) -> bool {
+        self.hung() == self.under_way.len()
     }
 
     /// Whether so many actions are under way that other requests to Podman should wait.

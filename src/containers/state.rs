@@ -35,6 +35,8 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(400);
 const RECHECK: Duration = Duration::from_millis(100);
 /// How long such a container is checked so often.
 const RECHECK_MAX: Duration = Duration::from_secs(2);
+/// A list that takes longer hangs: the deadlines of all its requests together are shorter.
+const HUNG: Duration = Duration::from_secs(600);
 /// A transitional state that lasts so long does not end by itself.
 const STUCK: Duration = Duration::from_secs(20);
 
@@ -103,6 +105,12 @@ impl ContainersState {
     #[must_use]
     pub fn is_under_way(&self) -> bool {
         self.under_way
+    }
+
+    /// Whether the thread that lists containers hangs.
+    #[must_use]
+    pub fn is_hung(&self) -> bool {
+        self.under_way && self.requested.elapsed() >= HUNG
     }
 
     /// Requests a list, unless a request is under way or many actions are.

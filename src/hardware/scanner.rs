@@ -50,17 +50,27 @@ pub struct Scanner {
     /// The last scan and its time; `None` after a failure.
     last: Option<(Scan, Instant)>,
     settled: bool,
+    /// How many scans hang, once none can follow.
+    exhausted: usize,
 }
 
 impl Scanner {
     /// Without a scan.
     #[must_use]
     pub fn new(root: &Path, prober: &Prober, events: SyncSender<Event>) -> Self {
-        Self { root: root.to_owned(), events, question: Question::new(prober, ANSWER, ANSWER, STUCK), last: None, settled: false }
+        Self {
+            root: root.to_owned(),
+            events,
+            question: Question::new(prober, ANSWER, ANSWER, STUCK),
+            last: None,
+            settled: false,
+            exhausted: 0,
+        }
     }
 
     /// Checks whether anything has changed, and requests a scan if so.
     pub fn poll(&mut self, now: Instant) -> Poll {
+        self.exhausted = 0;
         match self.question.check(now) {
             State::Idle => {}
             State::Pending => return Poll::Pending,
@@ -68,6 +78,7 @@ impl Scanner {
             // It hangs in the lists of cards, or was not begun.
             State::Late(None) => return Poll::Unknown("no response".to_owned()),
             State::Exhausted(card) => {
+                self.exhausted = STUCK + 1;
                 let place = card.map_or("the list of cards".to_owned(), |(card, _)| format!("card {card}"));
                 return Poll::Unknown(format!("{place} does not respond, nor do {STUCK} others"));
             }
@@ -98,6 +109,12 @@ impl Scanner {
             self.last = Some((scan.clone(), Instant::now()));
         }
         Some(answer)
+    }
+
+    /// How many scans hang, once so many do that none can follow; otherwise 0.
+    #[must_use]
+    pub fn hung(&self) -> usize {
+        self.exhausted
     }
 
     /// The connected cards that do not respond.

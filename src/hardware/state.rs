@@ -134,6 +134,12 @@ impl HardwareState {
         self.pcms.proof(device)
     }
 
+    /// How many scans hang, once so many do that none can follow; otherwise 0.
+    #[must_use]
+    pub fn hung_scans(&self) -> usize {
+        self.scanner.hung()
+    }
+
     fn set_unknown(&mut self, why: String) {
         let now = Instant::now();
         self.unidentified = None;

@@ -66,6 +66,17 @@ impl Heartbeat {
         self.notifier.beat(Instant::now());
     }
 
+    /// Notes that the process is about to replace itself.
+    pub fn replacing(&mut self) {
+        self.notifier.replacing();
+    }
+
+    /// Whether the thread that sends the heartbeats hangs.
+    #[must_use]
+    pub fn is_hung(&self) -> bool {
+        self.publisher.is_hung()
+    }
+
     /// Updates the board and sends a heartbeat, with `more` in its `meta`.
     pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) {
         self.next = now + self.interval;

@@ -1,4 +1,5 @@
-//! Notifies systemd that the Controller is ready, that its main loop runs, and that it stops (`sd_notify(3)`).
+//! Notifies systemd that the Controller is ready, that its main loop runs, that it replaces itself, and that it stops
+//! (`sd_notify(3)`).
 //!
 //! Only the main loop calls this, as the watchdog must detect when that loop is stuck. A message that cannot be sent at
 //! once is dropped, so that the loop never blocks.
@@ -50,6 +51,13 @@ impl Notifier {
             self.stopping = true;
             self.send("STOPPING=1");
         }
+    }
+
+    /// Notifies that the process replaces itself. Whatever completes a cycle next, the new one or, if that fails, this
+    /// one, is ready again.
+    pub fn replacing(&mut self) {
+        self.send("RELOADING=1\nWATCHDOG=1");
+        self.last_beat = None;
     }
 
     fn send(&self, message: &str) {

@@ -4,9 +4,9 @@
 //! have the effect of one. The thread sleeps in a read without a time limit; TCP keep-alive probes detect a peer that
 //! vanished.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ const SILENT: u32 = 2;
 /// Time between two cycles for nudges that arrive without a pause: at first, and at most.
 const GAP: Duration = Duration::from_millis(50);
 const GAP_MAX: Duration = Duration::from_millis(500);
+/// To subscribe takes less, with all deadlines together: a thread that takes longer hangs.
+const HUNG: Duration = Duration::from_secs(300);
 /// After this time without a nudge, the next one is served at once.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -39,12 +41,27 @@ const QUIET: Duration = Duration::from_secs(1);
 pub struct Nudges {
     /// Shared with the thread: whether the main loop has a nudge that it has not served.
     pending: Arc<AtomicBool>,
+    /// Shared with the thread: since when it connects.
+    connecting: Connecting,
     waiting: bool,
     next: Instant,
     gap: Duration,
 }
 
+/// Since when the thread connects; `None` while it waits for a nudge or sleeps.
+type Connecting = Arc<Mutex<Option<Instant>>>;
+
+fn lock(connecting: &Connecting) -> MutexGuard<'_, Option<Instant>> {
+    connecting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Nudges {
+    /// Whether the thread hangs.
+    #[must_use]
+    pub fn is_hung(&self) -> bool {
+        lock(&self.connecting).is_some_and(|since| since.elapsed() >= HUNG)
+    }
+
     /// A nudge arrived.
     pub fn arrived(&mut self) {
         self.waiting = true;
@@ -77,10 +94,11 @@ impl Nudges {
 pub fn start(url: &str, events: SyncSender<Event>) -> std::io::Result<Nudges> {
     let invalid = |error: RedisError| std::io::Error::new(std::io::ErrorKind::InvalidInput, error.to_string());
     let address = address(url).map_err(invalid)?;
-    let pending = Arc::<AtomicBool>::default();
-    let thread = NudgeThread { address, place: redacted(url), events, pending: Arc::clone(&pending) };
+    let (pending, connecting) = (Arc::<AtomicBool>::default(), Connecting::default());
+    let (shared, since) = (Arc::clone(&pending), Arc::clone(&connecting));
+    let thread = NudgeThread { address, place: redacted(url), events, pending: shared, connecting: since };
     thread::Builder::new().name("nudge".to_owned()).stack_size(128 << 10).spawn(move || thread.run())?;
-    Ok(Nudges { pending, waiting: false, next: Instant::now(), gap: GAP })
+    Ok(Nudges { pending, connecting, waiting: false, next: Instant::now(), gap: GAP })
 }
 
 struct NudgeThread {
@@ -88,6 +106,7 @@ struct NudgeThread {
     place: String,
     events: SyncSender<Event>,
     pending: Arc<AtomicBool>,
+    connecting: Connecting,
 }
 
 impl NudgeThread {
@@ -126,7 +145,10 @@ impl NudgeThread {
 
     /// Listens until the subscription ends or is refused; `Ok` when the main loop has ended.
     fn listen(&self, subscribed: &mut dyn FnMut()) -> Result<(), RedisError> {
-        let mut subscription = Subscription::open(&self.address, CHANNEL, MESSAGE_LIMIT)?;
+        *lock(&self.connecting) = Some(Instant::now());
+        let subscription = Subscription::open(&self.address, CHANNEL, MESSAGE_LIMIT);
+        *lock(&self.connecting) = None;
+        let mut subscription = subscription?;
         subscribed();
         // Nudges that were sent while nobody listened are lost, so the subscription itself counts as one.
         let mut nudged = true;

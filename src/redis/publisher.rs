@@ -35,6 +35,8 @@ const BATCH: usize = 128;
 const REPLY_LIMIT: usize = 16 << 10;
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// To connect and send takes less, with all deadlines together: a thread that takes longer hangs.
+const HUNG: Duration = Duration::from_secs(300);
 
 const STATUS: &str = "silvasonic:status";
 const LOGS: &str = "silvasonic:logs";
@@ -73,6 +75,8 @@ struct Queue {
     disconnected: bool,
     finishing: bool,
     finished: bool,
+    /// Since when the thread connects or sends; `None` while it waits.
+    busy_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -161,6 +165,7 @@ impl Publisher {
             disconnected: false,
             finishing: false,
             finished: false,
+            busy_since: Some(Instant::now()),
         };
         let shared =
             Arc::new(PublisherShared { queue: Mutex::new(queue), filled: Condvar::new(), room: Condvar::new(), finished: Condvar::new() });
@@ -243,6 +248,12 @@ impl Publisher {
         self.shared.queue().state()
     }
 
+    /// Whether the thread hangs.
+    #[must_use]
+    pub fn is_hung(&self) -> bool {
+        self.shared.queue().busy_since.is_some_and(|since| since.elapsed() >= HUNG)
+    }
+
     /// Lets the thread send what is queued and a last heartbeat, then end. Returns whether that succeeded before
     /// `deadline`; if not, the thread ends with the process.
     #[must_use]
@@ -276,8 +287,10 @@ impl PublisherShared {
                 self.room.notify_all();
             }
             if !batch.is_empty() {
+                queue.busy_since = Some(Instant::now());
                 return Some(batch);
             }
+            queue.busy_since = None;
             if queue.finishing {
                 return None;
             }
@@ -289,9 +302,11 @@ impl PublisherShared {
     fn pause(&self, delay: Duration) -> bool {
         let until = Instant::now() + delay;
         let mut queue = self.queue();
+        queue.busy_since = None;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if queue.finishing || left.is_zero() {
+                queue.busy_since = Some(Instant::now());
                 return !queue.finishing;
             }
             queue = self.filled.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;

@@ -20,6 +20,8 @@ mod connections;
 mod database_faults;
 // descriptors and threads that run out
 mod shortage;
+// threads that hang for good: the process replaces itself
+mod hang;
 // a Controller that is killed at any moment
 mod kills;
 // what a quiet second costs
