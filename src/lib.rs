@@ -39,7 +39,7 @@
 //! | ----------- | ------- | ------------------------------------------- | ------------------------------------- | --------------------------------- |
 //! | `main`      | system  | events, the next tick                       | 1 s, 20 s at most                     | after a shutdown                  |
 //! | `log`       | 128 KiB | the next log line; standard error           | none: no thread waits for it          | with the process                  |
-//! | `poll`      | 256 KiB | signals, health clients                     | none: it waits for the next client    | with the process                  |
+//! | `poll`      | 256 KiB | signals, health clients                     | none, or 30 s while its port is in use | with the process                  |
 //! | `probe`     | 256 KiB | the next read of a card, a PCM or the disk  | 250 ms or 2 s a read, then left behind | with the process, or after a late read |
 //! | `database`  | 256 KiB | the next request; PostgreSQL                | 3 s to log in, 5 s a statement        | with the process, or when abandoned |
 //! | `podman`    | 256 KiB | the next request; Podman                    | 5 s a list                            | with the process                  |

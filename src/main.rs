@@ -18,7 +18,7 @@ use silvasonic_controller::descriptors;
 use silvasonic_controller::event::Event;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::heartbeat::Heartbeat;
-use silvasonic_controller::health::http;
+use silvasonic_controller::health::http::Endpoint;
 use silvasonic_controller::json::one_line;
 use silvasonic_controller::logger::{self, Logger};
 use silvasonic_controller::poll;
@@ -177,13 +177,7 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     let prober = Prober::start()?;
     let publisher = Publisher::start(&config.redis_url, "controller")?;
     let heartbeat = Heartbeat::new(&config, board.clone(), publisher.clone(), &prober)?;
-    let (server, served) = http::listen(config.port, board).map_or_else(|why| (None, Err(why)), |(server, port)| (Some(server), Ok(port)));
-    poll::start(signals, server)?;
-    match served {
-        Ok(port) => info!("serving /healthy on port {port}"),
-        // Recording does not need the health check.
-        Err(why) => error!("cannot serve /healthy on port {}: {why}", config.port),
-    }
+    poll::start(signals, Endpoint::new(config.port, board))?;
     Controller::new(config, (&events, inbox), &prober, heartbeat, publisher)
 }
 

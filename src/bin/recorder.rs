@@ -20,13 +20,14 @@ use serde_json::{Value, json};
 use silvasonic_controller::decide::profile::ProfileConfig;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::host::Meter;
+use silvasonic_controller::health::http::Endpoint;
 use silvasonic_controller::json::from_str;
 use silvasonic_controller::logger::Logger;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::{Publisher, redacted};
 use silvasonic_controller::signals::{Signal, Signals};
 use silvasonic_controller::text::shown;
-use silvasonic_controller::{clock, health::http, poll};
+use silvasonic_controller::{clock, poll};
 
 const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
@@ -119,10 +120,7 @@ fn main() -> ExitCode {
 fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result<()> {
     let board = Board::new("recorder", &settings.instance);
     board.include("redis");
-    // The thread for signals runs before anything is logged, as nobody may read the log.
-    let (server, served) =
-        http::listen(settings.port, board.clone()).map_or_else(|why| (None, Err(why)), |(server, port)| (Some(server), Ok(port)));
-    poll::start(signals, server)?;
+    poll::start(signals, Endpoint::new(settings.port, board.clone()))?;
     let publisher = Publisher::start(&settings.redis_url, &settings.instance)?;
     info!(
         "recorder {} started for {} on {}, profile {}, {}",
@@ -132,11 +130,6 @@ fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result
         settings.profile,
         settings.config.recorder_json()
     );
-    match served {
-        Ok(port) => info!("serving /healthy on port {port}"),
-        // Recording does not need the health check.
-        Err(error) => error!("cannot serve /healthy on port {}: {error}", settings.port),
-    }
     let mut meter = Meter::new(Path::new(WORKSPACE), &Prober::start()?);
     let mut heartbeat = || {
         board.set("redis", publisher.state().as_ref().map(|()| "connected").map_err(String::as_str));

@@ -1,16 +1,19 @@
 //! The server of `GET /healthy`, polled by the `poll` thread: no request waits for another one.
 //!
-//! It implements the part of HTTP/1.1 that a health check needs: it reads the head of a request, answers and closes.
-//! The answer is read from the [`Board`] at that moment.
+//! It implements the part of HTTP/1.1 that a health check needs: it reads the head of a request, answers and closes; a
+//! body and further requests are ignored. The answer is read from the [`Board`] at that moment.
 //!
-//! Invariants: a connection costs a slot, at most [`HEAD`] bytes and one answer, and is closed after [`LIFE`] at the
-//! latest. A new connection always gets a slot, if necessary that of the oldest one. The slots are a fixed share of the
-//! descriptors that the process may open. Without connections, the thread sleeps without a timer.
+//! Invariants: a connection costs a slot, its request line and one answer, and is closed after [`LIFE`] at the latest.
+//! The slots are a fixed share of the descriptors that the process may open, at most 32. So all connections together
+//! cost at most 32 times [`HEAD`] bytes, and each byte of a head is looked at once. A new connection always gets a slot,
+//! if necessary that of the oldest one. Without connections, the thread sleeps without a timer; without its port, it
+//! tries again every 30 s.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use log::{info, warn};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
@@ -18,20 +21,77 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen
 use crate::descriptors;
 use crate::health::board::Board;
 
-/// Longest head of a request, in bytes.
-pub const HEAD: usize = 1024;
+/// Longest head of a request, in bytes. Browsers send the cookies of all programs of a host, whatever their port.
+pub const HEAD: usize = 16 << 10;
+/// Bytes that are read at once.
+const CHUNK: usize = 2048;
 /// Time from the beginning of a connection to its end.
 pub const LIFE: Duration = Duration::from_secs(2);
+/// Time between two attempts to listen on a port that is in use.
+const RETRY: Duration = Duration::from_secs(30);
 /// Pause when the system lacks a file descriptor or memory for another connection.
 const SHORTAGE: Duration = Duration::from_millis(100);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Listens on a port (0 = any free one) of all IPv6 and IPv4 addresses. Returns the server and its port.
-///
-/// # Errors
-/// The port is in use, or the system has no socket.
-pub fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
+/// A server, or the attempts to get its port: recording does not need it.
+pub struct Endpoint {
+    port: u16,
+    board: Board,
+    server: Option<Server>,
+    /// When the first attempt to listen failed.
+    failed: Option<Instant>,
+    /// When the next attempt is due, while there is no server.
+    next: Instant,
+}
+
+impl Endpoint {
+    /// An endpoint at a port (0 = any free one) of all IPv6 and IPv4 addresses. It listens from the first
+    /// [`Endpoint::serve`] on.
+    #[must_use]
+    pub fn new(port: u16, board: Board) -> Self {
+        Self { port, board, server: None, failed: None, next: Instant::now() }
+    }
+
+    /// Adds the descriptors to poll.
+    pub fn descriptors<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
+        self.server.iter().for_each(|server| server.descriptors(fds));
+    }
+
+    /// When [`Endpoint::serve`] must be called, even if no descriptor is ready.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.server.as_ref().map_or(Some(self.next), Server::deadline)
+    }
+
+    /// Serves all connections and accepts new ones, or tries to listen if that is due. Does not block.
+    pub fn serve(&mut self, now: Instant) {
+        if self.server.is_none() && now >= self.next {
+            self.listen(now);
+        }
+        self.server.iter_mut().for_each(Server::serve);
+    }
+
+    fn listen(&mut self, now: Instant) {
+        match listen(self.port, self.board.clone()) {
+            Ok((server, port)) => {
+                let waited = self.failed.map_or_else(String::new, |at| format!(" after {} s", now.saturating_duration_since(at).as_secs()));
+                info!("serving /healthy on port {port}{waited}");
+                self.server = Some(server);
+            }
+            Err(why) => {
+                if self.failed.is_none() {
+                    warn!("cannot serve /healthy on port {}: {why}; retrying every {} s", self.port, RETRY.as_secs());
+                }
+                self.failed.get_or_insert(now);
+                self.next = now + RETRY;
+            }
+        }
+    }
+}
+
+/// Listens on a port. Returns the server and its port.
+fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
     let listener = match listen_dual(port) {
         Ok(listener) => listener,
         Err(error @ (Errno::ADDRINUSE | Errno::ACCESS)) => return Err(error.into()),
@@ -53,8 +113,8 @@ fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
     Ok(socket.into())
 }
 
-/// The listener and its clients, for the thread that polls them.
-pub struct Server {
+/// The listener and its clients.
+struct Server {
     listener: TcpListener,
     board: Board,
     /// Number of connections at the same time.
@@ -74,28 +134,25 @@ struct Exchange {
 /// Reading -> Writing -> Draining -> closed. Draining waits for the client to close: closing with unread input would
 /// send a reset, and the client might drop the answer.
 enum Phase {
-    Reading { head: Vec<u8> },
+    Reading(Head),
     Writing { answer: Vec<u8>, sent: usize },
     Draining,
 }
 
 impl Server {
-    /// Adds the descriptors to poll.
-    pub fn descriptors<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
+    fn descriptors<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
         if self.paused.is_none() {
             fds.push(PollFd::new(&self.listener, PollFlags::IN));
         }
         fds.extend(self.connections.iter().map(|exchange| PollFd::new(&exchange.stream, exchange.phase.waits_for())));
     }
 
-    /// When [`Server::serve`] must be called, even if no descriptor is ready.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self) -> Option<Instant> {
         self.connections.iter().map(|exchange| exchange.ends).chain(self.paused).min()
     }
 
     /// Serves all connections and accepts new ones, without blocking.
-    pub fn serve(&mut self) {
+    fn serve(&mut self) {
         self.advance();
         if self.paused.is_none_or(|until| Instant::now() >= until) {
             self.paused = None;
@@ -120,8 +177,7 @@ impl Server {
                     if self.connections.len() == self.slots {
                         self.connections.remove(0);
                     }
-                    let phase = Phase::Reading { head: Vec::new() };
-                    self.connections.push(Exchange { stream, ends: Instant::now() + LIFE, phase });
+                    self.connections.push(Exchange { stream, ends: Instant::now() + LIFE, phase: Phase::Reading(Head::default()) });
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
@@ -143,7 +199,7 @@ impl Server {
 impl Phase {
     fn waits_for(&self) -> PollFlags {
         match self {
-            Self::Reading { .. } | Self::Draining => PollFlags::IN,
+            Self::Reading(_) | Self::Draining => PollFlags::IN,
             Self::Writing { .. } => PollFlags::OUT,
         }
     }
@@ -154,18 +210,18 @@ impl Exchange {
     fn advance(&mut self, board: &Board) -> io::Result<bool> {
         loop {
             match &mut self.phase {
-                Phase::Reading { head } => {
-                    let mut bytes = [0; HEAD];
-                    let Some(count) = ready(self.stream.read(&mut bytes[..HEAD - head.len()]))? else { return Ok(true) };
+                Phase::Reading(head) => {
+                    let mut bytes = [0; CHUNK];
+                    let Some(count) = ready(self.stream.read(&mut bytes))? else { return Ok(true) };
                     if count == 0 {
                         return Ok(false);
                     }
-                    head.extend_from_slice(&bytes[..count]);
-                    let complete = head.windows(4).any(|end| end == b"\r\n\r\n") || head.windows(2).any(|end| end == b"\n\n");
-                    if complete || head.len() == HEAD {
-                        let answer = if complete { respond(head, board) } else { too_long() };
-                        self.phase = Phase::Writing { answer, sent: 0 };
-                    }
+                    let answer = match head.add(&bytes[..count]) {
+                        Progress::Incomplete => continue,
+                        Progress::Complete => respond(&head.line, board),
+                        Progress::TooLong => too_long(),
+                    };
+                    self.phase = Phase::Writing { answer, sent: 0 };
                 }
                 Phase::Writing { answer, sent } => {
                     let Some(count) = ready(self.stream.write(&answer[*sent..]))? else { return Ok(true) };
@@ -177,11 +233,52 @@ impl Exchange {
                 }
                 Phase::Draining => {
                     // One read per round, so that a client that sends a lot of data does not delay the others.
-                    let mut bytes = [0; 8 * HEAD];
+                    let mut bytes = [0; 4 * CHUNK];
                     return Ok(ready(self.stream.read(&mut bytes))?.is_none_or(|count| count > 0));
                 }
             }
         }
+    }
+}
+
+/// The head of a request, of which only the first line is kept.
+#[derive(Default)]
+struct Head {
+    line: Vec<u8>,
+    /// Whether the first line is complete.
+    has_line: bool,
+    /// Whether the current line contains nothing yet.
+    is_blank: bool,
+    size: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Incomplete,
+    Complete,
+    TooLong,
+}
+
+impl Head {
+    /// Adds received bytes. Those after the end of the head are ignored.
+    fn add(&mut self, bytes: &[u8]) -> Progress {
+        for byte in bytes {
+            if self.size == HEAD {
+                return Progress::TooLong;
+            }
+            self.size += 1;
+            match byte {
+                b'\n' if self.is_blank => return Progress::Complete,
+                b'\n' => (self.has_line, self.is_blank) = (true, true),
+                byte => {
+                    self.is_blank &= *byte == b'\r';
+                    if !self.has_line {
+                        self.line.push(*byte);
+                    }
+                }
+            }
+        }
+        if self.size == HEAD { Progress::TooLong } else { Progress::Incomplete }
     }
 }
 
@@ -198,14 +295,13 @@ fn too_long() -> Vec<u8> {
     answer("431 Request Header Fields Too Large", "", &format!("{{\"error\":\"the head of a request has at most {HEAD} bytes\"}}"))
 }
 
-fn respond(head: &[u8], board: &Board) -> Vec<u8> {
-    let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
+fn respond(line: &[u8], board: &Board) -> Vec<u8> {
     let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();
     let [method, target, version] = words[..] else { return bad_request() };
     if !version.starts_with(b"HTTP/1.") {
         return bad_request();
     }
-    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let path = without_host(target).split(|byte| *byte == b'?').next().unwrap_or_default();
     match (path, method) {
         (b"/healthy", b"GET") => {
             let (ok, health) = board.health_json(Instant::now());
@@ -215,6 +311,18 @@ fn respond(head: &[u8], board: &Board) -> Vec<u8> {
         (b"/healthy", _) => answer("405 Method Not Allowed", "Allow: GET\r\n", r#"{"error":"only GET is allowed"}"#),
         (_, b"HEAD") => answer("404 Not Found", "", ""),
         _ => answer("404 Not Found", "", r#"{"error":"only /healthy exists"}"#),
+    }
+}
+
+/// `http://host:port/path` -> `/path`: what a client sends to a proxy, each server must understand, too.
+fn without_host(target: &[u8]) -> &[u8] {
+    const SCHEME: &[u8] = b"http://";
+    match target.split_at_checked(SCHEME.len()) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case(SCHEME) => {
+            let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+            &rest[end..]
+        }
+        _ => target,
     }
 }
 
@@ -234,31 +342,96 @@ fn answer(status: &str, header: &str, body: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    /// What a request that arrives in pieces of `size` bytes leads to.
+    fn ask(request: &[u8], size: usize, board: &Board) -> Option<String> {
+        let mut head = Head::default();
+        let progress = request.chunks(size).map(|piece| head.add(piece)).find(|progress| *progress != Progress::Incomplete);
+        let answer = match progress? {
+            Progress::Complete => respond(&head.line, board),
+            _ => too_long(),
+        };
+        Some(String::from_utf8(answer).unwrap())
+    }
+
     #[test]
     fn only_get_healthy_is_answered_with_the_health() {
         let healthy = Board::new("controller", "controller");
         let unhealthy = healthy.clone();
+        let with_cookies = |size| format!("GET /healthy HTTP/1.1\r\nCookie: {}\r\n\r\n", "x".repeat(size - 35));
+        let with_query = |size| format!("GET /healthy?{} HTTP/1.1\r\n\r\n", "x".repeat(size - 26));
+        assert_eq!((with_cookies(100).len(), with_query(100).len()), (100, 100));
         let table = [
-            ("GET /healthy HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK"),
-            ("GET /healthy?verbose HTTP/1.0\n\n", "200 OK"),
-            ("GET / HTTP/1.1\r\n\r\n", "404 Not Found"),
-            ("GET /healthyx HTTP/1.1\r\n\r\n", "404 Not Found"),
-            ("POST /healthy HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
-            ("HEAD /healthy HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
-            ("POST /x HTTP/1.1\r\n\r\n", "404 Not Found"),
-            ("GET /healthy HTTP/2\r\n\r\n", "400 Bad Request"),
-            ("GET /healthy\r\n\r\n", "400 Bad Request"),
-            ("\u{16}\u{3}\u{1}\r\n\r\n", "400 Bad Request"),
-            ("\r\n\r\n", "400 Bad Request"),
+            ("GET /healthy HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "200 OK"),
+            ("GET /healthy?verbose HTTP/1.0\n\n".to_owned(), "200 OK"),
+            ("GET http://station:9100/healthy HTTP/1.1\r\nHost: station:9100\r\n\r\n".to_owned(), "200 OK"),
+            ("GET HTTP://[::1]:9100/healthy?x=/y HTTP/1.1\r\n\r\n".to_owned(), "200 OK"),
+            ("GET /healthy HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc".to_owned(), "200 OK"),
+            ("GET /healthy HTTP/1.1\r\n\r\nPOST /healthy HTTP/1.1\r\n\r\n".to_owned(), "200 OK"),
+            (with_cookies(1200), "200 OK"),
+            (with_cookies(HEAD), "200 OK"),
+            (with_cookies(HEAD + 1), "431 Request Header Fields Too Large"),
+            (with_query(HEAD), "200 OK"),
+            (with_query(HEAD + 1), "431 Request Header Fields Too Large"),
+            ("GET / HTTP/1.1\r\n\r\n".to_owned(), "404 Not Found"),
+            ("GET http://station HTTP/1.1\r\n\r\n".to_owned(), "404 Not Found"),
+            ("GET http://station?/healthy HTTP/1.1\r\n\r\n".to_owned(), "404 Not Found"),
+            ("GET /healthyx HTTP/1.1\r\n\r\n".to_owned(), "404 Not Found"),
+            ("POST /healthy HTTP/1.1\r\n\r\n".to_owned(), "405 Method Not Allowed"),
+            ("HEAD /healthy HTTP/1.1\r\n\r\n".to_owned(), "405 Method Not Allowed"),
+            ("POST /x HTTP/1.1\r\n\r\n".to_owned(), "404 Not Found"),
+            ("OPTIONS * HTTP/1.1\r\n\r\n".to_owned(), "404 Not Found"),
+            ("GET /healthy HTTP/2\r\n\r\n".to_owned(), "400 Bad Request"),
+            ("GET /healthy\r\n\r\n".to_owned(), "400 Bad Request"),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), "400 Bad Request"),
+            ("\u{16}\u{3}\u{1}\r\n\r\n".to_owned(), "400 Bad Request"),
+            ("\r\n\r\n".to_owned(), "400 Bad Request"),
         ];
-        for (request, expected) in table {
-            let answer = String::from_utf8(respond(request.as_bytes(), &healthy)).unwrap();
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-            assert_eq!(head.lines().next(), Some(format!("HTTP/1.1 {expected}").as_str()), "{request:?}");
-            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Connection: close"));
-            assert_eq!(expected == "200 OK", body.contains("\"components\""), "{request:?}");
+        for (request, expected) in &table {
+            for size in [1, 7, CHUNK, 2 * HEAD] {
+                let answer = ask(request.as_bytes(), size, &healthy).unwrap();
+                let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+                let shown = &request[..request.len().min(80)];
+                assert_eq!(head.lines().next(), Some(format!("HTTP/1.1 {expected}").as_str()), "{shown:?} in pieces of {size}");
+                assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.ends_with("Connection: close"));
+                assert_eq!(*expected == "200 OK", body.contains("\"components\""), "{shown:?}");
+            }
+        }
+        for incomplete in ["GET /healthy HTTP/1.1\r\nHost: x\r\n".to_owned(), with_cookies(HEAD)[..HEAD - 1].to_owned()] {
+            assert_eq!(ask(incomplete.as_bytes(), 1, &healthy), None);
         }
         unhealthy.require("database");
-        assert!(respond(b"GET /healthy HTTP/1.1\r\n\r\n", &healthy).starts_with(b"HTTP/1.1 503 "));
+        assert!(respond(b"GET /healthy HTTP/1.1\r", &healthy).starts_with(b"HTTP/1.1 503 "));
+    }
+
+    #[test]
+    fn of_a_head_only_the_request_line_is_kept() {
+        let mut head = Head::default();
+        assert_eq!(head.add(b"GET /healthy HTTP/1.1\r\n"), Progress::Incomplete);
+        for _ in 0..1000 {
+            assert_eq!(head.add(b"Cookie: x\r\n"), Progress::Incomplete);
+        }
+        assert_eq!(head.line, b"GET /healthy HTTP/1.1\r");
+    }
+
+    #[test]
+    fn a_port_that_is_in_use_is_tried_again_every_thirty_seconds() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let mut endpoint = Endpoint::new(port, Board::new("controller", "controller"));
+        let start = Instant::now();
+        assert!(endpoint.deadline().is_some_and(|first| first <= start));
+        endpoint.serve(start);
+        assert_eq!(endpoint.deadline(), Some(start + RETRY));
+        endpoint.serve(start + RETRY);
+        drop(taken);
+        let next = start + 2 * RETRY;
+        endpoint.serve(next - Duration::from_millis(1));
+        assert!(endpoint.server.is_none() && endpoint.deadline() == Some(next));
+        endpoint.serve(next);
+        // While the port is served and nobody asks, nothing is due.
+        assert!(endpoint.server.is_some() && endpoint.deadline().is_none());
+        let mut fds = Vec::new();
+        endpoint.descriptors(&mut fds);
+        assert_eq!(fds.len(), 1);
     }
 }

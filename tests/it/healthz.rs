@@ -1,6 +1,7 @@
 //! Health checks get through whatever other clients do. The Recorder serves as the program: it needs the least.
 
 use super::recorder::Recorder;
+use super::station::{Station, eventually, free_port};
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
@@ -50,7 +51,11 @@ fn each_request_gets_the_answer_it_deserves() {
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), 404),
         ("POST /healthy HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc".to_owned(), 405),
         ("nonsense\r\n\r\n".to_owned(), 400),
-        (format!("GET /healthy HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1024)), 431),
+        (format!("GET /healthy HTTP/1.1\r\nCookie: {}\r\n\r\n", "x".repeat(1200)), 200),
+        (format!("GET /healthy?{} HTTP/1.1\r\n\r\n", "x".repeat(15 << 10)), 200),
+        (format!("GET /healthy HTTP/1.1\r\nCookie: {}\r\n\r\n", "x".repeat(16 << 10)), 431),
+        ("GET http://127.0.0.1/healthy HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 200),
+        ("GET /healthy HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n\r\n".to_owned(), 200),
     ];
     for (request, status) in table {
         assert_eq!(ask(port, &request).0, status, "{request:?}");
@@ -103,6 +108,7 @@ fn silent_slow_and_endless_clients_delay_nobody_and_cost_nothing() {
         .map(|_| {
             let mut stream = connect(port);
             stream.set_nonblocking(true).unwrap();
+            // A request line is all that is kept.
             let mut left = 1 << 20;
             while left > 0 {
                 match stream.write(&[b'x'; 16 << 10]) {
@@ -142,4 +148,18 @@ fn silent_slow_and_endless_clients_delay_nobody_and_cost_nothing() {
     }
     let after = memory();
     assert!(after - before < 1024, "{before} kB grew to {after} kB");
+}
+
+#[test]
+fn a_port_that_becomes_free_is_served_within_half_a_minute() {
+    let station = Station::plan().without_postgres().without_redis().without_podman().up();
+    let port = free_port();
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let controller = station.controller_with(&[("SILVASONIC_CONTROLLER_PORT", &port.to_string())]);
+    let line = controller.wait_log("cannot serve /healthy", Duration::from_secs(10));
+    assert!(line.ends_with(&format!("on port {port}: Address already in use (os error 98); retrying every 30 s")), "{line}");
+    drop(taken);
+    controller.wait_log(&format!("serving /healthy on port {port} after 30 s"), Duration::from_secs(40));
+    eventually(Duration::from_secs(5), "an answer", || controller.get("/healthy"));
+    assert_eq!(controller.count_log("cannot serve /healthy"), 1);
 }
