@@ -73,6 +73,7 @@ pub mod cli;
 pub mod clock;
 pub mod collect;
 pub mod config;
+pub mod config_folder;
 pub mod containers;
 pub mod controller;
 pub mod database;

@@ -12,8 +12,8 @@ use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, In
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
 use silvasonic_controller::config::{Config, Launch, SettingFault};
+use silvasonic_controller::config_folder::ConfigFolder;
 use silvasonic_controller::controller::{Controller, End};
-use silvasonic_controller::database::seed::Seeder;
 use silvasonic_controller::descriptors;
 use silvasonic_controller::event::Event;
 use silvasonic_controller::health::board::Board;
@@ -77,7 +77,7 @@ fn execute(given: &Arguments) -> Result<ExitCode, ExitCode> {
 
 fn scan(config: &Config, given: &Arguments) -> CommandResult {
     // Unreadable profiles are reported, and the microphones are shown without them.
-    let (profiles, faults) = Seeder::new(config.config_dir.clone()).read_profiles().unwrap_or_else(|why| (Vec::new(), vec![why]));
+    let (profiles, faults) = ConfigFolder::new(config.config_dir.clone()).read_profiles().unwrap_or_else(|why| (Vec::new(), vec![why]));
     faults.iter().for_each(|fault| report(fault));
     let card = given.value("--card").and_then(|card| card.parse().ok());
     let scan = ScanReport::read(&config.host_root, &profiles, card)?;

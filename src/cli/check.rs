@@ -11,8 +11,8 @@ use crate::cli::devices::{HEARTBEAT_KEY, connect};
 use crate::cli::logs;
 use crate::cli::profiles;
 use crate::config::{Config, SettingFault};
+use crate::config_folder::ConfigFolder;
 use crate::database::connection::{Connection, reason};
-use crate::database::seed::Seeder;
 use crate::decide::container::Engine;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::hardware::sysfs;
@@ -203,7 +203,7 @@ fn database(config: &Config, findings: &mut Findings) {
         Ok((missing, _)) => findings.warn("schema", format!("missing: {}", missing.join(", ")), "the Controller creates it at its start"),
         Err(error) => findings.fail("schema", reason(&error), "grant the database user access to the tables"),
     }
-    let defaults = Seeder::new(config.config_dir.clone()).credentials();
+    let defaults = ConfigFolder::new(config.config_dir.clone()).credentials();
     let Ok((user, password)) = defaults else { return };
     match db.password_hash(&user) {
         Ok(Some(hash)) if bcrypt::verify(&password, &hash).unwrap_or(false) => {

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::collect::by_insertion;
 use crate::decide::device::Microphone;
 use crate::text::shown;
-use crate::yaml;
+use crate::yaml::{self, YamlFault};
 
 /// Allowed values of a field.
 enum FieldKind {
@@ -246,10 +246,13 @@ impl Profile {
     /// Reads a profile file.
     ///
     /// # Errors
-    /// Every fault, as `line: field: what`.
-    pub fn from_yaml(text: &str) -> Result<Self, Vec<String>> {
-        let located = |line: Option<usize>, what: String| line.map_or_else(|| what.clone(), |line| format!("{line}: {what}"));
-        let value = yaml::parse(text).map_err(|fault| vec![located(fault.line, fault.what)])?;
+    /// Every fault, as `field: what`.
+    pub fn from_yaml(text: &str) -> Result<Self, Vec<YamlFault>> {
+        let value = yaml::parse(text).map_err(|fault| vec![fault])?;
+        if !value.is_object() {
+            let found = if value.is_null() { "an empty file".to_owned() } else { shown(&value.to_string()).to_string() };
+            return Err(vec![YamlFault { line: None, what: format!("expected the fields of a profile, got {found}") }]);
+        }
         let mut faults = Vec::new();
         if value["schema_version"] != SCHEMA_VERSION {
             faults.push(fault("schema_version", &format!("{SCHEMA_VERSION:?}"), &value["schema_version"]));
@@ -280,7 +283,8 @@ impl Profile {
             }
             checked => {
                 faults.extend(checked.err().into_iter().flatten());
-                Err(faults.iter().map(|fault| located(yaml::line_of(text, &fault.field), fault.to_string())).collect())
+                let located = |fault: &FieldFault| YamlFault { line: yaml::line_of(text, &fault.field), what: fault.to_string() };
+                Err(faults.iter().map(located).collect())
             }
         }
     }
@@ -349,6 +353,10 @@ mod tests {
         ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap().criteria
     }
 
+    fn faults(text: &str) -> Vec<String> {
+        Profile::from_yaml(text).unwrap_err().iter().map(|fault| fault.in_file("f")).collect()
+    }
+
     #[test]
     fn defaults_are_added_and_unknown_keys_are_kept() {
         let config = ProfileConfig::from_json(&json!({ "audio": { "sample_rate": 384_000, "x": 1 }, "y": 2 })).unwrap();
@@ -405,7 +413,7 @@ mod tests {
             assert_eq!(config.criteria(), &Criteria::default());
         }
         let text = "schema_version: '1.0'\nslug: a\nname: x\naudio:\n  sample_rate: 1\n  match:\n    usb_vendor_id: 869\n";
-        assert!(Profile::from_yaml(text).unwrap_err()[0].starts_with("7: audio.match.usb_vendor_id: "));
+        assert!(faults(text)[0].starts_with("f:7: audio.match.usb_vendor_id: "));
     }
 
     #[test]
@@ -422,13 +430,25 @@ mod tests {
     fn faults_in_a_file_are_reported_with_lines() {
         let text = "schema_version: \"1.0\"\nslug: Bad Slug\nname: x\naudio:\n  sample_rate: fast\n";
         assert_eq!(
-            Profile::from_yaml(text).unwrap_err(),
+            faults(text),
             [
-                "2: slug: expected 1-64 of a-z, 0-9, _ and -, got \"Bad Slug\"",
-                "5: audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\"",
+                "f:2: slug: expected 1-64 of a-z, 0-9, _ and -, got \"Bad Slug\"",
+                "f:5: audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\"",
             ]
         );
-        assert!(Profile::from_yaml("a: [").unwrap_err()[0].starts_with("2: "));
+        for (text, expected) in [
+            ("", "f: expected the fields of a profile, got an empty file"),
+            ("\u{feff}# nothing\n", "f: expected the fields of a profile, got an empty file"),
+            ("- slug: a\n", "f: expected the fields of a profile, got [{\"slug\":\"a\"}]"),
+            ("slug\n", "f: expected the fields of a profile, got \"slug\""),
+            ("schema_version: '1.0'\nname: a\naudio: {sample_rate: 1}\n", "f: slug: expected 1-64 of a-z, 0-9, _ and -, got nothing"),
+            (
+                "schema_version: '1.0'\nslug: a\nname: a\naudio:\n  channels: 1\n",
+                "f:4: audio.sample_rate: expected a whole number from 1 to 10000000, got nothing",
+            ),
+        ] {
+            assert_eq!(faults(text), [expected]);
+        }
     }
 
     #[test]

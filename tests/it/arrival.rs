@@ -101,7 +101,8 @@ fn broken_files_are_reported_and_spoil_nothing_else() {
     );
     controller.wait_log("seeding profiles: profiles/broken.yml:", SOON);
     controller.wait_log("seeding profiles: profiles/nul.yml", SOON);
-    controller.wait_log("seeding settings: defaults.yml: system.max_recorders: expected a whole number from 0 to 1000, got \"many\"", SOON);
+    controller
+        .wait_log("seeding settings: defaults.yml:2: system.max_recorders: expected a whole number from 0 to 1000, got \"many\"", SOON);
     controller.wait_log("seeded user ann", SOON);
     let text = |sql: &str| station.postgres.value::<String>(sql).unwrap();
     assert_eq!(text("SELECT string_agg(key || value::text, ' ') FROM system_config"), "other{\"a\": 1, \"b\": {\"c\": 3}}");
@@ -116,7 +117,7 @@ fn a_long_password_is_refused() {
     let text = format!("auth: {{default_username: ann, default_password: '{}'}}\n", "x".repeat(73));
     fs::write(folder.join("defaults.yml"), text).unwrap();
     let controller = station.controller_with(&[("SILVASONIC_CONFIG_DIR", folder.to_str().unwrap())]);
-    controller.wait_log("seeding auth: defaults.yml: auth.default_password: expected at most 72 bytes, got 73", SOON);
+    controller.wait_log("seeding auth: defaults.yml:1: auth.default_password: expected at most 72 bytes, got 73", SOON);
     assert_eq!(station.postgres.value::<i64>("SELECT count(*) FROM users"), Some(0));
 }
 

@@ -126,21 +126,26 @@ fn each_file_is_ok_or_its_faults_are_listed() {
         ("profiles/c.yml", profile("0003", "fast")),
         ("profiles/d.yml", "a: [\n".to_owned()),
         ("profiles/e.txt", "no profile".to_owned()),
+        ("profiles/._a.yml", "hidden".to_owned()),
+        ("profiles/G.YAML", format!("\u{feff}{}", profile("0007", "1").replace('\n', "\r\n"))),
     ];
     for (name, text) in files {
         fs::write(folder.join(name), text).unwrap();
     }
     fs::create_dir(folder.join("profiles/f.yml")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", folder.join("profiles/h.yml")).unwrap();
     let expected = "\
 defaults.yml:3: system.max_recorders: expected a whole number from 0 to 1000, got \"many\"
 defaults.yml: auth: expected a section with default_username and default_password
 defaults.override.yml:2: system.longitude: expected a number from -180 to 180, or null, got \"east\"
+profiles/G.YAML: ok
 profiles/a.yml: ok
 profiles/b.yml:2: slug: profiles/a.yml has the slug 0001, too
 profiles/b.yml:7: audio.match: profiles/a.yml has the USB ids 0869:0001, too; neither profile is chosen automatically
 profiles/c.yml:5: audio.sample_rate: expected a whole number from 1 to 10000000, got \"fast\"
-profiles/d.yml:2: did not find expected node content, while parsing a flow node
+profiles/d.yml:1: did not find expected node content, while parsing a flow node
 profiles/f.yml: expected a file
+profiles/h.yml: a link to /nowhere, which does not exist
 ";
     let line = format!("profiles check {}", folder.display());
     assert_eq!(check(&line), (Some(1), expected.to_owned(), String::new()));
@@ -148,7 +153,7 @@ profiles/f.yml: expected a file
     fs::remove_dir(folder.join("profiles/f.yml")).unwrap();
     fs::remove_file(folder.join("profiles/d.yml")).unwrap();
     let (code, text, _) = check(&format!("{line}/profiles"));
-    assert_eq!((code, text.lines().next()), (Some(1), Some("a.yml: ok")), "{text}");
+    assert_eq!((code, text.lines().next()), (Some(1), Some("G.YAML: ok")), "{text}");
     let (code, text, why) = check("profiles check /nonexistent");
     assert_eq!((code, text.as_str()), (Some(1), ""));
     assert!(why.contains("/nonexistent: No such file"), "{why}");
