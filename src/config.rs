@@ -1,9 +1,10 @@
 //! The settings of the program. Only this file reads the environment.
 //!
 //! [`Config::read`] reads every variable of [`VARIABLES`] once, at start, and reports all faults together, each with
-//! the variable, its value and the allowed values. An empty value counts as unset, because Compose files pass unset
-//! variables as empty ones. Invariant: no fault contains a secret (the database password, a password in the Redis
-//! URL).
+//! the variable, its value, the allowed values, and what to write instead if the mistake is a common one. An empty value
+//! counts as unset, because Compose files pass unset variables as empty ones. White space at the ends of a value, such
+//! as the carriage return of a file from Windows, is ignored, except in the password. Invariant: no fault contains a
+//! secret (the database password, a password in the Redis URL).
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::decide::spec::RecorderSettings;
+use crate::text::is_invisible;
 
 /// Every variable with its default and meaning, in the order of the README's table.
 pub const VARIABLES: &[(&str, &str, &str)] = &[
@@ -33,7 +35,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_RECORDER_IMAGE", "localhost/silvasonic_recorder:latest", "Recorder image; never pulled"),
     ("SILVASONIC_RECORDER_MEMORY_LIMIT", "512m", "memory limit of a Recorder: bytes, or with b, k, m, g; at least 6m"),
     ("SILVASONIC_RECORDER_CPU_LIMIT", "1.0", "CPU limit of a Recorder in cores, 0.01-512"),
-    ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "5", "Podman's own on-failure retries, 1-100"),
+    ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "5", "Podman's own on-failure retries, 0-100; the Controller itself always retries"),
     ("SILVASONIC_RECORDER_PRIVILEGED", "true", "whether Recorders are privileged containers; false: access to `/dev/snd` only"),
     ("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", "tick of the main loop in seconds, 0.1-60"),
     ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", "seconds that a disconnected microphone still counts as online, 0-3600"),
@@ -43,7 +45,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
     ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders: `stop`, or `keep` to adopt them at the next start"),
     ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", "seconds for the whole shutdown, 3-600; Recorders get 10 s of them, or what is left"),
-    ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace"),
+    ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace, in any case; also `warning` and `critical`"),
 ];
 
 /// Set by a process that replaces itself: the id of that process, which stays the same. Not a setting.
@@ -99,6 +101,14 @@ pub struct DatabaseSettings {
     pub password: String,
     /// Database name.
     pub name: String,
+}
+
+impl DatabaseSettings {
+    /// What looks like a mistake in the password, which is used as given. Does not contain the password.
+    #[must_use]
+    pub fn password_flaw(&self) -> Option<String> {
+        flaw(&self.password).map(|flaw| format!("POSTGRES_PASSWORD {flaw}"))
+    }
 }
 
 impl fmt::Debug for DatabaseSettings {
@@ -157,11 +167,14 @@ pub struct SettingFault {
     name: &'static str,
     value: String,
     expected: &'static str,
+    /// What to write instead.
+    hint: Option<String>,
 }
 
 impl fmt::Display for SettingFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: expected {}, got {:?}", self.name, self.expected, self.value)
+        write!(f, "{}: expected {}, got {:?}", self.name, self.expected, self.value)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "; {hint}"))
     }
 }
 
@@ -173,11 +186,12 @@ impl Config {
     pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<SettingFault>> {
         let mut env = Reader { lookup, faults: Vec::new() };
         let workspace = env.path("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace");
-        let redis_url = env.secret(
-            "SILVASONIC_REDIS_URL",
+        let redis_url = env.convert(
+            ("SILVASONIC_REDIS_URL", None),
             "redis://localhost:6379/0",
             "redis://[user:password@]host[:port][/number] or unix:///path",
-            |text| redis::Client::open(text).ok().map(|_| text.to_owned()),
+            Kind::Url,
+            |text| redis::Client::open(text).ok().filter(|_| !is_cut_short(text)).map(|_| text.to_owned()),
         );
         let config = Config {
             socket: env.path("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock"),
@@ -187,15 +201,13 @@ impl Config {
                     text.parse().ok().filter(|port| *port > 0)
                 }),
                 user: env.text("POSTGRES_USER", None, "silvasonic", PLAIN, is_plain),
-                password: env.secret("POSTGRES_PASSWORD", "silvasonic", "UTF-8 text without NUL", |text| {
-                    (!text.contains('\0')).then(|| text.to_owned())
-                }),
+                password: env.convert(("POSTGRES_PASSWORD", None), "silvasonic", UTF8, Kind::Password, |text| Some(text.to_owned())),
                 name: env.text("POSTGRES_DB", None, "silvasonic", PLAIN, is_plain),
             },
             port: env.parsed("SILVASONIC_CONTROLLER_PORT", None, "9100", "a port number from 0 to 65535", |text| text.parse().ok()),
             recorder: RecorderSettings {
                 image: env.text("SILVASONIC_RECORDER_IMAGE", None, "localhost/silvasonic_recorder:latest", PLAIN, is_plain),
-                network: env.text("SILVASONIC_NETWORK", None, "silvasonic-net", NAME, is_name),
+                network: env.text("SILVASONIC_NETWORK", None, "silvasonic-net", NETWORK, is_network),
                 owner: env.text("SILVASONIC_OWNER", None, "controller", NAME, is_name),
                 workspace: workspace.clone(),
                 redis_url: redis_url.clone(),
@@ -209,8 +221,8 @@ impl Config {
                 cpu_quota: env.parsed("SILVASONIC_RECORDER_CPU_LIMIT", None, "1.0", "a number of cores from 0.01 to 512", |text| {
                     number_within(text, 0.01, 512.0).map(cpu_quota)
                 }),
-                restart_tries: env.parsed("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", None, "5", "a whole number from 1 to 100", |text| {
-                    text.parse().ok().filter(|tries| (1..=100).contains(tries))
+                restart_tries: env.parsed("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", None, "5", "a whole number from 0 to 100", |text| {
+                    text.parse().ok().filter(|tries| *tries <= 100)
                 }),
                 privileged: env.parsed("SILVASONIC_RECORDER_PRIVILEGED", None, "true", "true or false", |text| text.parse().ok()),
             },
@@ -226,9 +238,7 @@ impl Config {
                 _ => None,
             }),
             shutdown_timeout: env.seconds("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", 3.0, 600.0, "seconds from 3 to 600"),
-            log_level: env.parsed("SILVASONIC_LOG_LEVEL", None, "info", "error, warn, info, debug or trace", |text| {
-                text.parse().ok().filter(|level| *level != LevelFilter::Off)
-            }),
+            log_level: env.parsed("SILVASONIC_LOG_LEVEL", None, "info", "error, warn, info, debug or trace", log_level),
             redis_url,
             supervisor: env.supervisor(),
             launch: env.launch(),
@@ -242,12 +252,19 @@ impl Config {
     }
 }
 
-/// Whether a fault may show the value of a variable. A secret is not trimmed either: a password may begin with a space.
+/// How a value is used and shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Secrecy {
+enum Kind {
+    /// Without white space at its ends.
     Public,
-    Secret,
+    /// Likewise, but a fault does not show it: it may contain a password.
+    Url,
+    /// As given, as a password may begin with a space. A fault does not show it.
+    Password,
 }
+
+/// The name of a variable, and its older name.
+type Name = (&'static str, Option<&'static str>);
 
 struct Reader<F> {
     lookup: F,
@@ -256,6 +273,7 @@ struct Reader<F> {
 
 const UTF8: &str = "UTF-8 text";
 const NAME: &str = "1-63 letters, digits, `.`, `_` or `-`, beginning with a letter or digit";
+const NETWORK: &str = "the name of a Podman network, not a mode such as host, none or bridge: 1-63 letters, digits, `.`, `_` or `-`, beginning with a letter or digit";
 const PLAIN: &str = "1-255 printable characters without spaces";
 const HOST: &str = "a host name, an address or an absolute socket directory";
 const ABSOLUTE: &str = "an absolute path";
@@ -263,16 +281,18 @@ const ABSOLUTE: &str = "an absolute path";
 impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
     /// The value, or the default if it is unset, with the variable's name. `None` if it is not UTF-8; a fault is
     /// recorded.
-    fn raw(&mut self, name: &'static str, older: Option<&'static str>, default: &str) -> Option<(&'static str, String)> {
+    fn raw(&mut self, (name, older): Name, default: &str, kind: Kind) -> Option<(&'static str, String)> {
         for name in std::iter::once(name).chain(older) {
-            match (self.lookup)(name).map(OsString::into_string) {
-                None => {}
-                Some(Ok(text)) if text.is_empty() => {}
-                Some(Ok(text)) => return Some((name, text)),
-                Some(Err(raw)) => {
-                    let is_secret = ["POSTGRES_PASSWORD", "SILVASONIC_REDIS_URL"].contains(&name);
-                    let value = if is_secret { "(hidden)".to_owned() } else { raw.to_string_lossy().into_owned() };
-                    self.faults.push(SettingFault { name, value, expected: UTF8 });
+            let Some(value) = (self.lookup)(name) else { continue };
+            match value.into_string() {
+                Ok(text) => {
+                    let text = if kind == Kind::Password { &text } else { text.trim() };
+                    if !text.is_empty() {
+                        return Some((name, text.to_owned()));
+                    }
+                }
+                Err(raw) => {
+                    self.fault(name, &raw.to_string_lossy(), UTF8, kind, None);
                     return None;
                 }
             }
@@ -280,24 +300,23 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         Some((name, default.to_owned()))
     }
 
-    fn convert<T>(
-        &mut self,
-        name: &'static str,
-        older: Option<&'static str>,
-        default: &str,
-        expected: &'static str,
-        secrecy: Secrecy,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> T {
-        if let Some((name, text)) = self.raw(name, older, default) {
-            if let Some(value) = parse(if secrecy == Secrecy::Secret { &text } else { text.trim() }) {
-                return value;
+    fn fault(&mut self, name: &'static str, value: &str, expected: &'static str, kind: Kind, hint: Option<String>) {
+        let value = if kind == Kind::Public { value } else { "(hidden)" }.to_owned();
+        self.faults.push(SettingFault { name, value, expected, hint });
+    }
+
+    fn convert<T>(&mut self, names: Name, default: &str, expected: &'static str, kind: Kind, parse: impl Fn(&str) -> Option<T>) -> T {
+        if let Some((name, text)) = self.raw(names, default, kind) {
+            let flaw = flaw(&text).filter(|_| kind != Kind::Password);
+            match parse(&text) {
+                Some(value) if flaw.is_none() => return value,
+                _ => {}
             }
-            let value = if secrecy == Secrecy::Secret { "(hidden)".to_owned() } else { text };
-            self.faults.push(SettingFault { name, value, expected });
+            let hint = flaw.map(|flaw| format!("the value {flaw}")).or_else(|| hint(&text, kind).map(str::to_owned));
+            self.fault(name, &text, expected, kind, hint);
         }
         // The program ends because of the fault. Until then the default is used, to find the faults of other variables.
-        parse(default).unwrap_or_else(|| unreachable!("the default of {name} is valid"))
+        parse(default).unwrap_or_else(|| unreachable!("the default of {} is valid", names.0))
     }
 
     fn parsed<T>(
@@ -308,11 +327,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         expected: &'static str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> T {
-        self.convert(name, older, default, expected, Secrecy::Public, parse)
-    }
-
-    fn secret<T>(&mut self, name: &'static str, default: &str, expected: &'static str, parse: impl Fn(&str) -> Option<T>) -> T {
-        self.convert(name, None, default, expected, Secrecy::Secret, parse)
+        self.convert((name, older), default, expected, Kind::Public, parse)
     }
 
     fn text(
@@ -346,15 +361,51 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
     }
 
     fn optional_path(&mut self, name: &'static str) -> Option<PathBuf> {
-        let (name, text) = self.raw(name, None, "")?;
-        if text.is_empty() {
-            return None;
+        self.parsed(name, None, "", ABSOLUTE, |text| if text.is_empty() { Some(None) } else { absolute_path(text).map(Some) })
+    }
+}
+
+/// What looks like a mistake at the ends of a value, as a phrase that follows the name of the value.
+fn flaw(text: &str) -> Option<String> {
+    let quotes = ['"', '\''].into_iter().any(|quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote));
+    if quotes {
+        return Some("is in quotes: remove them, unless they belong to it".to_owned());
+    }
+    let suspicious = |c: &char| c.is_whitespace() || is_invisible(*c);
+    let last = text.chars().next_back().filter(suspicious).map(|c| ("ends", c));
+    let (place, c) = last.or_else(|| text.chars().next().filter(suspicious).map(|c| ("begins", c)))?;
+    let kind = match c {
+        c if c.is_control() => "a control character",
+        c if c.is_whitespace() => "white space",
+        _ => "an invisible character",
+    };
+    Some(format!("{place} with {kind} (U+{:04X}): remove it, unless it belongs to it", u32::from(c)))
+}
+
+/// What to write instead of a malformed value.
+fn hint(text: &str, kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Url if is_cut_short(text) => Some("in a user or password write `#` as %23, `/` as %2F and `?` as %3F"),
+        Kind::Public if text == "~" || text.starts_with("~") && text.contains('/') || text.starts_with('$') => {
+            Some("`~` and `$` are not expanded: write the whole path, such as /home/USER/data")
         }
-        let path = absolute_path(&text);
-        if path.is_none() {
-            self.faults.push(SettingFault { name, value: text, expected: ABSOLUTE });
-        }
-        path
+        _ => None,
+    }
+}
+
+/// Whether a URL ends at a character of the password that is not escaped: `redis://user:2024#1@host` is the host `user`.
+fn is_cut_short(url: &str) -> bool {
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    url.contains('#') || !scheme.ends_with("unix") && !authority.contains('@') && rest.contains('@')
+}
+
+/// As Python's `logging` names the levels, too.
+fn log_level(text: &str) -> Option<LevelFilter> {
+    match text.to_ascii_lowercase().as_str() {
+        "warning" => Some(LevelFilter::Warn),
+        "critical" => Some(LevelFilter::Error),
+        level => level.parse().ok().filter(|level| *level != LevelFilter::Off),
     }
 }
 
@@ -369,8 +420,14 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
+/// Podman would read these names as modes of a container's network.
+fn is_network(text: &str) -> bool {
+    const MODES: [&str; 10] = ["bridge", "container", "default", "host", "none", "ns", "pasta", "pod", "private", "slirp4netns"];
+    is_name(text) && !MODES.contains(&text)
+}
+
 fn is_plain(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && text.chars().all(|c| !c.is_whitespace() && !c.is_control())
+    (1..=255).contains(&text.len()) && text.chars().all(|c| !c.is_whitespace() && !is_invisible(c))
 }
 
 fn is_host(text: &str) -> bool {
@@ -446,7 +503,7 @@ mod tests {
             ("SILVASONIC_DB_HOST", "a b"),
             ("SILVASONIC_DB_PORT", "0"),
             ("POSTGRES_USER", "a b"),
-            ("POSTGRES_DB", "\n"),
+            ("POSTGRES_DB", "a\u{200b}b"),
             ("SILVASONIC_REDIS_URL", "http://x"),
             ("SILVASONIC_CONTROLLER_PORT", "70000"),
             ("SILVASONIC_WORKSPACE_PATH", "/data/../etc"),
@@ -454,7 +511,7 @@ mod tests {
             ("SILVASONIC_RECORDER_IMAGE", "a b"),
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1m"),
             ("SILVASONIC_RECORDER_CPU_LIMIT", "0"),
-            ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "0"),
+            ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "101"),
             ("SILVASONIC_RECORDER_PRIVILEGED", "no"),
             ("SILVASONIC_RECONCILE_INTERVAL_S", "NaN"),
             ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "-1"),
@@ -482,6 +539,147 @@ mod tests {
         let faults = Config::read(read).unwrap_err();
         assert_eq!(faults.len(), 2);
         assert!(faults.iter().all(|fault| !fault.to_string().contains("s3cr3t")), "{faults:?}");
+    }
+
+    #[test]
+    fn white_space_at_the_ends_is_ignored_in_every_setting_but_the_password() {
+        let spaces = |text: &str| format!(" \t{text}\u{a0} \r\n");
+        for (name, value) in [
+            ("SILVASONIC_CONTAINER_SOCKET", "/run/podman.sock"),
+            ("SILVASONIC_NETWORK", "net"),
+            ("SILVASONIC_DB_HOST", "db"),
+            ("SILVASONIC_DB_PORT", "5433"),
+            ("POSTGRES_HOST", "db"),
+            ("POSTGRES_PORT", "5433"),
+            ("POSTGRES_USER", "user"),
+            ("POSTGRES_DB", "name"),
+            ("SILVASONIC_REDIS_URL", "redis://:secret@redis/1"),
+            ("SILVASONIC_CONTROLLER_PORT", "0"),
+            ("SILVASONIC_WORKSPACE_PATH", "/data"),
+            ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "/local"),
+            ("SILVASONIC_RECORDER_IMAGE", "image"),
+            ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1g"),
+            ("SILVASONIC_RECORDER_CPU_LIMIT", "2"),
+            ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "0"),
+            ("SILVASONIC_RECORDER_PRIVILEGED", "false"),
+            ("SILVASONIC_RECONCILE_INTERVAL_S", "2"),
+            ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0"),
+            ("SILVASONIC_HEARTBEAT_INTERVAL_S", "60"),
+            ("SILVASONIC_HOST_ROOT", "/host"),
+            ("SILVASONIC_CONFIG_DIR", "/config"),
+            ("SILVASONIC_OWNER", "me"),
+            ("SILVASONIC_SHUTDOWN", "keep"),
+            ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "600"),
+            ("SILVASONIC_LOG_LEVEL", "WARNING"),
+        ] {
+            let all = |set: &[(&str, &str)]| format!("{:?}", read(set).unwrap_or_else(|faults| panic!("{faults:?}")));
+            let expected = all(&[(name, value)]);
+            assert_ne!(expected, all(&[]), "{name} is not read");
+            assert_eq!(all(&[(name, &spaces(value))]), expected);
+            assert_eq!(all(&[(name, &spaces(""))]), all(&[]), "{name}");
+        }
+        assert_eq!(read(&[("POSTGRES_PASSWORD", &spaces("x"))]).unwrap().database.password, spaces("x"));
+    }
+
+    #[test]
+    fn common_mistakes_are_named_in_one_line() {
+        const PATH: &str = "expected an absolute path";
+        const URL: &str = "expected redis://[user:password@]host[:port][/number] or unix:///path, got \"(hidden)\"";
+        const EXPAND: &str = "`~` and `$` are not expanded: write the whole path, such as /home/USER/data";
+        const ESCAPE: &str = "in a user or password write `#` as %23, `/` as %2F and `?` as %3F";
+        const QUOTES: &str = "the value is in quotes: remove them, unless they belong to it";
+        const PLAIN: &str = "expected 1-255 printable characters without spaces";
+        let network = |name: &str| format!("expected {NETWORK}, got {name:?}");
+        let table = [
+            ("SILVASONIC_WORKSPACE_PATH", "~/data", format!("{PATH}, got \"~/data\"; {EXPAND}")),
+            ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "~pi/data", format!("{PATH}, got \"~pi/data\"; {EXPAND}")),
+            ("SILVASONIC_CONTAINER_SOCKET", "$XDG_RUNTIME_DIR/podman", format!("{PATH}, got \"$XDG_RUNTIME_DIR/podman\"; {EXPAND}")),
+            ("SILVASONIC_CONFIG_DIR", "~", format!("{PATH}, got \"~\"; {EXPAND}")),
+            ("SILVASONIC_HOST_ROOT", "\"/host\"", format!("{PATH}, got \"\\\"/host\\\"\"; {QUOTES}")),
+            ("SILVASONIC_DB_HOST", "~/run", format!("expected {HOST}, got \"~/run\"; {EXPAND}")),
+            ("POSTGRES_USER", "'me'", format!("{PLAIN}, got \"'me'\"; {QUOTES}")),
+            ("SILVASONIC_LOG_LEVEL", "\"info\"", format!("expected error, warn, info, debug or trace, got \"\\\"info\\\"\"; {QUOTES}")),
+            (
+                "POSTGRES_DB",
+                "name\u{200b}",
+                format!(
+                    "{PLAIN}, got \"name\\u{{200b}}\"; the value ends with an invisible character (U+200B): remove it, unless it belongs to it"
+                ),
+            ),
+            (
+                "SILVASONIC_CONTROLLER_PORT",
+                "\u{feff}9100",
+                "expected a port number from 0 to 65535, got \"\\u{feff}9100\"; the value begins with an invisible character (U+FEFF): \
+                 remove it, unless it belongs to it"
+                    .to_owned(),
+            ),
+            ("SILVASONIC_NETWORK", "host", network("host")),
+            ("SILVASONIC_NETWORK", "none", network("none")),
+            ("SILVASONIC_NETWORK", "bridge", network("bridge")),
+            ("SILVASONIC_NETWORK", "slirp4netns", network("slirp4netns")),
+            ("SILVASONIC_NETWORK", "container:x", network("container:x")),
+            ("SILVASONIC_REDIS_URL", "redis://user:2024#pw@host", format!("{URL}; {ESCAPE}")),
+            ("SILVASONIC_REDIS_URL", "redis://:pa#ss@host:6379/0", format!("{URL}; {ESCAPE}")),
+            ("SILVASONIC_REDIS_URL", "redis://user:2024/pw@host", format!("{URL}; {ESCAPE}")),
+            ("SILVASONIC_REDIS_URL", "redis://user:2024?pw@host", format!("{URL}; {ESCAPE}")),
+            ("SILVASONIC_REDIS_URL", "redis://user:p@2024#pw@host", format!("{URL}; {ESCAPE}")),
+            ("SILVASONIC_REDIS_URL", "unix:///run/redis.sock?pass=2024#pw", format!("{URL}; {ESCAPE}")),
+            ("SILVASONIC_REDIS_URL", "\"redis://user:2024@host\"", format!("{URL}; {QUOTES}")),
+        ];
+        for (name, value, expected) in table {
+            assert_eq!(read(&[(name, value)]).unwrap_err(), [format!("{name}: {expected}")]);
+        }
+        for url in
+            ["redis://user:2024%23pw@host", "redis://u:p@host/0?protocol=2", "unix:///run/redis.sock?user=u&pass=p@ss", "redis://[::1]/1"]
+        {
+            assert_eq!(read(&[("SILVASONIC_REDIS_URL", url)]).unwrap().redis_url, url);
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_mistake_in_the_password_is_named_without_the_password() {
+        let table = [
+            ("2024secret\r", Some("ends with a control character (U+000D): remove it, unless it belongs to it")),
+            ("2024secret ", Some("ends with white space (U+0020): remove it, unless it belongs to it")),
+            ("2024secret\u{a0}", Some("ends with white space (U+00A0): remove it, unless it belongs to it")),
+            ("\u{feff}2024secret", Some("begins with an invisible character (U+FEFF): remove it, unless it belongs to it")),
+            ("\"2024secret\"", Some("is in quotes: remove them, unless they belong to it")),
+            ("2024 secret", None),
+            ("\"", None),
+        ];
+        for (password, expected) in table {
+            let database = read(&[("POSTGRES_PASSWORD", password)]).unwrap().database;
+            assert_eq!(database.password, password);
+            assert_eq!(database.password_flaw(), expected.map(|flaw| format!("POSTGRES_PASSWORD {flaw}")));
+        }
+    }
+
+    #[test]
+    fn secrets_that_are_not_utf8_are_not_shown() {
+        use std::os::unix::ffi::OsStringExt;
+        let lookup =
+            |name: &str| ["POSTGRES_PASSWORD", "SILVASONIC_REDIS_URL"].contains(&name).then(|| OsString::from_vec(b"se\xffcret".to_vec()));
+        let faults = Config::read(lookup).unwrap_err();
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        let expected = ["POSTGRES_PASSWORD", "SILVASONIC_REDIS_URL"].map(|name| format!("{name}: expected UTF-8 text, got \"(hidden)\""));
+        assert_eq!(faults, expected);
+    }
+
+    #[test]
+    fn log_levels_have_the_names_of_python_too() {
+        let level = |text| read(&[("SILVASONIC_LOG_LEVEL", text)]).map(|config| config.log_level).ok();
+        for (text, expected) in [
+            ("warning", Some(LevelFilter::Warn)),
+            ("Warning", Some(LevelFilter::Warn)),
+            ("WARN", Some(LevelFilter::Warn)),
+            ("CRITICAL", Some(LevelFilter::Error)),
+            ("critical", Some(LevelFilter::Error)),
+            ("Debug", Some(LevelFilter::Debug)),
+            ("off", None),
+            ("fatal", None),
+        ] {
+            assert_eq!(level(text), expected, "{text}");
+        }
     }
 
     #[test]

@@ -82,6 +82,13 @@ pub fn check(settings: Result<Config, Vec<SettingFault>>, format: Format) -> (bo
         }
         Ok(config) => {
             findings.ok("settings", format!("owner {}, tick {} s", config.recorder.owner, config.interval.as_secs_f64()));
+            if let Some(flaw) = config.database.password_flaw() {
+                findings.warn(
+                    "settings",
+                    flaw,
+                    "see how the file is read that sets it: line ends, spaces and quotes can be part of a value",
+                );
+            }
             podman(&config, &mut findings);
             sound(&config, &mut findings);
             database(&config, &mut findings);

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Config, Statement};
 use rustix::event::{EventfdFlags, eventfd};
@@ -104,7 +105,11 @@ impl Connection {
         let (connector, failure) = Connector::new(deadline, peer);
         // At the last moment, as other threads open descriptors meanwhile.
         check_descriptors()?;
-        let client = config.connect(connector).map_err(|error| reason(&error))?;
+        let connected = config.connect(connector);
+        let client = connected.map_err(|error| {
+            let flaw = database.password_flaw().filter(|_| is_login_refused(&error));
+            flaw.map_or_else(|| reason(&error), |flaw| format!("{}; {flaw}", reason(&error)))
+        })?;
         let unlimited = failure.lock().unwrap_or_else(PoisonError::into_inner).take().map(|why| why.to_string());
         Ok(Self { client, snapshot: None, raw: None, unlimited, disconnecting: None, attached })
     }
@@ -243,6 +248,12 @@ fn addresses(host: &str, port: u16) -> Result<Vec<IpAddr>, String> {
         }
     }
     if addresses.is_empty() { Err(format!("cannot resolve {host:?}: it has no address")) } else { Ok(addresses) }
+}
+
+/// Whether the server, or a PgBouncer before it, refused user or password.
+fn is_login_refused(error: &postgres::Error) -> bool {
+    let code = error.code().map_or("", SqlState::code);
+    code.starts_with("28") || code == SqlState::PROTOCOL_VIOLATION.code()
 }
 
 /// The error with all its causes on one line. An error of the server is reduced to its message and its code.

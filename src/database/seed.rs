@@ -5,6 +5,7 @@
 //! that exist are never changed: the user may have edited them.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;

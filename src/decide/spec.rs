@@ -194,7 +194,7 @@ impl Spec {
     /// Everything but the labels. Keys are sorted, so equal specs produce equal text.
     fn body(&self) -> Value {
         let parts = &self.recorder;
-        json!({
+        let mut body = json!({
             "name": self.name,
             "image": parts.image,
             "env": self.env,
@@ -219,7 +219,13 @@ impl Spec {
             "stop_timeout": STOP_TIMEOUT_S,
             "image_volume_mode": "ignore",
             "log_configuration": { "driver": "k8s-file", "size": LOG_BYTES },
-        })
+        });
+        if parts.restart_tries == 0 {
+            // Podman takes 0 as "no limit".
+            body["restart_policy"] = "no".into();
+            body.as_object_mut().map(|fields| fields.remove("restart_tries"));
+        }
+        body
     }
 
     /// The body of `POST containers/create` for this engine. A successor has another `name` until it replaces a
@@ -362,6 +368,18 @@ pub(crate) mod tests {
         let changed = Spec::new(&recorder(), "a", &other, "p-a", "p", config.to_owned());
         assert_eq!(changed.env[DEVICE], "hw:0,1");
         assert_ne!(changed.hash(), spec("a", 0).hash());
+    }
+
+    #[test]
+    fn no_retries_are_another_policy_as_podman_takes_zero_as_no_limit() {
+        let with = |tries| {
+            let mut spec = spec("a", 0);
+            spec.recorder.restart_tries = tries;
+            let request = spec.create_request(&engine(false, Version(4, 3, 1)), "n");
+            (request["restart_policy"].clone(), request.get("restart_tries").cloned())
+        };
+        assert_eq!(with(1), (json!("on-failure"), Some(json!(1))));
+        assert_eq!(with(0), (json!("no"), None));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::commands::typed;
 use super::start::ids;
 use super::station::{Controller, Station, eventually};
 use super::tree::Card;
@@ -357,4 +358,23 @@ fn a_foreign_users_table_is_no_reason_to_end() {
     two_cycles(&station);
     two_cycles(&station);
     assert_eq!(controller.count_log("bug in thread"), 0);
+}
+
+#[test]
+fn a_carriage_return_after_the_password_is_named_where_the_password_is_refused() {
+    let station = Station::plan().without_podman().without_redis().up();
+    station.postgres.ask_for_passwords();
+    let settings = [("POSTGRES_PASSWORD", "silvasonic\r")];
+    let flaw = "POSTGRES_PASSWORD ends with a control character (U+000D): remove it, unless it belongs to it";
+    let refused = format!("PostgreSQL reports: password authentication failed for user \"silvasonic\" (28P01); {flaw}");
+    let controller = station.controller_with(&settings);
+    let line = controller.wait_log("cannot read PostgreSQL", SOON);
+    assert!(line.ends_with(&refused), "{line}");
+    let (code, text, _) = typed(&station, "check", &settings);
+    assert_eq!(code, Some(1));
+    assert!(text.lines().any(|line| line.starts_with("warning  settings") && line.contains(flaw)), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("failed   postgresql") && line.contains(&refused)), "{text}");
+    // It is used as given: a password that really ends so is accepted.
+    station.postgres.exec("ALTER ROLE silvasonic PASSWORD E'silvasonic\\r'");
+    eventually(2 * SOON, "the connection", || (controller.count_log("connected to PostgreSQL") > 0).then_some(()));
 }

@@ -200,7 +200,7 @@ fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
 
     let set = [
         ("SILVASONIC_RECORDER_IMAGE", "localhost/none:1"),
-        ("SILVASONIC_NETWORK", "none"),
+        ("SILVASONIC_NETWORK", "missing"),
         ("SILVASONIC_REDIS_URL", "redis://localhost:1/"),
     ];
     let (code, text, _) = typed(&station, "check --json", &set);

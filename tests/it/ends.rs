@@ -265,3 +265,27 @@ fn a_full_disk_is_named_and_room_is_found_as_soon_as_it_is_there() {
     fs::remove_file(workspace.join("two")).unwrap();
     eventually(AGAIN, "the Recorder", || (state(&station, ULTRAMIC, "Status") == "running").then_some(()));
 }
+
+#[test]
+fn without_retries_of_podman_the_controller_alone_starts_a_recorder_again() {
+    let station = Station::up();
+    let image = station.image("mortal", MORTAL);
+    station.tree.set(&[Card::ultramic()]);
+    let settings = [("SILVASONIC_RECORDER_IMAGE", image.as_str()), ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "0")];
+    let controller = station.controller_with(&settings);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let policy = &station.inspect(ULTRAMIC).unwrap()["HostConfig"]["RestartPolicy"];
+    assert_eq!((&policy["Name"], &policy["MaximumRetryCount"]), (&json!("no"), &json!(0)));
+    let before = ids(&station)[ULTRAMIC].clone();
+    let folder = station.workspace().join("recorder/ultramic-384-evo-6a21");
+    fs::write(folder.join("new"), "3\n").unwrap();
+    fs::rename(folder.join("new"), folder.join("end")).unwrap();
+    controller.wait_log("ended with code 3; next start in 0 s", SOON);
+    eventually(SOON, "a new container that runs", || {
+        let is_new = ids(&station).get(ULTRAMIC).is_some_and(|id| *id != before);
+        (is_new && state(&station, ULTRAMIC, "Status") == "running").then_some(())
+    });
+    assert_eq!(controller.count_log("Podman restarted it"), 0);
+    // What runs with this setting is adopted.
+    assert_eq!(controller.count_log("is replaced"), 0);
+}

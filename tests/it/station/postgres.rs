@@ -73,6 +73,15 @@ impl Postgres {
         });
     }
 
+    /// Asks for passwords from now on; that of the only user is its name.
+    pub(crate) fn ask_for_passwords(&self) {
+        self.exec(&format!("ALTER ROLE {NAME} PASSWORD '{NAME}'"));
+        fs::write(self.dir.join("data/pg_hba.conf"), "local all all scram-sha-256\nhost all all all scram-sha-256\n").unwrap();
+        self.exec("SELECT pg_reload_conf()");
+        let mut without = self.config();
+        eventually(Duration::from_secs(10), "passwords are asked for", || without.password("").connect(NoTls).err());
+    }
+
     /// A fast shutdown: clients are disconnected.
     pub(crate) fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {
