@@ -39,7 +39,11 @@ const DESCRIPTORS: usize = 14;
 
 /// The limit for a lock is shorter than the one for a statement. So the error shows which of the two it was, and a row
 /// that another client has locked does not look like a server that does not respond.
-const LIMITS: &str = "-c statement_timeout=4500 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000";
+///
+/// They are set after connecting, because PgBouncer refuses the start-up parameter `options`.
+const LIMITS: &str = "SET statement_timeout = 4500; SET lock_timeout = 2000; SET idle_in_transaction_session_timeout = 30000";
+/// The limit for a lock in [`LIMITS`].
+const LOCK: Duration = Duration::from_millis(2000);
 
 /// One connection.
 pub struct Connection {
@@ -88,8 +92,7 @@ impl Connection {
             .tcp_user_timeout(STATEMENT)
             .keepalives_idle(STATEMENT)
             .keepalives_interval(Duration::from_secs(1))
-            .keepalives_retries(3)
-            .options(LIMITS);
+            .keepalives_retries(3);
         let peer = if database.host.starts_with('/') {
             config.host(&database.host);
             Peer::Unix(format!(".s.PGSQL.{}", database.port))
@@ -105,7 +108,7 @@ impl Connection {
         let (connector, failure) = Connector::new(deadline, peer);
         // At the last moment, as other threads open descriptors meanwhile.
         check_descriptors()?;
-        let connected = config.connect(connector);
+        let connected = config.connect(connector).and_then(|mut client| client.batch_execute(LIMITS).map(|()| client));
         let client = connected.map_err(|error| {
             let flaw = database.password_flaw().filter(|_| is_login_refused(&error));
             flaw.map_or_else(|| reason(&error), |flaw| format!("{}; {flaw}", reason(&error)))
@@ -156,7 +159,7 @@ impl Connection {
     /// # Errors
     /// The error of the server or the connection.
     pub fn limit_locks(&mut self, limit: Option<Duration>) -> Result<(), postgres::Error> {
-        let limit = limit.map_or_else(|| "DEFAULT".to_owned(), |limit| limit.as_millis().to_string());
+        let limit = limit.unwrap_or(LOCK).as_millis();
         self.call(|client| client.batch_execute(&format!("SET lock_timeout = {limit}")))
     }
 

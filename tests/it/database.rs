@@ -361,6 +361,21 @@ fn a_foreign_users_table_is_no_reason_to_end() {
 }
 
 #[test]
+fn a_pgbouncer_in_between_changes_nothing() {
+    let station = Station::plan().without_podman().without_redis().up();
+    let pgbouncer = station.postgres.pgbouncer();
+    station.tree.set(&[Card::ultramic()]);
+    let port = pgbouncer.port().to_string();
+    let controller = station.controller_with(&[("SILVASONIC_DB_HOST", "127.0.0.1"), ("SILVASONIC_DB_PORT", &port)]);
+    eventually(SOON, "the microphone in the database", || column(&station, "enrollment_status").filter(|status| status == "enrolled"));
+    controller.wait_log("seeded user", SOON);
+    // The time limits apply, also after the shorter ones of the writes.
+    let mut other = station.postgres.client();
+    other.batch_execute("BEGIN; LOCK TABLE system_config IN ACCESS EXCLUSIVE MODE").unwrap();
+    controller.wait_log("PostgreSQL reports: canceling statement due to lock timeout (55P03)", SOON);
+}
+
+#[test]
 fn a_carriage_return_after_the_password_is_named_where_the_password_is_refused() {
     let station = Station::plan().without_podman().without_redis().up();
     station.postgres.ask_for_passwords();

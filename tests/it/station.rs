@@ -11,6 +11,7 @@ mod controller;
 mod dice;
 mod http;
 mod image;
+mod pgbouncer;
 mod podman;
 mod postgres;
 pub(crate) mod process;

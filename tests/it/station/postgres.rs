@@ -1,5 +1,6 @@
 //! A PostgreSQL server of its own: fresh cluster, socket and port; can be absent, stopped or hung.
 
+use super::pgbouncer::Pgbouncer;
 use super::process::{self, Ended};
 use super::{eventually, free_port, image};
 use ::postgres::types::{FromSqlOwned, ToSql};
@@ -71,6 +72,11 @@ impl Postgres {
             }
             self.config().connect(NoTls).ok()
         });
+    }
+
+    /// Starts a PgBouncer before it.
+    pub(crate) fn pgbouncer(&self) -> Pgbouncer {
+        Pgbouncer::start(&self.dir, self.port)
     }
 
     /// Asks for passwords from now on; that of the only user is its name.
@@ -157,7 +163,7 @@ fn bin_dir() -> PathBuf {
     newest.expect("PostgreSQL is missing: run tests/setup").1
 }
 
-fn user() -> (u32, u32) {
+pub(super) fn user() -> (u32, u32) {
     let users = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
     let ids = |name: &str| {
         let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
@@ -167,7 +173,7 @@ fn user() -> (u32, u32) {
     ids("postgres").or_else(|| ids("nobody")).expect("a user postgres")
 }
 
-fn own(path: &Path) {
+pub(super) fn own(path: &Path) {
     if rustix::process::geteuid().is_root() {
         let (uid, gid) = user();
         chown(path, Some(uid), Some(gid)).unwrap();
