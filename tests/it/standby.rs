@@ -304,9 +304,12 @@ fn what_somebody_without_the_lock_recreates_is_left_running_and_reported() {
         thread::sleep(Duration::from_millis(50));
     }
     println!("recreated {} times", ours());
-    controller.wait_log("somebody else", SOON);
+    // On a busy machine, the foreign container can be back under its name before a list shows that ours is gone. Then
+    // ours counts as one that failed.
+    let is_told = |text: &str| text.contains("somebody else") || text.contains("fell back to the previous container");
+    eventually(SOON, "the line in the log", || controller.log().lines().any(is_told).then_some(()));
     let reason = || station.heartbeat()?["meta"]["devices"][DEVICE]["reason"].as_str().map(str::to_owned);
-    eventually(SOON, "the reason in the heartbeat", || reason().filter(|reason| reason.contains("somebody else")));
+    eventually(SOON, "the reason in the heartbeat", || reason().filter(|reason| is_told(reason)));
     let left = station.podman.mark(ULTRAMIC);
     assert!(station.inspect(ULTRAMIC).is_some_and(|found| is_foreign(&found) && found["State"]["Running"] == true));
     let mut beats = BTreeSet::new();
