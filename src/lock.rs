@@ -22,12 +22,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::clock::iso_seconds;
 use crate::config::Launch;
 use crate::decide::leadership::Standing;
+use crate::fs::{is_own, open_regular};
 use crate::text::shown;
 
 /// Time between two attempts.
@@ -81,8 +82,10 @@ fn take(path: &Path) -> io::Result<Attempt> {
         }
         // If the file was deleted between opening and locking, no other process can find this lock: try again.
         if is_at(path, &file)? {
-            // The lock is valid without the description, as on a full or read-only disk.
-            let _ = write_holder(&file);
+            // The lock is valid without the description, as on a full or read-only disk, or in a file of another user.
+            if is_own(path, &file.metadata()?) {
+                let _ = write_holder(&file);
+            }
             return Ok(Attempt::Taken(Lock(file)));
         }
     }
@@ -106,12 +109,8 @@ fn is_at(path: &Path, file: &File) -> io::Result<bool> {
 /// Opens the file without following links and without waiting for the other end of a FIFO. On a read-only disk, opens
 /// it for reading, which is sufficient for the lock.
 fn open(path: &Path) -> io::Result<File> {
-    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
-        return Err(io::Error::other("expected a regular file"));
-    }
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-    let writable = File::options().read(true).write(true).create(true).mode(0o600).custom_flags(flags).open(path);
-    writable.or_else(|why| File::options().read(true).custom_flags(flags).open(path).map_err(|_| why))
+    let writable = open_regular(path, File::options().read(true).write(true).create(true).mode(0o600));
+    writable.or_else(|why| open_regular(path, File::options().read(true)).map_err(|_| why))
 }
 
 fn write_holder(file: &File) -> io::Result<()> {
@@ -164,6 +163,9 @@ pub fn contend(workspace: &Path, owner: &str, launch: Launch, notify: impl Fn(St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, mknodat};
+    use std::os::unix::fs::{chown, symlink};
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn one_process_holds_the_lock_and_others_read_its_description() {
@@ -185,8 +187,36 @@ mod tests {
         assert!(matches!(try_take(&folder, "a"), Ok(Attempt::HeldBy(_))));
         drop(duplicate);
         assert!(matches!(try_take(&folder, "a"), Ok(Attempt::Taken(_))));
-        std::os::unix::fs::symlink("/dev/null", folder.join(".controller-lock-link")).unwrap();
-        assert!(try_take(&folder, "link").is_err());
         fs::remove_dir_all(folder.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_neither_locked_nor_changed() {
+        let folder = std::env::temp_dir().join(format!("silvasonic-lock-things-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = |owner: &str| folder.join(format!(".controller-lock-{owner}"));
+        let target = folder.join("target");
+        fs::write(&target, "somebody's").unwrap();
+        symlink(&target, path("link")).unwrap();
+        symlink(folder.join("nothing"), path("dangling")).unwrap();
+        symlink("/dev/null", path("device")).unwrap();
+        mknodat(CWD, path("pipe"), FileType::Fifo, 0o600.into(), 0).unwrap();
+        drop(UnixListener::bind(path("socket")).unwrap());
+        fs::create_dir(path("folder")).unwrap();
+        let expected = [("link", "a symbolic link"), ("dangling", "a symbolic link"), ("device", "a symbolic link")];
+        for (owner, found) in expected.into_iter().chain([("pipe", "a named pipe"), ("socket", "a socket"), ("folder", "a folder")]) {
+            let why = try_take(&folder, owner).unwrap_err();
+            assert_eq!(why, format!("{}: expected a regular file, found {found}", path(owner).display()));
+        }
+        assert_eq!(fs::read_to_string(&target).unwrap(), "somebody's");
+        assert!(!folder.join("nothing").exists());
+        // A file of another user is a lock like any other one, but its content is not ours.
+        fs::write(path("foreign"), "theirs").unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(path("foreign"), Some(12345), None).unwrap();
+            assert!(matches!(try_take(&folder, "foreign"), Ok(Attempt::Taken(_))));
+            assert_eq!(fs::read_to_string(path("foreign")).unwrap(), "theirs");
+        }
+        fs::remove_dir_all(&folder).unwrap();
     }
 }
