@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::execute::Executor;
+use crate::containers::folders::Folders;
 use crate::decide::action::{Action, Rank, Task};
 use crate::decide::container::Engine;
 use crate::descriptors;
@@ -36,7 +36,7 @@ const MANY: usize = 3;
 /// Actions under way, and those that ended but whose outcome is not in a list yet.
 pub struct Actions {
     podman: Podman,
-    workspace: PathBuf,
+    folders: Folders,
     events: SyncSender<Event>,
     /// By device.
     under_way: BTreeMap<String, UnderWay>,
@@ -72,7 +72,7 @@ impl Actions {
     pub fn new(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> Self {
         Self {
             podman: podman.clone(),
-            workspace: config.workspace_local.clone(),
+            folders: Folders::new(config.workspace_local.clone()),
             events: events.clone(),
             under_way: BTreeMap::new(),
             unlisted: BTreeMap::new(),
@@ -98,7 +98,7 @@ impl Actions {
             podman: self.podman.clone(),
             drainer,
             engine: engine.clone(),
-            workspace: self.workspace.clone(),
+            folders: self.folders.clone(),
             is_stopping: Arc::clone(&self.is_stopping),
             stop_timeout: self.stop_timeout(),
         };

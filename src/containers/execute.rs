@@ -16,13 +16,13 @@
 //!
 //! After a shutdown began, no container is started.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use log::warn;
 
+use crate::containers::folders::Folders;
 use crate::decide::action::{Action, Done, Failure, OldContainer, Removal, Task};
 use crate::decide::container::Engine;
 use crate::decide::plan::old_name;
@@ -44,8 +44,8 @@ pub struct Executor {
     pub drainer: Drainer,
     /// Podman's version and properties.
     pub engine: Engine,
-    /// Workspace folder of all Recorders, as this process sees it.
-    pub workspace: PathBuf,
+    /// Creates the workspace folders.
+    pub folders: Folders,
     /// Set when a shutdown begins.
     pub is_stopping: Arc<AtomicBool>,
     /// Time for a Recorder to close its files before it is killed.
@@ -77,6 +77,7 @@ impl Executor {
         remove: &[OldContainer],
         fallback: Option<&OldContainer>,
     ) -> Result<Done, Failure> {
+        self.make_folder(spec)?;
         for old in remove {
             if let Err(failure) = self.remove(old) {
                 self.rename_stuck(old, failure)?;
@@ -99,6 +100,7 @@ impl Executor {
     }
 
     fn replace(&self, spec: &Spec, created: Option<&OldContainer>, remove: &[OldContainer], old: &OldContainer) -> Result<Done, Failure> {
+        self.make_folder(spec)?;
         let differences = self.differences(spec, old);
         remove.iter().try_for_each(|left| self.remove(left))?;
         let next = match created {
@@ -253,7 +255,6 @@ impl Executor {
 
     /// Creates a container. First removes one of the same name that a crash of Podman left incomplete.
     fn create(&self, spec: &Spec, name: &str) -> Result<String, Failure> {
-        self.make_folder(spec)?;
         if self.is_stopping() {
             return Err(Failure::Stopping);
         }
@@ -277,10 +278,7 @@ impl Executor {
     /// Creates the workspace folder: Podman refuses a bind mount whose source is missing, and a folder that Podman
     /// created would have the wrong owner.
     fn make_folder(&self, spec: &Spec) -> Result<(), Failure> {
-        let folder = self.workspace.join(&spec.folder);
-        std::fs::create_dir_all(&folder).map_err(|error| {
-            Failure::Prerequisite(format!("{} cannot be created: workspace folder {}: {error}", spec.name, folder.display()))
-        })
+        self.folders.make(&spec.folder).map_err(|why| Failure::Prerequisite(format!("{} cannot be created: {why}", spec.name)))
     }
 
     /// How a container differs from the desired configuration, one phrase a field; empty if only its label differs.

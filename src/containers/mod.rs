@@ -2,6 +2,7 @@
 
 pub mod actions;
 pub mod execute;
+pub mod folders;
 pub mod limits;
 pub mod lister;
 pub mod liveness;
