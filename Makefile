@@ -51,7 +51,6 @@ test-fresh: ## run `make test` and `make run` on a bare Debian 12 and 13 (made b
 	@$(SUDO) tests/fresh $(SUITES)
 
 bench: setup recorder ## measure size, speed and cost on real services (release build); BENCH="--json quiet", PEER="command"
-	@tests/setup bench
 	@cargo build --release --quiet --bins --example bench
 	@$(SUDO) env "PATH=$(PATH):/usr/sbin:/sbin" $(TARGET)/release/examples/bench $(BENCH)
 

@@ -25,6 +25,7 @@ const DEFAULTS: &str = "defaults.yml";
 const PASSWORD_LIMIT: usize = 72;
 
 /// The folder with the defaults and the profiles; `None` = the built-in copies.
+#[derive(Clone, Debug)]
 pub struct ConfigFolder(Option<PathBuf>);
 
 /// One file of settings or a profile: its name, and its text or why it cannot be read.
@@ -76,6 +77,12 @@ impl ConfigFolder {
     #[must_use]
     pub fn new(folder: Option<PathBuf>) -> Self {
         Self(folder)
+    }
+
+    /// Whether it is the built-in copies, so that reading does not wait for a disk.
+    #[must_use]
+    pub fn is_built_in(&self) -> bool {
+        self.0.is_none()
     }
 
     /// Name and password of the admin user, from the section `auth`.

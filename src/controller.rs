@@ -39,9 +39,9 @@ use crate::report::Known;
 
 /// Maximum time between two iterations, independent of the settings: each one resets the watchdog.
 const MAX_SLEEP: Duration = Duration::from_secs(20);
-/// Time limit for the last heartbeat.
-const LAST_HEARTBEAT: Duration = Duration::from_millis(300);
-/// Part of the shutdown time that is reserved for the end of the process, including the last heartbeat.
+/// Time limit for the last heartbeat and for the last state to be saved.
+const LAST_WRITES: Duration = Duration::from_millis(300);
+/// Part of the shutdown time that is reserved for the end of the process, including the last writes.
 const EXIT_MARGIN: Duration = Duration::from_millis(600);
 
 /// Why the main loop ended.
@@ -148,7 +148,9 @@ impl Controller {
         }
         self.logs.stop();
         let (facts, meta) = (self.known().facts(), self.known().meta());
-        self.heartbeat.finish(&facts, meta, Instant::now() + LAST_HEARTBEAT);
+        let deadline = Instant::now() + LAST_WRITES;
+        self.heartbeat.finish(&facts, meta, deadline);
+        self.database.finish(deadline);
         End::Stopped
     }
 
@@ -240,6 +242,8 @@ impl Controller {
                 }
             }
             Event::Rows { generation, rows } => self.database.answered(generation, rows),
+            Event::Saved(rows) => self.database.loaded(rows),
+            Event::SeedFiles => self.database.seed_files_read(),
             Event::Containers { sequence, containers, engine } => {
                 self.containers.answered(sequence, containers, engine, &self.actions);
                 if let Ok(containers) = self.containers.containers() {

@@ -44,6 +44,10 @@ pub enum Event {
         /// The rows.
         rows: Result<Vec<Row>, NoRows>,
     },
+    /// The rows that an earlier run saved were read, `None` if there are none.
+    Saved(Option<Vec<Row>>),
+    /// The files that contain what is seeded were read.
+    SeedFiles,
     /// A list of containers, or why it failed.
     Containers {
         /// Number of the request.

@@ -51,7 +51,9 @@
 //!
 //! Short-lived ones: `action` (one for each change of containers, bounded by the deadlines of its calls), `log-…` (one
 //! for each followed log), `engine` (reads the properties of Podman once) and `bcrypt` (hashes or verifies the admin's
-//! password once). A command that connects to PostgreSQL has a thread `deadline`, which ends a call that exceeds its
+//! password once). Four use disks, which can hang without a limit, so no thread waits for them without one: `lock` (ends
+//! when it holds the lock), `files` (at most one for each file in the Recorder workspace, while there is something to read
+//! or write), `config` (reads the files that are seeded) and `folder` (creates the folder of a Recorder). A command that connects to PostgreSQL has a thread `deadline`, which ends a call that exceeds its
 //! time limit.
 //!
 //! # Invariants
@@ -62,6 +64,8 @@
 //! - Decisions are made from the whole state, never from a change; an empty plan means that nothing is left to do.
 //! - Podman's events only trigger a list: actions are planned from a recent list of containers.
 //! - The main loop waits only for its next tick and for events; a call that can block has a thread and a deadline.
+//! - A disk that hangs delays no Recorder but one whose folder does not exist yet. Files in the Recorder workspace that are
+//!   not our own, links and pipes are neither read nor replaced.
 //! - A log that nobody reads delays nothing: lines that do not fit into the queue are dropped and counted.
 //! - A shortage of descriptors or threads ends nothing: whoever opens many descriptors has a share ([`descriptors`]), and
 //!   a thread that cannot be started is reported and tried again.
@@ -95,6 +99,7 @@ pub mod rate_limit;
 pub mod redis;
 pub mod replace;
 pub mod report;
+pub mod saver;
 pub mod signals;
 pub mod text;
 pub mod yaml;

@@ -5,18 +5,19 @@
 //! `info` takes 0.2-0.3 s, as it starts conmon, the OCI runtime and dpkg. So the properties of the engine are cached
 //! from one start to the next. The cache is valid while Podman reports the same version on a socket of the same owner.
 //! A short-lived thread calls `info` when the first Recorders run, and its result replaces the cached one. Only the
-//! form of a create request depends on it.
+//! form of a create request depends on it. The file of the cache is read and written by a thread of its own, as its disk
+//! can hang.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::cache;
+use crate::cache::{self, ENGINE};
 use crate::config::Config;
 use crate::decide::container::{Container, Engine, State, Version};
 use crate::decide::spec::RecorderSettings;
@@ -25,6 +26,7 @@ use crate::event::Event;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
 use crate::rate_limit::RateLimit;
+use crate::saver::Saver;
 
 /// Handle of the `podman` thread.
 #[derive(Debug)]
@@ -39,20 +41,22 @@ impl Lister {
     /// If the thread cannot be started.
     pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let engine_cache = EngineCache {
-            podman,
-            socket: config.socket.clone(),
-            workspace: config.workspace_local.clone(),
-            recorder: config.recorder.clone(),
-        };
-        let worker = ListerThread {
-            engine_cache,
-            events,
-            engine: None,
-            check: EngineCheck::Due(false),
-            overdue: false,
-            rate_limit: RateLimit::default(),
-        };
+        let (loaded, loading) = channel();
+        let saver = Saver::start(ENGINE, &config.workspace_local, {
+            let workspace = config.workspace_local.clone();
+            move |text| {
+                let cached = text.and_then(|text| {
+                    let cached = ENGINE.parse::<Cached>(&workspace, &text);
+                    cached.map_err(|why| warn!("{}: {why}", ENGINE.ignored)).ok()
+                });
+                // Fails only while the program ends.
+                let _ = loaded.send(cached);
+            }
+        })?;
+        let engine_cache = EngineCache { podman, socket: config.socket.clone(), saver, recorder: config.recorder.clone() };
+        let check = EngineCheck::Due(false);
+        let (rate_limit, loading) = (RateLimit::default(), Some(loading));
+        let worker = ListerThread { engine_cache, events, loading, cached: None, engine: None, check, overdue: false, rate_limit };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests })
     }
@@ -67,18 +71,28 @@ impl Lister {
 /// Delay of the check after the first list: the first Recorders start sooner if Podman does nothing else meanwhile.
 const FIRST_STARTS: Duration = Duration::from_secs(5);
 
-/// Reads the properties of the engine, from Podman or from the cache.
+/// How long the first list waits for the cache: Podman itself needs as long to describe itself.
+const CACHE: Duration = Duration::from_millis(250);
+
+/// The properties of the engine, and the owner of its socket.
+type Cached = (Engine, u32);
+
+/// Reads the properties of the engine, and writes them to the cache.
 #[derive(Clone)]
 struct EngineCache {
     podman: Podman,
     socket: PathBuf,
-    workspace: PathBuf,
+    saver: Saver,
     recorder: RecorderSettings,
 }
 
 struct ListerThread {
     engine_cache: EngineCache,
     events: SyncSender<Event>,
+    /// Receives the properties that an earlier run saved.
+    loading: Option<Receiver<Option<Cached>>>,
+    /// These, or those of the last connection.
+    cached: Option<Cached>,
     engine: Option<Engine>,
     check: EngineCheck,
     /// The last list missed its deadline: Podman hangs or is slow.
@@ -119,16 +133,14 @@ impl ListerThread {
         // A ping has a short deadline, so that the end of a hang is detected sooner than with a list.
         let version = if self.overdue || self.engine.is_none() { Some(self.engine_cache.podman.ping()?) } else { None };
         if let Some(version) = version.filter(|_| self.engine.is_none()) {
-            let cached = self.engine_cache.load(version);
+            let cached = self.cached(version);
             self.check = EngineCheck::Due(cached.is_some());
             let engine = cached.map_or_else(|| self.engine_cache.podman.info(version), Ok)?;
-            log_engine(&engine);
-            self.engine = Some(engine);
+            self.keep(engine);
         }
         if let EngineCheck::UnderWay(answer) = &self.check {
             if let Ok(engine) = answer.try_recv() {
-                log_engine(&engine);
-                self.engine = Some(engine);
+                self.keep(engine);
             }
         }
         let mut containers = recorders(&self.engine_cache.podman, &self.engine_cache.recorder.owner)?;
@@ -137,6 +149,25 @@ impl ListerThread {
             container.out_of_memory = self.engine_cache.podman.ran_out_of_memory(&container.id).unwrap_or(false);
         }
         Ok(containers)
+    }
+
+    /// The cached properties, if they are valid for this Podman and could be read by now.
+    fn cached(&mut self, version: Version) -> Option<Engine> {
+        if let Some(loading) = self.loading.take() {
+            match loading.recv_timeout(CACHE) {
+                Err(RecvTimeoutError::Timeout) => self.loading = Some(loading),
+                result => self.cached = self.cached.take().or(result.ok().flatten()),
+            }
+        }
+        let (engine, owner) = self.cached.clone()?;
+        (engine.version == version && Some(owner) == self.engine_cache.socket_owner()).then_some(engine)
+    }
+
+    /// Keeps the properties for the next connection.
+    fn keep(&mut self, engine: Engine) {
+        log_engine(&engine);
+        self.cached = self.engine_cache.socket_owner().map(|owner| (engine.clone(), owner));
+        self.engine = Some(engine);
     }
 
     /// Once per connection, after the first list: checks the prerequisites and the cached properties.
@@ -157,7 +188,7 @@ impl ListerThread {
                 }
                 engine = found;
             }
-            engine_cache.save(&engine);
+            engine_cache.save(engine);
         };
         match thread::Builder::new().name("engine".to_owned()).stack_size(256 << 10).spawn(run) {
             Ok(_) => {
@@ -174,29 +205,14 @@ impl ListerThread {
 }
 
 impl EngineCache {
-    /// The cached properties, if they are valid for this Podman.
-    fn load(&self, version: Version) -> Option<Engine> {
-        let cached = cache::load_engine(&self.workspace).unwrap_or_else(|why| {
-            warn!("cannot read the cached properties of Podman; they are ignored: {why}");
-            None
-        });
-        let (engine, owner) = cached?;
-        (engine.version == version && Some(owner) == self.socket_owner()).then_some(engine)
-    }
-
     fn socket_owner(&self) -> Option<u32> {
         fs::metadata(&self.socket).map(|socket| socket.uid()).ok()
     }
 
     /// Writes the properties to the cache, if they changed.
-    fn save(&self, engine: &Engine) {
+    fn save(&self, engine: Engine) {
         let Some(owner) = self.socket_owner() else { return };
-        if cache::load_engine(&self.workspace).ok().flatten().is_some_and(|known| known == (engine.clone(), owner)) {
-            return;
-        }
-        if let Err(why) = cache::save_engine(&self.workspace, engine, owner) {
-            warn!("cannot cache the properties of Podman for the next start: {why}");
-        }
+        self.saver.save(move || cache::engine(&engine, owner));
     }
 
     /// Warns about a missing image or network before the first start fails.

@@ -3,9 +3,11 @@
 
 pub mod connection;
 pub mod deadline;
+pub mod last_settings;
 pub mod refusals;
 pub mod schema;
 pub mod seed;
+pub mod seed_files;
 pub mod state;
 pub mod statements;
 pub mod worker;

@@ -2,11 +2,11 @@
 //! absent.
 //!
 //! Each seeder has its own transaction. When one fails, it is reported and retried; the others are not affected. Rows
-//! that exist are never changed: the user may have edited them.
+//! that exist are never changed: the user may have edited them. The files are read by a thread of their own
+//! ([`crate::database::seed_files`]).
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -16,31 +16,59 @@ use serde_json::{Map, Value};
 use crate::config_folder::{self, ConfigFolder, FileFault};
 use crate::database::connection::{Connection, Transaction, reason};
 use crate::database::statements::{self, is_about_text};
+use crate::decide::profile::Profile;
 use crate::rate_limit::RateLimit;
 use crate::text::{ascii, ascii_map, ascii_value, shown};
 
 const BCRYPT_COST: u32 = 12;
 
 /// The seeders, and which of them must still run.
+#[derive(Default)]
 pub struct Seeder {
-    files: ConfigFolder,
     pending: BTreeSet<&'static str>,
     rate_limit: RateLimit,
     admin: Admin,
 }
 
+#[derive(Default)]
 enum Admin {
+    #[default]
     Unknown,
     /// A hash is being computed for this new user.
     Hashing(String, JoinHandle<Result<String, String>>),
     Done,
 }
 
-impl Seeder {
-    /// Nothing is seeded yet.
+type Sections = (Map<String, Value>, Vec<String>);
+
+/// What is seeded, or why it cannot be read.
+pub struct Content {
+    /// The sections of settings, and the faults of others.
+    settings: Result<Sections, Vec<String>>,
+    /// The profiles, and the faults of others.
+    profiles: Result<(Vec<Profile>, Vec<String>), String>,
+    /// Name and password of the admin user.
+    credentials: Result<(String, String), String>,
+}
+
+impl Content {
+    /// Reads all files.
     #[must_use]
-    pub fn new(folder: Option<PathBuf>) -> Self {
-        Self { files: ConfigFolder::new(folder), pending: BTreeSet::new(), rate_limit: RateLimit::default(), admin: Admin::Unknown }
+    pub fn read(files: &ConfigFolder) -> Self {
+        let texts = |faults: Vec<FileFault>| faults.iter().map(ToString::to_string).collect::<Vec<_>>();
+        Self {
+            settings: files.sections().map(|(sections, faults)| (sections, texts(faults))).map_err(texts),
+            profiles: files.read_profiles(),
+            credentials: files.credentials().map_err(|faults| texts(faults).join("; ")),
+        }
+    }
+}
+
+impl Seeder {
+    /// Whether a hash is being computed.
+    #[must_use]
+    pub fn is_hashing(&self) -> bool {
+        matches!(self.admin, Admin::Hashing(..))
     }
 
     /// Whether a seeder has not succeeded yet.
@@ -57,9 +85,8 @@ impl Seeder {
 
     /// Inserts the default settings into `system_config`. If `system` is absent, but was known before, it is inserted
     /// as it was last known: a default must not stop Recorders that the user allowed.
-    pub fn settings(&mut self, db: &mut Connection, last_system: Option<&Value>) {
-        let texts = |faults: Vec<FileFault>| faults.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let result = self.files.sections().map_err(texts).and_then(|(mut sections, faults)| {
+    pub fn settings(&mut self, db: &mut Connection, content: &Content, last_system: Option<&Value>) {
+        let result = content.settings.clone().and_then(|(mut sections, faults)| {
             if let Some(known) = last_system.filter(|known| known.is_object()) {
                 config_folder::merge(sections.entry("system").or_insert_with(|| Value::Object(Map::new())), known);
             }
@@ -76,16 +103,16 @@ impl Seeder {
                 result => result,
             };
             result.map_err(|error| vec![reason(&error)])?;
-            if faults.is_empty() { Ok(()) } else { Err(texts(faults)) }
+            if faults.is_empty() { Ok(()) } else { Err(faults) }
         });
         self.report("settings", result);
     }
 
     /// Inserts the profiles of this version into `microphone_profiles`.
-    pub fn profiles(&mut self, db: &mut Connection) {
-        let result = self.files.read_profiles().map_err(|why| vec![why]).and_then(|(profiles, faults)| {
+    pub fn profiles(&mut self, db: &mut Connection, content: &Content) {
+        let result = content.profiles.as_ref().map_err(|why| vec![why.clone()]).and_then(|(profiles, faults)| {
             let insert = |transaction: &mut Transaction<'_>, text: fn(&str) -> String, json: fn(&Value) -> Value| {
-                for profile in &profiles {
+                for profile in profiles {
                     let (config, name) = (json(&profile.config.to_json()), text(&profile.name));
                     let description = profile.description.as_deref().map(text);
                     if statements::insert_profile(transaction, &profile.slug, &name, description.as_deref(), &config)? {
@@ -99,23 +126,17 @@ impl Seeder {
                 result => result,
             };
             result.map_err(|error| vec![reason(&error)])?;
-            if faults.is_empty() { Ok(()) } else { Err(faults) }
+            if faults.is_empty() { Ok(()) } else { Err(faults.clone()) }
         });
         self.report("profiles", result);
     }
 
     /// Inserts the admin user, or checks its password. To hash or verify a password takes 0.2 s or more, so a separate
-    /// thread does it. Returns whether that thread is computing a hash.
-    pub fn admin(&mut self, db: &mut Connection) -> bool {
+    /// thread does it.
+    pub fn admin(&mut self, db: &mut Connection, content: &Content) {
         let result = match std::mem::replace(&mut self.admin, Admin::Unknown) {
-            Admin::Done => {
-                self.admin = Admin::Done;
-                return false;
-            }
-            Admin::Hashing(user, thread) if !thread.is_finished() => {
-                self.admin = Admin::Hashing(user, thread);
-                return true;
-            }
+            state @ Admin::Done => Ok(state),
+            Admin::Hashing(user, thread) if !thread.is_finished() => Ok(Admin::Hashing(user, thread)),
             Admin::Hashing(user, thread) => match thread.join() {
                 Ok(Ok(hash)) => db
                     .insert_user(&user, &hash)
@@ -125,29 +146,10 @@ impl Seeder {
                 Err(_) => Err("the thread that computes the hash ended without a result".to_owned()),
             }
             .map(|_| Admin::Done),
-            Admin::Unknown => self.begin_admin(db),
+            Admin::Unknown => begin_admin(db, content),
         };
         let result = result.map(|state| self.admin = state);
         self.report("auth", result.map_err(|why| vec![why]));
-        matches!(self.admin, Admin::Hashing(..))
-    }
-
-    fn begin_admin(&self, db: &mut Connection) -> Result<Admin, String> {
-        let joined = |faults: Vec<FileFault>| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        let (user, password) = self.files.credentials().map_err(joined)?;
-        let stored = db.password_hash(&user).map_err(|error| reason(&error))?;
-        let thread = thread::Builder::new().name("bcrypt".to_owned()).stack_size(128 << 10);
-        let shortage = |why: io::Error| format!("cannot start a thread for the password; retrying: {why}");
-        let Some(hash) = stored else {
-            let hash = move || bcrypt::non_truncating_hash(password, BCRYPT_COST).map_err(|error| error.to_string());
-            return thread.spawn(hash).map(|thread| Admin::Hashing(user, thread)).map_err(shortage);
-        };
-        let verify = move || {
-            if bcrypt::verify(password, &hash).unwrap_or(false) {
-                warn!("user {} still has the default password; change it", shown(&user));
-            }
-        };
-        thread.spawn(verify).map(|_| Admin::Done).map_err(shortage)
     }
 
     fn report(&mut self, seeder: &'static str, result: Result<(), Vec<String>>) {
@@ -169,4 +171,22 @@ impl Seeder {
         }
         self.rate_limit.retain(&group, |known| faults.iter().any(|fault| fault == known));
     }
+}
+
+/// Begins to hash or to verify the password.
+fn begin_admin(db: &mut Connection, content: &Content) -> Result<Admin, String> {
+    let (user, password) = content.credentials.clone()?;
+    let stored = db.password_hash(&user).map_err(|error| reason(&error))?;
+    let thread = thread::Builder::new().name("bcrypt".to_owned()).stack_size(128 << 10);
+    let shortage = |why: io::Error| format!("cannot start a thread for the password; retrying: {why}");
+    let Some(hash) = stored else {
+        let hash = move || bcrypt::non_truncating_hash(password, BCRYPT_COST).map_err(|error| error.to_string());
+        return thread.spawn(hash).map(|thread| Admin::Hashing(user, thread)).map_err(shortage);
+    };
+    let verify = move || {
+        if bcrypt::verify(password, &hash).unwrap_or(false) {
+            warn!("user {} still has the default password; change it", shown(&user));
+        }
+    };
+    thread.spawn(verify).map(|_| Admin::Done).map_err(shortage)
 }

@@ -1,10 +1,15 @@
 //! The last known desired state, and when the database is read again.
 //!
 //! One request is under way at a time. After a nudge, whose change the request may have missed, another one follows at
-//! once, so at most one waits. While the database is unavailable, the last known state is used, or the one that an earlier run saved. A call that a frozen server does not answer is ended at
-//! its deadline, and the next request connects again. If the thread hangs nevertheless, it is abandoned and another one
-//! connects; the number of abandoned threads is limited.
+//! once, so at most one waits. While the database is unavailable, the last known state is used, or the one that an
+//! earlier run saved. A call that a frozen server does not answer is ended at its deadline, and the next request connects
+//! again. If the thread hangs nevertheless, it is abandoned and another one connects; the number of abandoned threads is
+//! limited.
+//!
+//! No thread that answers waits for a file. What an earlier run saved is used only if it was read before the database
+//! answered. New rows wait until the files were read and their content is seeded, but for two seconds at most.
 
+use std::fmt;
 use std::io;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
@@ -12,15 +17,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
-use crate::cache;
+use crate::cache::{self, STATE};
 use crate::clock;
 use crate::config::Config;
+use crate::config_folder::ConfigFolder;
+use crate::database::last_settings::LastSettings;
 use crate::database::refusals::Refusals;
-use crate::database::worker::{Request, Worker};
+use crate::database::seed_files::SeedFiles;
+use crate::database::worker::{FILES, Request, SharedState, Worker};
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
 use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
+use crate::saver::Saver;
 use crate::text::NOT_YET;
 
 /// How often `last_seen` of connected microphones is updated. An update writes about 10 kB to the disk: it is usually
@@ -54,8 +63,7 @@ pub struct DatabaseState {
     events: SyncSender<Event>,
     worker: Worker,
     abandoned: Vec<JoinHandle<()>>,
-    /// Rows that are not written before their time.
-    refusals: Refusals,
+    shared: SharedState,
     rate_limit: RateLimit,
     /// When a request was last sent.
     last_request: Instant,
@@ -65,40 +73,89 @@ pub struct DatabaseState {
     /// Whether the differences of this tick were written.
     recorded: bool,
     rows: Vec<Row>,
+    /// Writes the rows for a start without the database.
+    saver: Saver,
     /// The state that an earlier run saved, until it is used or the database answers.
     saved: Option<Vec<Row>>,
+    /// What was not read yet.
+    unread: Vec<Files>,
+    /// Until when new rows wait for it.
+    files_until: Instant,
+    /// Whether it was reported that this takes longer.
+    is_reported: bool,
     /// The parsed rows; `None` until the first state is known.
     pub registry: Option<Registry>,
     /// Whether the last read succeeded, or its error.
     pub state: Result<(), String>,
+    /// Whether the last read failed.
+    is_unavailable: bool,
+}
+
+/// What is read from disks at a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Files {
+    SavedState,
+    Seeds,
+}
+
+impl fmt::Display for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SavedState => "the desired state saved by an earlier run",
+            Self::Seeds => "the folder with settings and profiles",
+        })
+    }
 }
 
 impl DatabaseState {
-    /// Starts the thread, and loads the state that an earlier run saved.
+    /// Starts the thread, and begins to read the files.
     ///
     /// # Errors
-    /// The thread cannot be started.
+    /// A thread cannot be started.
     pub fn start(config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
-        let saved = cache::load(&config.workspace_local).unwrap_or_else(|why| {
-            warn!("ignoring the desired state saved by an earlier run: {why}");
-            None
-        });
-        let refusals = Refusals::default();
+        let folder = ConfigFolder::new(config.config_dir.clone());
+        let mut unread = vec![Files::SavedState];
+        let settings = LastSettings::default();
+        let saver = Saver::start(STATE, &config.workspace_local, {
+            let (workspace, events, settings) = (config.workspace_local.clone(), events.clone(), settings.clone());
+            move |text| {
+                let rows = text.and_then(|text| {
+                    let rows = STATE.parse::<Vec<Row>>(&workspace, &text);
+                    rows.map_err(|why| warn!("{}: {why}", STATE.ignored)).ok()
+                });
+                settings.loaded(rows.as_deref().unwrap_or_default());
+                // Fails only while the program ends.
+                let _ = events.send(Event::Saved(rows));
+            }
+        })?;
+        let reads_disk = !folder.is_built_in();
+        let files = SeedFiles::new(folder);
+        if reads_disk {
+            unread.push(Files::Seeds);
+            let events = events.clone();
+            files.request(move || drop(events.send(Event::SeedFiles)));
+        }
+        let shared = SharedState { refusals: Refusals::default(), settings, files };
         Ok(Self {
             config: config.clone(),
             events: events.clone(),
-            worker: Worker::start(config, 0, events.clone(), &refusals)?,
+            worker: Worker::start(config, 0, events.clone(), &shared)?,
             abandoned: Vec::new(),
-            refusals,
+            shared,
             rate_limit: RateLimit::default(),
             last_request: Instant::now(),
             last_touch: Instant::now(),
             leads: false,
             recorded: false,
             rows: Vec::new(),
-            saved,
+            saver,
+            saved: None,
+            unread,
+            files_until: Instant::now() + FILES,
+            is_reported: false,
             registry: None,
             state: Err(NOT_YET.to_owned()),
+            is_unavailable: false,
         })
     }
 
@@ -125,6 +182,16 @@ impl DatabaseState {
     /// When [`Self::poll`] must be called at the latest.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
+        let files = (!self.unread.is_empty() && !self.is_reported).then_some(self.files_until);
+        [files, self.answer_due()].into_iter().flatten().min()
+    }
+
+    /// Whether the files were not read yet, although they may be soon.
+    fn waits_for_files(&self) -> bool {
+        !self.unread.is_empty() && Instant::now() < self.files_until
+    }
+
+    fn answer_due(&self) -> Option<Instant> {
         if self.worker.waiting_since().is_none() {
             return self.state.is_err().then(|| self.last_request + RETRY);
         }
@@ -134,6 +201,11 @@ impl DatabaseState {
 
     /// Ends a call that is overdue, replaces a thread that hangs, and asks again while the database is unavailable.
     pub fn poll(&mut self, now: Instant) {
+        if now >= self.files_until && !std::mem::replace(&mut self.is_reported, true) {
+            for what in &self.unread {
+                warn!("{what} could not be read within {} s, as a disk does not respond; continuing without", FILES.as_secs());
+            }
+        }
         let deadline = self.worker.deadline();
         deadline.enforce(now);
         let is_stuck = deadline.exceeded().is_some_and(|at| now.saturating_duration_since(at) >= STUCK);
@@ -171,7 +243,7 @@ impl DatabaseState {
         if self.abandoned.len() >= ABANDONED {
             return;
         }
-        match Worker::start(&self.config, self.worker.generation + 1, self.events.clone(), &self.refusals) {
+        match Worker::start(&self.config, self.worker.generation + 1, self.events.clone(), &self.shared) {
             Ok(worker) => {
                 self.rate_limit.cleared("thread", Instant::now());
                 self.abandoned.push(std::mem::replace(&mut self.worker, worker).abandon());
@@ -188,11 +260,19 @@ impl DatabaseState {
     pub fn lead(&mut self) {
         if !std::mem::replace(&mut self.leads, true) {
             self.worker.lead();
-            if self.worker.waiting_since().is_some() {
-                self.ask_again();
-            } else {
-                self.request(Request::Read);
+            if self.state.is_ok() {
+                self.save();
             }
+            self.read_now();
+        }
+    }
+
+    /// Reads, and seeds before that, without waiting for the next tick.
+    fn read_now(&mut self) {
+        if self.worker.waiting_since().is_some() {
+            self.ask_again();
+        } else {
+            self.request(Request::Read);
         }
     }
 
@@ -204,12 +284,16 @@ impl DatabaseState {
         match rows {
             Err(why) => self.set_unavailable(&why),
             Ok(rows) => {
+                let is_first = self.registry.is_none();
                 self.saved = None;
-                self.state = Ok(());
+                (self.state, self.is_unavailable) = (Ok(()), false);
                 self.rate_limit.inform("database", "PostgreSQL is available again", Instant::now());
-                if self.registry.is_none() || rows != self.rows {
+                if is_first || rows != self.rows {
                     self.apply(rows);
                     self.report_faults();
+                    if self.leads {
+                        self.save();
+                    }
                 }
             }
         }
@@ -222,11 +306,49 @@ impl DatabaseState {
             NoRows::Failed(why) => (format!("cannot read PostgreSQL; using the last known state: {why}"), why.clone()),
         };
         self.rate_limit.warn("database", &line, Instant::now());
-        self.state = Err(state);
+        (self.state, self.is_unavailable) = (Err(state), true);
+        self.use_saved();
+    }
+
+    /// Handles the end of reading what an earlier run saved. It is older than any answer of the database.
+    pub fn loaded(&mut self, rows: Option<Vec<Row>>) {
+        if self.registry.is_none() {
+            self.saved = rows;
+            if self.is_unavailable {
+                self.use_saved();
+            }
+        }
+        self.files_read(Files::SavedState);
+    }
+
+    /// Handles the end of reading the files that contain what is seeded.
+    pub fn seed_files_read(&mut self) {
+        self.files_read(Files::Seeds);
+    }
+
+    fn files_read(&mut self, files: Files) {
+        self.unread.retain(|unread| *unread != files);
+        if self.leads && self.unread.is_empty() {
+            self.read_now();
+        }
+    }
+
+    fn use_saved(&mut self) {
         if let Some(rows) = self.saved.take() {
             info!("using the desired state saved by an earlier run until PostgreSQL responds");
             self.apply(rows);
         }
+    }
+
+    /// Saves the rows for a start without the database; the settings also if they are absent now.
+    fn save(&self) {
+        let (rows, settings) = (self.rows.clone(), self.shared.settings.clone());
+        self.saver.save(move || cache::state(settings.complete(rows)));
+    }
+
+    /// Waits until the last state is saved, at most until `deadline`.
+    pub fn finish(&self, deadline: Instant) {
+        self.saver.finish(deadline);
     }
 
     fn apply(&mut self, rows: Vec<Row>) {
@@ -251,7 +373,7 @@ impl DatabaseState {
 
     /// Writes the differences between hardware and rows: once a tick, after the rows were read.
     pub fn record(&mut self, presences: &Presences) {
-        if !self.leads || self.state.is_err() || self.recorded || self.worker.waiting_since().is_some() {
+        if !self.leads || self.state.is_err() || self.recorded || self.waits_for_files() || self.worker.waiting_since().is_some() {
             return;
         }
         self.recorded = true;
@@ -266,7 +388,7 @@ impl DatabaseState {
         let Some(registry) = &self.registry else { return Vec::new() };
         let now = Instant::now();
         let mut changes = registry.changes(presences, &clock::iso(SystemTime::now()));
-        changes.retain(|change| !self.refusals.is_early(&change.device, now));
+        changes.retain(|change| !self.shared.refusals.is_early(&change.device, now));
         changes
     }
 }
@@ -280,7 +402,8 @@ mod tests {
 
     fn state() -> (DatabaseState, FakeWorker) {
         let mut config = Config::read(|_| None).unwrap();
-        config.workspace_local = "/nonexistent".into();
+        // Nothing can be created there.
+        config.workspace_local = "/proc/nonexistent".into();
         let (events, _inbox) = sync_channel(1);
         let mut state = DatabaseState::start(&config, &events).unwrap();
         let (worker, thread) = FakeWorker::start();
@@ -324,5 +447,59 @@ mod tests {
         thread::sleep(Duration::from_millis(2));
         thread.answer();
         assert!(state.worker.waiting_since().unwrap() > first);
+    }
+
+    fn rows(key: &str) -> Vec<Row> {
+        vec![Row { kind: "device".to_owned(), key: key.to_owned(), body: None, fault: None }]
+    }
+
+    #[test]
+    fn what_an_earlier_run_saved_is_used_only_until_the_database_answers() {
+        // Read before the database fails, and after that.
+        for is_early in [true, false] {
+            let (mut state, _thread) = state();
+            if is_early {
+                state.loaded(Some(rows("saved")));
+                assert!(state.registry.is_none(), "the database may still answer");
+            }
+            state.answered(0, Err(NoRows::NoAnswer));
+            if !is_early {
+                assert!(state.registry.is_none());
+                state.loaded(Some(rows("saved")));
+            }
+            assert_eq!(state.rows, rows("saved"));
+            state.answered(0, Ok(rows("new")));
+            assert_eq!(state.rows, rows("new"));
+        }
+        // Read late, whether the database is available or not.
+        let (mut state, _thread) = state();
+        state.answered(0, Ok(rows("new")));
+        state.answered(0, Err(NoRows::NoAnswer));
+        state.loaded(Some(rows("saved")));
+        assert_eq!(state.rows, rows("new"));
+    }
+
+    #[test]
+    fn new_rows_wait_for_the_files_for_a_limited_time() {
+        let (mut state, thread) = state();
+        let presences = Presences::new(Duration::ZERO);
+        state.lead();
+        assert!(thread.begin());
+        thread.answer();
+        state.answered(0, Ok(rows("new")));
+        state.record(&presences);
+        assert!(!state.recorded && state.waits_for_files());
+        assert!(state.due().is_some_and(|due| due <= state.files_until));
+        // They are read: the content is seeded at once.
+        state.loaded(None);
+        assert!(!state.waits_for_files() && thread.begin());
+        thread.answer();
+        state.record(&presences);
+        assert!(state.recorded);
+        // The disk does not respond.
+        let (mut state, _thread) = self::state();
+        state.files_until = Instant::now();
+        state.poll(Instant::now());
+        assert!(!state.waits_for_files() && state.is_reported);
     }
 }

@@ -12,10 +12,13 @@ use crate::decide::registry::{Enrollment, Row, RowChange};
 /// Larger rows are fetched without their content.
 const ROW_LIMIT: i32 = 64 << 10;
 
+/// `last_seen` is read only of microphones that are offline: that of the others changes every hour.
 macro_rules! rows {
     () => {
         " FROM (
-      SELECT 'device' AS kind, name::text AS key, (to_jsonb(d) - 'last_seen')::text AS body FROM devices d
+      SELECT 'device' AS kind, name::text AS key,
+        (row - CASE row->>'status' WHEN 'offline' THEN '' ELSE 'last_seen' END)::text AS body
+        FROM (SELECT name, to_jsonb(d) AS row FROM devices d OFFSET 0) devices
       UNION ALL SELECT 'profile', slug::text, jsonb_build_object('config', config)::text FROM microphone_profiles
       UNION ALL SELECT 'system', key::text, value::text FROM system_config WHERE key = 'system') rows
     WHERE key IS NOT NULL ORDER BY kind, key"

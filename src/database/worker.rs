@@ -2,8 +2,8 @@
 //!
 //! A thread of its own, as a server can take long to answer, or never answer. The main loop sends requests and receives
 //! [`Event::Rows`]; while nothing changes, it is not woken. It enforces the deadline of each call, which ends the call
-//! with an error; the next request connects again. If the thread hangs nevertheless, e.g. in a disk, the main loop
-//! abandons it and starts another one. An abandoned thread ends after its next answer: its channel has no sender.
+//! with an error; the next request connects again. If the thread hangs nevertheless, the main loop abandons it and
+//! starts another one. An abandoned thread ends after its next answer: its channel has no sender.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use log::info;
 use postgres::error::SqlState;
 
-use crate::cache;
-use crate::config::Config;
+use crate::config::{Config, DatabaseSettings};
 use crate::database::connection::{Connection, reason};
 use crate::database::deadline::Deadline;
+use crate::database::last_settings::{Last, LastSettings};
 use crate::database::refusals::{Refusal, Refusals};
 use crate::database::seed::Seeder;
+use crate::database::seed_files::SeedFiles;
 use crate::decide::registry::{Row, RowChange};
 use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
@@ -29,6 +30,9 @@ use crate::text::shown;
 const SEED_LATER: Duration = Duration::from_secs(2);
 /// A failed seeder is retried after this time.
 const SEED_AGAIN: Duration = Duration::from_secs(60);
+
+/// After a start, new rows wait for the files at most this long: a microphone is better recorded by a default than not.
+pub const FILES: Duration = Duration::from_secs(2);
 
 /// How long the write of one row waits for locks, e.g. of its table …
 const LOCK: Duration = Duration::from_millis(250);
@@ -92,7 +96,7 @@ impl Backlog {
 pub struct Worker {
     requests: Sender<Request>,
     backlog: Arc<Backlog>,
-    /// Whether this Controller leads: only then anything is written, also to its own files.
+    /// Whether this Controller leads: only then anything is written.
     leads: Arc<AtomicBool>,
     deadline: Deadline,
     thread: JoinHandle<()>,
@@ -105,29 +109,28 @@ impl Worker {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(config: &Config, generation: u64, events: SyncSender<Event>, refusals: &Refusals) -> std::io::Result<Self> {
+    pub fn start(config: &Config, generation: u64, events: SyncSender<Event>, shared: &SharedState) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (backlog, leads) = (Arc::<Backlog>::default(), Arc::<AtomicBool>::default());
         let deadline = Deadline::default();
-        let mut worker = WorkerThread {
+        let worker = WorkerThread {
             deadline: deadline.clone(),
-            refusals: refusals.clone(),
+            shared: shared.clone(),
             backlog: Arc::clone(&backlog),
             leads: Arc::clone(&leads),
             is_seeded: false,
-            config: config.clone(),
+            database: config.database.clone(),
             generation,
             events,
-            seeder: Seeder::new(config.config_dir.clone()),
+            seeder: Seeder::default(),
+            round: None,
             db: None,
             seed_at: None,
             rate_limit: RateLimit::default(),
-            system: None,
-            saved: cache::load(&config.workspace_local).ok().flatten(),
+            rows: None,
             is_silent: false,
             is_sent: false,
         };
-        worker.keep_system();
         let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests, backlog, leads, deadline, thread, generation })
     }
@@ -172,25 +175,45 @@ impl Worker {
     }
 }
 
+/// What all threads for PostgreSQL share: one that replaces another one continues with it.
+#[derive(Clone)]
+pub struct SharedState {
+    /// Rows that are not written before their time.
+    pub refusals: Refusals,
+    /// The last known settings.
+    pub settings: LastSettings,
+    /// The files that contain what is seeded.
+    pub files: SeedFiles,
+}
+
+/// A round of the seeders that is not complete yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// Seeds what the first Recorder needs.
+    First,
+    /// Seeds the admin user, too, and retries what failed.
+    Later,
+}
+
 struct WorkerThread {
-    config: Config,
+    database: DatabaseSettings,
     generation: u64,
     events: SyncSender<Event>,
     backlog: Arc<Backlog>,
     leads: Arc<AtomicBool>,
     deadline: Deadline,
-    refusals: Refusals,
+    shared: SharedState,
     seeder: Seeder,
-    /// Whether the seeders ran on this connection.
+    /// Whether the seeders began on this connection.
     is_seeded: bool,
+    /// The round that waits for the files, and when it began.
+    round: Option<(Round, Instant)>,
     db: Option<Connection>,
-    /// When the remaining seeders run; `None` = all have succeeded.
+    /// When the next round begins; `None` = all seeders have succeeded, or a round waits for the files.
     seed_at: Option<Instant>,
     rate_limit: RateLimit,
-    /// The last known row of the settings. A user or a restored dump may delete it.
-    system: Option<Row>,
-    /// The rows of the last answer, which are also in the file that the next run loads.
-    saved: Option<Vec<Row>>,
+    /// The rows of the last answer.
+    rows: Option<Vec<Row>>,
     /// Whether PostgreSQL did not answer the last call in time.
     is_silent: bool,
     /// Whether the last answer consisted of these rows.
@@ -208,7 +231,7 @@ impl WorkerThread {
             if is_known && only_changes {
                 continue;
             }
-            let rows = answer.map(|changed| changed.or_else(|| self.saved.clone()).unwrap_or_default());
+            let rows = answer.map(|changed| changed.or_else(|| self.rows.clone()).unwrap_or_default());
             self.is_sent = rows.is_ok();
             if self.events.send(Event::Rows { generation: self.generation, rows }).is_err() {
                 return;
@@ -230,12 +253,12 @@ impl WorkerThread {
         if self.db.is_none() {
             // The thread before this one hangs, because its call could not be ended.
             if self.generation > 0 {
-                Connection::ping(&self.config.database).map_err(|why| self.no_rows(why))?;
+                Connection::ping(&self.database).map_err(|why| self.no_rows(why))?;
             }
-            let result = Connection::connect(&self.config.database, &self.deadline);
+            let result = Connection::connect(&self.database, &self.deadline);
             self.is_silent = self.deadline.exceeded().is_some();
             let db = result.map_err(|why| self.no_rows(why))?;
-            info!("connected to PostgreSQL at {:?}", self.config.database);
+            info!("connected to PostgreSQL at {:?}", self.database);
             if let Some(why) = &db.unlimited {
                 let line = format!("cannot limit the time that PostgreSQL takes to answer: {why}; a thread waits for as long as it hangs");
                 self.rate_limit.warn("unlimited", &line, Instant::now());
@@ -243,71 +266,64 @@ impl WorkerThread {
             self.db = Some(db);
             self.is_seeded = false;
         }
-        let leads = self.leads.load(Ordering::Acquire);
-        if leads && !self.is_seeded {
-            self.is_seeded = true;
-            self.seed_at = Some(Instant::now() + SEED_LATER);
-            self.seed_first();
-        } else if self.seed_at.is_some_and(|at| at <= Instant::now()) {
-            self.seed_later();
+        if self.leads.load(Ordering::Acquire) {
+            self.seed();
         }
         let rows = self.with(Connection::snapshot).map_err(|why| self.no_rows(why))?;
-        if self.saved.as_ref() == Some(&rows) {
+        if self.rows.as_ref() == Some(&rows) {
             return Ok(None);
         }
-        if leads {
-            self.save(&rows);
-        } else {
-            self.saved = Some(rows.clone());
-        }
-        self.keep_system();
+        self.shared.settings.answered(&rows);
+        self.rows = Some(rows.clone());
         Ok(Some(rows))
     }
 
-    /// Keeps the row of the settings, for when it is absent later.
-    fn keep_system(&mut self) {
-        let found = self.saved.iter().flatten().find(|row| row.kind == "system" && row.body.is_some());
-        self.system = found.cloned().or_else(|| self.system.take());
-    }
-
-    /// Saves the rows for a start without the database; the settings also if they are absent now.
-    fn save(&mut self, rows: &[Row]) {
-        let absent = self.system.as_ref().filter(|_| !rows.iter().any(|row| row.kind == "system"));
-        let all: Vec<Row> = rows.iter().chain(absent).cloned().collect();
-        match cache::save(&self.config.workspace_local, &all) {
-            Ok(()) => drop(self.rate_limit.cleared("save", Instant::now())),
-            Err(why) => {
-                let line = format!("cannot save the desired state for a start without PostgreSQL: {why}");
-                self.rate_limit.warn("save", &line, Instant::now());
-            }
-        }
-        // One attempt for each change, so that a full disk does not cause a write every second.
-        self.saved = Some(rows.to_vec());
-    }
-
-    /// Seeds what the first Recorder needs: schema, settings, profiles.
-    fn seed_first(&mut self) {
-        if let Some(db) = &mut self.db {
-            self.seeder.schema(db);
-            let system = self.system.as_ref().and_then(|row| crate::json::from_str(row.body.as_deref()?).ok());
-            self.seeder.settings(db, system.as_ref());
-            self.seeder.profiles(db);
-        }
-    }
-
-    /// Seeds, at a later read, the admin user, whose hash takes long, and retries what failed.
-    fn seed_later(&mut self) {
-        self.seed_first();
+    /// Seeds at first what the first Recorder needs: schema, settings, profiles. Later the admin user, whose hash takes
+    /// long, and what failed. What is not read yet is seeded at a later read.
+    fn seed(&mut self) {
         let Some(db) = &mut self.db else { return };
-        let hashing = self.seeder.admin(db);
-        let wait = if hashing { Duration::ZERO } else { SEED_AGAIN };
-        self.seed_at = (hashing || self.seeder.is_pending()).then(|| Instant::now() + wait);
+        let now = Instant::now();
+        let begins = match std::mem::replace(&mut self.is_seeded, true) {
+            false => Some(Round::First),
+            true => self.seed_at.is_some_and(|at| at <= now).then_some(Round::Later),
+        };
+        if let Some(round) = begins {
+            (self.round, self.seed_at) = (Some((round, now)), None);
+            self.seeder.schema(db);
+        }
+        let Some((round, begun)) = self.round else { return };
+        let last = self.shared.settings.last();
+        // If they were deleted, a default must not take the place of what an earlier run saved.
+        let is_early = last == Last::Unknown;
+        if is_early && now.saturating_duration_since(begun) < FILES {
+            return;
+        }
+        let Some(content) = self.shared.files.take() else { return };
+        self.round = None;
+        if !is_early {
+            let last = match &last {
+                Last::Seen(Row { body: Some(body), .. }) => crate::json::from_str(body).ok(),
+                _ => None,
+            };
+            self.seeder.settings(db, &content, last.as_ref());
+        }
+        self.seeder.profiles(db, &content);
+        if round == Round::Later {
+            self.seeder.admin(db, &content);
+        }
+        let wait = match round {
+            _ if self.seeder.is_hashing() => Some(Duration::ZERO),
+            _ if is_early => Some(SEED_LATER),
+            Round::First => Some(SEED_LATER),
+            Round::Later => self.seeder.is_pending().then_some(SEED_AGAIN),
+        };
+        self.seed_at = wait.map(|wait| now + wait);
     }
 
     /// Writes each row by itself, so that one that is locked or refused neither affects nor delays the others: new
     /// devices first, and last those whose write failed before.
     fn write(&mut self, mut changes: Vec<RowChange>) {
-        changes.sort_by_key(|change| (self.refusals.count(&change.device), change.insert.is_none()));
+        changes.sort_by_key(|change| (self.shared.refusals.count(&change.device), change.insert.is_none()));
         let mut waited = false;
         if self.with(|db| db.limit_locks(Some(LOCK))).is_err() {
             return;
@@ -337,20 +353,20 @@ impl WorkerThread {
         let device = shown(&change.device);
         match result {
             Ok(true) => {
-                self.refusals.written(&change.device, now);
+                self.shared.refusals.written(&change.device, now);
                 self.rate_limit.cleared(&topic, now);
                 if let Some(note) = &change.note {
                     info!("microphone {device} {note}");
                 }
             }
             Ok(false) => {
-                if self.refusals.failed(&change.device, Refusal::Locked, now) >= LOCKED_ATTEMPTS {
+                if self.shared.refusals.failed(&change.device, Refusal::Locked, now) >= LOCKED_ATTEMPTS {
                     let line = format!("cannot write device {device} to the database: another client has locked its row; retrying");
                     self.rate_limit.warn(&topic, &line, now);
                 }
             }
             Err(why) => {
-                self.refusals.failed(&change.device, Refusal::Refused, now);
+                self.shared.refusals.failed(&change.device, Refusal::Refused, now);
                 let line = format!("cannot write device {device} to the database: {why}; retrying every 1 to 60 s");
                 self.rate_limit.warn(&topic, &line, now);
             }

@@ -17,6 +17,7 @@ pub mod profile;
 pub mod reason;
 pub mod recorders;
 pub mod registry;
+pub mod saved;
 pub mod scan;
 pub mod shares;
 pub mod spec;

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::start::ids;
+use super::station::process::Ended;
 use super::station::{Controller, Station, eventually};
 use super::tree::Card;
 
@@ -187,10 +188,13 @@ fn health_names_the_component_at_fault() {
 #[test]
 fn a_wedged_main_loop_is_ill_after_a_minute() {
     let station = Station::plan().without_podman().without_redis().up();
-    // Opening a pipe that nobody writes to blocks the reader for good; this file is read before the first round.
-    let state = station.workspace().join("recorder/.controller-state");
-    assert!(Command::new("mkfifo").arg(&state).status().unwrap().success());
     let controller = station.controller();
+    eventually(SOON, "health", || controller.get("/healthy"));
+    // Without -f, the main thread is the only one that is held: at its next wait for an event.
+    let mut strace = Command::new("strace");
+    strace.args(["-qq", "-o", "/dev/null", "-e", "trace=futex", "-e", "inject=futex:delay_enter=120000000", "-p"]);
+    strace.arg(controller.id().to_string());
+    let _strace = Ended::spawn(strace);
     let health = |live: bool| {
         eventually(Duration::from_secs(80), &format!("a health that is live: {live}"), || {
             controller.get("/healthy").filter(|(status, health)| *status == 503 && health["live"] == live).map(|(_, health)| health)

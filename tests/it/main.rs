@@ -54,6 +54,8 @@ mod notify;
 mod scan;
 // start, stop, crash and adoption
 mod start;
+// disks that are slow, and things in the place of our files and folders
+mod files;
 // two Controllers with one owner, and others that recreate our containers
 mod standby;
 // heartbeats and log lines reach a Redis that comes late, hangs or is away

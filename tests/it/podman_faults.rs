@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use silvasonic_controller::cache;
+use silvasonic_controller::cache::{self, ENGINE};
 use silvasonic_controller::decide::container::Engine;
 
 use super::start::ids;
@@ -146,7 +146,8 @@ fn what_podman_was_at_the_last_start_is_gone_by_until_it_says_otherwise() {
     let (proxy, mut first) = proxied(&station);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let workspace = station.workspace().join("recorder");
-    let kept = || cache::load_engine(&workspace).unwrap();
+    let kept = || -> Option<(Engine, u32)> { ENGINE.read(&workspace).unwrap().map(|text| ENGINE.parse(&workspace, &text).unwrap()) };
+    let keep = |engine: &Engine, owner| ENGINE.write(&workspace, &cache::engine(engine, owner).unwrap().text).unwrap();
     let (engine, owner) = eventually(SOON, "the engine kept", kept);
     first.signal(Signal::TERM);
     first.wait_exit(SOON);
@@ -161,14 +162,14 @@ fn what_podman_was_at_the_last_start_is_gone_by_until_it_says_otherwise() {
 
     // The memory is wrong: of another engine, which is found out, and behind another socket, which is seen at once.
     let wrong = Engine { runtime: "another".to_owned(), ..engine.clone() };
-    cache::save_engine(&workspace, &wrong, owner).unwrap();
+    keep(&wrong, owner);
     let third = station.controller_with(&[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]);
     third.wait_log("(rootful, another, cgroups", SOON);
     third.wait_log(&format!("(rootful, {}, cgroups", engine.runtime), SOON);
     // It is told before it is kept.
     eventually(SOON, "the right engine kept", || kept().filter(|known| *known == (engine.clone(), owner)));
     drop(third);
-    cache::save_engine(&workspace, &wrong, owner + 1).unwrap();
+    keep(&wrong, owner + 1);
     let fourth = station.controller();
     fourth.wait_log("connected to Podman", SOON);
     assert_eq!(fourth.count_log("another, cgroups"), 0);

@@ -33,7 +33,9 @@ fn the_fixed_threads_are_those_of_the_table_in_the_crate_documentation() {
         };
         fs::read_dir(&tasks).unwrap().flatten().filter_map(name).collect()
     };
-    let is_short_lived = |name: &String| name.starts_with("log-") || ["action", "engine", "bcrypt"].contains(&name.as_str());
+    let is_short_lived = |name: &String| {
+        name.starts_with("log-") || ["action", "engine", "bcrypt", "files", "config", "folder", "lock"].contains(&name.as_str())
+    };
     // A followed log shows that the start is over.
     let is_up = |names: &BTreeSet<String>| names.iter().any(|name| name.starts_with("log-"));
     let names = eventually(SOON, "the threads of a running station", || {
