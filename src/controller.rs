@@ -6,6 +6,7 @@
 //! unknown.
 
 mod act;
+mod hang;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -19,7 +20,7 @@ use crate::containers::limits::Limits;
 use crate::containers::state::ContainersState;
 use crate::database::state::{DatabaseState, Hardware};
 use crate::decide::desired::SpecCache;
-use crate::decide::hang::{Hung, Replacement, Work};
+use crate::decide::hang::Replacement;
 use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
@@ -34,7 +35,6 @@ use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
 use crate::redis::nudge::{self, Nudges};
 use crate::redis::publisher::Publisher;
-use crate::replace;
 use crate::report::Known;
 
 /// Maximum time between two iterations, independent of the settings: each one resets the watchdog.
@@ -154,52 +154,6 @@ impl Controller {
         End::Stopped
     }
 
-    /// The lock, for the process that replaces this one.
-    #[must_use]
-    pub fn lock(&self) -> &Held {
-        &self.lock
-    }
-
-    /// Notes that the process could not be replaced; it can run on.
-    pub fn not_replaced(&mut self, why: &io::Error) {
-        error!("cannot replace the process: {why}; it continues, and retries in some minutes if threads still hang");
-        self.replacement.failed(Instant::now());
-    }
-
-    /// Whether the process must be replaced now, because threads hang that nothing else can end.
-    fn must_replace(&mut self) -> bool {
-        let hung = Hung {
-            database: self.database.hung_threads(),
-            scans: self.hardware.hung_scans(),
-            podman: usize::from(self.containers.is_hung()),
-            actions: self.actions.hung(),
-            publisher: usize::from(self.heartbeat.is_hung()),
-            nudge: usize::from(self.nudges.is_hung()),
-        };
-        let work = match self.shutdown {
-            Some(_) => Work::Shutdown,
-            None if self.actions.only_hang() => Work::None,
-            None => Work::Actions,
-        };
-        let now = Instant::now();
-        if !self.replacement.is_due(&hung, work, now) {
-            return false;
-        }
-        if let Some(thread) = replace::immovable() {
-            let line = format!("threads hang ({hung}), but the process cannot be replaced: thread {thread} waits in the kernel; retrying");
-            self.rate_limit.warn("replace", &line, now);
-            return false;
-        }
-        warn!("threads hang ({hung}): the process replaces itself; Recorders continue to run and are adopted");
-        self.heartbeat.replacing();
-        log::logger().flush();
-        // What arrived until now, such as a termination signal.
-        while let Ok(event) = self.inbox.try_recv() {
-            self.handle(event);
-        }
-        self.shutdown.is_none()
-    }
-
     /// Reads the hardware, and requests the state of PostgreSQL and Podman.
     fn observe(&mut self) {
         let now = Instant::now();
@@ -212,7 +166,9 @@ impl Controller {
         let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
         self.note_connections(&changes.unwrap_or_default());
         self.hardware.refresh_pcms(self.recorders.running().map(|(device, _)| device), self.database.registry.as_ref(), now);
-        self.database.ask(&self.hardware.presences, hardware, now);
+        if self.leadership.is_decided(now) {
+            self.database.ask(&self.hardware.presences, hardware, now);
+        }
         self.containers.request_if_stale(&self.actions, now);
     }
 
@@ -260,16 +216,21 @@ impl Controller {
         }
     }
 
-    /// Handles a result about the lock. After a takeover the next tick is due at once, with a new list.
+    /// Handles a result about the lock. The next tick is due at once: after the first result, and with a new list after a
+    /// takeover.
     fn note_standing(&mut self, standing: Standing) {
         match &standing {
             Standing::Unknown(_) => warn!("{standing}"),
             Standing::Standby(_) => info!("{standing}"),
             Standing::Leader => {}
         }
-        if let Some(holder) = self.leadership.update(standing) {
+        let is_first = !self.leadership.is_decided(Instant::now());
+        let previous = self.leadership.update(standing);
+        if let Some(holder) = &previous {
             info!("this Controller takes over from {holder}");
             self.containers.forget();
+        }
+        if is_first || previous.is_some() {
             self.next_tick = Instant::now();
         }
         if self.leadership.may_act(Instant::now()) {

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::{Map, Value};
+
 use crate::decide::registry::Row;
+use crate::json;
 
 /// The row; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,20 @@ pub enum Last {
     Seen(Row),
 }
 
+/// The fields of a row.
+fn fields(row: &Row) -> Option<Map<String, Value>> {
+    json::from_str(row.body.as_deref()?).ok()
+}
+
+/// A row, with the fields of an earlier one that it lacks.
+fn merged(earlier: Option<&Row>, row: &Row) -> Row {
+    let Some(earlier) = earlier.filter(|earlier| earlier.body != row.body) else { return row.clone() };
+    let Some(mut all) = fields(earlier) else { return row.clone() };
+    // Without fields, it gives no value.
+    all.extend(fields(row).unwrap_or_default());
+    Row { body: Some(Value::Object(all).to_string()), ..row.clone() }
+}
+
 fn settings(rows: &[Row]) -> Option<&Row> {
     rows.iter().find(|row| row.kind == "system" && row.body.is_some())
 }
@@ -34,7 +51,8 @@ impl LastSettings {
     /// Notes rows of the database.
     pub fn answered(&self, rows: &[Row]) {
         if let Some(row) = settings(rows) {
-            self.known().row = Some(row.clone());
+            let mut known = self.known();
+            known.row = Some(merged(known.row.as_ref(), row));
         }
     }
 
@@ -58,11 +76,13 @@ impl LastSettings {
         }
     }
 
-    /// These rows, with the last known settings if they are absent.
+    /// These rows, with the last known settings if they are absent, as a whole or a field.
     #[must_use]
     pub fn complete(&self, mut rows: Vec<Row>) -> Vec<Row> {
-        if !rows.iter().any(|row| row.kind == "system") {
-            rows.extend(self.known().row.clone());
+        let known = self.known();
+        match rows.iter_mut().find(|row| row.kind == "system") {
+            Some(row) => *row = merged(known.row.as_ref(), row),
+            None => rows.extend(known.row.clone()),
         }
         rows
     }
@@ -75,6 +95,20 @@ impl LastSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_that_disappears_keeps_its_last_value() {
+        let last = LastSettings::default();
+        last.answered(&[row(r#"{"max_recorders":10,"station_name":"a"}"#)]);
+        last.answered(&[row(r#"{"station_name":"b"}"#)]);
+        let known = row(r#"{"max_recorders":10,"station_name":"b"}"#);
+        assert_eq!(last.last(), Last::Seen(known.clone()));
+        last.answered(&[row("7")]);
+        assert_eq!(last.last(), Last::Seen(known.clone()));
+        assert_eq!(last.complete(Vec::new()), std::slice::from_ref(&known));
+        assert_eq!(last.complete(vec![row(r#"{"station_name":"b"}"#)]), [known]);
+        assert_eq!(last.complete(vec![row(r#"{"max_recorders":3}"#)]), [row(r#"{"max_recorders":3,"station_name":"b"}"#)]);
+    }
 
     fn row(body: &str) -> Row {
         Row { kind: "system".to_owned(), key: "system".to_owned(), body: Some(body.to_owned()), fault: None }

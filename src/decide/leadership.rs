@@ -59,6 +59,12 @@ impl Leadership {
         }
     }
 
+    /// Whether it is decided who leads. Before that, the tables of a new database do not exist.
+    #[must_use]
+    pub fn is_decided(&self, now: Instant) -> bool {
+        self.standing.is_some() || self.may_act(now)
+    }
+
     /// When [`Leadership::may_act`] changes without a result.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
