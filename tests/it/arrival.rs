@@ -3,11 +3,13 @@
 use std::fs;
 use std::time::Duration;
 
-use super::station::{Station, eventually};
+use super::database::two_cycles;
+use super::station::{Contents, PeerVersion, Station, eventually};
 use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(15);
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
 
 #[test]
 fn postgresql_may_come_after_the_controller() {
@@ -122,25 +124,32 @@ fn a_long_password_is_refused() {
 }
 
 #[test]
-fn databases_of_the_python_controller_serve_old_and_new() {
-    for workspace in ["", ", workspace_name TEXT, UNIQUE (workspace_name)"] {
+fn a_database_of_the_python_controller_serves_and_keeps_all_that_it_contains() {
+    for version in PeerVersion::ALL {
         let station = Station::up();
-        station.postgres.exec(&format!(
-            "CREATE TABLE microphone_profiles (slug TEXT NOT NULL, name TEXT NOT NULL, description TEXT, match_pattern TEXT,
-               config JSONB NOT NULL DEFAULT '{{}}', is_system BOOLEAN NOT NULL DEFAULT FALSE, PRIMARY KEY (slug));
-             CREATE TABLE devices (name TEXT NOT NULL, serial_number TEXT NOT NULL, model TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'offline',
-               enrollment_status TEXT NOT NULL DEFAULT 'pending', last_seen TIMESTAMPTZ, enabled BOOLEAN NOT NULL DEFAULT TRUE, profile_slug TEXT,
-               config JSONB NOT NULL {workspace}, PRIMARY KEY (name), UNIQUE (serial_number),
-               FOREIGN KEY (profile_slug) REFERENCES microphone_profiles (slug));
-             INSERT INTO microphone_profiles (slug, name, config) VALUES ('own', 'Own', '{{\"audio\": {{\"sample_rate\": 250000}}}}');
-             INSERT INTO devices (name, serial_number, model, enrollment_status, profile_slug, config)
-               VALUES ('0869-0389-034F6A21', '034F6A21', 'UltraMic', 'enrolled', 'own', '{{\"usb_serial\": \"034F6A21\"}}');"
-        ));
-        station.tree.set(&[Card::ultramic()]);
+        station.postgres.make_peer_database(version);
+        let before = Contents::of(&station.postgres);
+        station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
         let controller = station.controller();
-        station.podman.wait_running(SOON, &["silvasonic-recorder-own-6a21"]);
-        assert_eq!(controller.count_log("created column devices.workspace_name"), usize::from(workspace.is_empty()));
-        eventually(SOON, "the admin", || station.postgres.value::<i64>("SELECT id FROM users"));
+        station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+        controller.wait_log("user admin still has the default password", SOON);
+        // The whole life of a microphone: suspended by the user, unplugged, connected elsewhere.
+        station.postgres.exec("UPDATE devices SET enabled = FALSE WHERE name LIKE '19f7%'");
+        station.podman.wait_running(SOON, &[ULTRAMIC]);
+        station.tree.set(&[Card::rode().index(1)]);
+        let status = "SELECT status FROM devices WHERE name LIKE '%034F6A21'";
+        eventually(SOON, "offline", || (station.postgres.value::<String>(status)? == "offline").then_some(()));
+        station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+        station.podman.wait_running(SOON, &[ULTRAMIC]);
+        two_cycles(&station);
+        station.postgres.exec("DROP TABLE reads");
+        assert_eq!(before.lost(&station.postgres), Vec::<String>::new(), "{version:?}");
+        let is_old = version == PeerVersion::V0_3_0;
+        assert_eq!(controller.count_log("created column devices.workspace_name"), usize::from(is_old), "{version:?}");
+        assert_eq!(controller.count_log("[ERROR]") + controller.count_log("invalid row"), 0, "{version:?}: {}", controller.log());
+        // A loss would be noticed.
+        station.postgres.exec("DROP INDEX ix_uploads_recording_id; UPDATE weather SET source = 'x'");
+        assert_eq!(before.lost(&station.postgres).len(), 2, "{version:?}");
     }
 }
 
@@ -149,8 +158,7 @@ fn without_a_database_the_last_known_state_starts_what_is_plugged_in() {
     let mut station = Station::up();
     station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
     let mut first = station.controller();
-    let rode = "silvasonic-recorder-rode-nt-usb-p1d2";
-    station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     station.postgres.exec("UPDATE devices SET enabled = FALSE WHERE name LIKE '19f7%'");
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     first.signal(rustix::process::Signal::TERM);
@@ -170,7 +178,7 @@ fn without_a_database_the_last_known_state_starts_what_is_plugged_in() {
     station.postgres.start();
     second.wait_log("PostgreSQL is available again", SOON);
     station.postgres.exec("UPDATE devices SET enabled = TRUE");
-    station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     assert_eq!(super::start::ids(&station)[ULTRAMIC], before[ULTRAMIC]);
     drop(second);
 
@@ -181,6 +189,6 @@ fn without_a_database_the_last_known_state_starts_what_is_plugged_in() {
     let third = station.controller();
     let line = third.wait_log("ignoring the desired state saved by an earlier run", SOON);
     assert!(line.contains("checksum"), "{line}");
-    station.podman.wait_running(SOON, &[ULTRAMIC, rode]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     eventually(SOON, "the file anew", || (fs::read(&file).unwrap() == whole).then_some(()));
 }

@@ -11,6 +11,7 @@ mod controller;
 mod dice;
 mod http;
 mod image;
+mod peer_database;
 mod pgbouncer;
 mod podman;
 mod postgres;
@@ -22,6 +23,8 @@ mod relay;
 pub(crate) use controller::Controller;
 #[allow(unused_imports)]
 pub(crate) use dice::Dice;
+#[allow(unused_imports)]
+pub(crate) use peer_database::{Contents, PeerVersion};
 #[allow(unused_imports)]
 pub(crate) use podman::{Happened, NETWORK, Podman, RECORDER};
 pub(crate) use postgres::Postgres;
