@@ -65,7 +65,7 @@ mod tests {
             let keys = ["gain_db", "chunk_size", "highpass_filter_hz"];
             assert_eq!(json!(keys.map(|key| config["processing"][key].clone())), processing, "{slug}");
             assert_eq!(config["stream"]["live_stream_enabled"], ultramic, "{slug}");
-            assert_eq!(config["stream"]["processed_enabled"], true, "{slug}");
+            assert_eq!(config["stream"]["processed_enabled"], ultramic, "{slug}");
         }
     }
 }
