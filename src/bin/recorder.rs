@@ -203,7 +203,7 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<Strin
     let config = config.and_then(|text| {
         let value = from_str(&text).unwrap_or_default();
         let add_faults = |found: Vec<_>| faults.extend(found.iter().map(|fault| format!("SILVASONIC_RECORDER_CONFIG_JSON: {fault}")));
-        ProfileConfig::from_json(&value).map_err(add_faults).ok()
+        ProfileConfig::from_row(&value).map_err(add_faults).ok()
     });
     match (device, profile, config, instance, redis_url, port.and_then(|port| port.parse().ok())) {
         (Some(device), Some(profile), Some(config), Some(instance), Some(redis_url), Some(port)) if faults.is_empty() => {

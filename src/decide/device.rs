@@ -295,7 +295,7 @@ pub fn container_name(folder: &str) -> String {
 /// The slug in lower case; other characters than letters and digits become a single `-`.
 fn slug_part(slug: &str) -> String {
     let mut part = String::new();
-    for c in slug.chars().map(|c| c.to_ascii_lowercase()) {
+    for c in slug.chars().flat_map(char::to_lowercase) {
         if part.len() == SLUG_LIMIT {
             break;
         }
@@ -482,8 +482,16 @@ mod tests {
 
     #[test]
     fn slugs_of_any_text_make_a_folder_name() {
-        for (slug, part) in [("Rode  NT/USB!", "rode-nt-usb"), ("__a__", "a"), ("日本", "profile"), ("", "profile"), ("../..", "profile")]
-        {
+        for (slug, part) in [
+            ("My_Mic", "my-mic"),
+            ("Rode  NT/USB!", "rode-nt-usb"),
+            ("Süd 2", "s-d-2"),
+            ("__a__", "a"),
+            ("日本", "profile"),
+            ("ÄÖÜ", "profile"),
+            ("", "profile"),
+            ("../..", "profile"),
+        ] {
             assert_eq!(slug_part(slug), part);
         }
         assert!(is_workspace_name(&workspace_name(&"x".repeat(1_000_000), "id", Some("1234"), None, 0, &BTreeSet::new())));

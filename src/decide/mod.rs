@@ -10,6 +10,7 @@ pub mod desired;
 pub mod device;
 pub mod hang;
 pub mod leadership;
+pub mod lenient;
 pub mod past;
 pub mod plan;
 pub mod presence;

@@ -1,11 +1,12 @@
 //! Microphone profiles: their schema, defaults and matching.
 //!
 //! One table describes every field. The `config` of a profile (`audio`, `processing`, `stream`) is validated in the
-//! same way for every source: a file, a database row, the environment of a Recorder. Unknown keys are kept, for
-//! Recorders that use them.
+//! same way for every source: a file, a database row, the environment of a Recorder. A file must contain values of the
+//! right types; in a row, values of other types are converted as the Python services convert them ([`lenient`]), and
+//! Recorders receive the converted values. Unknown keys are kept, for Recorders that use them.
 //!
-//! Invariant: a profile with invalid match criteria matches no microphone, but still serves for recording, so an edit
-//! of the criteria never stops a Recorder. In a file, invalid criteria are a fault.
+//! Invariant: an invalid match criterion matches no microphone, but its profile still serves for recording, so an edit
+//! of the criteria never stops a Recorder. In a file, an invalid criterion is a fault.
 
 use std::fmt;
 
@@ -13,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::collect::by_insertion;
 use crate::decide::device::Microphone;
+use crate::decide::lenient;
 use crate::text::shown;
 use crate::yaml::{self, YamlFault};
 
@@ -26,6 +28,27 @@ enum FieldKind {
     Switch,
     /// One of these texts.
     OneOf(&'static [&'static str]),
+}
+
+impl FieldKind {
+    /// A value of another type that is read as one of this kind.
+    fn converted(&self, value: &Value) -> Option<Value> {
+        match self {
+            Self::Count(_) => lenient::count(value).map(Value::from),
+            Self::Number(..) => lenient::number(value).map(Value::from),
+            Self::Switch => lenient::switch(value).map(Value::from),
+            Self::OneOf(_) => None,
+        }
+    }
+}
+
+/// Which values are valid.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Those of the right type.
+    Strict,
+    /// Also those that can be converted.
+    Lenient,
 }
 
 /// Name, kind, and the default as JSON. With an empty default the field is mandatory, with `null` it may be absent.
@@ -114,11 +137,23 @@ pub struct ProfileConfig {
 }
 
 impl ProfileConfig {
-    /// Validates a configuration and adds its defaults.
+    /// Validates a configuration from a file, and adds its defaults.
     ///
     /// # Errors
     /// Every invalid field.
     pub fn from_json(value: &Value) -> Result<Self, Vec<FieldFault>> {
+        Self::read(value, Reading::Strict)
+    }
+
+    /// Validates a configuration that another program wrote, converts values of other types, and adds its defaults.
+    ///
+    /// # Errors
+    /// Every invalid field.
+    pub fn from_row(value: &Value) -> Result<Self, Vec<FieldFault>> {
+        Self::read(value, Reading::Lenient)
+    }
+
+    fn read(value: &Value, reading: Reading) -> Result<Self, Vec<FieldFault>> {
         let Some(fields) = value.as_object() else {
             return Err(vec![FieldFault { field: "config".to_owned(), what: fault("", "an object", value).what }]);
         };
@@ -127,7 +162,7 @@ impl ProfileConfig {
         for (name, schema) in [("audio", AUDIO), ("processing", PROCESSING), ("stream", STREAM)] {
             let section = fields.entry(name).or_insert_with(|| Value::Object(Map::new()));
             match section.as_object_mut() {
-                Some(section) => schema.iter().for_each(|field| check(name, field, section, &mut faults)),
+                Some(section) => schema.iter().for_each(|field| check(name, field, reading, section, &mut faults)),
                 None => faults.push(fault(name, "an object", section)),
             }
         }
@@ -135,12 +170,11 @@ impl ProfileConfig {
             return Err(faults);
         }
         let mut criteria_faults = Vec::new();
-        let criteria = read_criteria(&fields["audio"]["match"], &mut criteria_faults);
-        let criteria = if criteria_faults.is_empty() { criteria } else { Criteria::default() };
+        let criteria = read_criteria(&fields["audio"]["match"], reading, &mut criteria_faults);
         Ok(Self { recorder_json: recorder_json(&fields), fields, criteria, criteria_faults })
     }
 
-    /// Faults of the match criteria; if there are any, the profile matches no microphone.
+    /// Faults of the match criteria; the profile matches by the others.
     #[must_use]
     pub fn criteria_faults(&self) -> &[FieldFault] {
         &self.criteria_faults
@@ -184,12 +218,14 @@ fn recorder_json(fields: &Map<String, Value>) -> String {
     Value::Object(by_insertion(sections)).to_string()
 }
 
-fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, Value>, faults: &mut Vec<FieldFault>) {
-    let value = fields.get(*name).unwrap_or(&Value::Null);
-    if value.is_null() && !default.is_empty() {
+fn check(section: &str, (name, kind, default): &Field, reading: Reading, fields: &mut Map<String, Value>, faults: &mut Vec<FieldFault>) {
+    let found = fields.get(*name).unwrap_or(&Value::Null);
+    if found.is_null() && !default.is_empty() {
         fields.insert((*name).to_owned(), serde_json::from_str(default).unwrap_or_default());
         return;
     }
+    let converted = if reading == Reading::Lenient { kind.converted(found) } else { None };
+    let value = converted.as_ref().unwrap_or(found);
     let (is_valid, expected) = match kind {
         FieldKind::Count(most) => {
             (value.as_u64().is_some_and(|count| (1..=*most).contains(&count)), format!("a whole number from 1 to {most}"))
@@ -200,20 +236,24 @@ fn check(section: &str, (name, kind, default): &Field, fields: &mut Map<String, 
         FieldKind::Switch => (value.is_boolean(), "true or false".to_owned()),
         FieldKind::OneOf(words) => (value.as_str().is_some_and(|word| words.contains(&word)), words.join(" or ")),
     };
-    if let (true, FieldKind::Number(..), Some(number)) = (is_valid, kind, value.as_f64()) {
+    if !is_valid {
+        faults.push(fault(&format!("{section}.{name}"), &expected, found));
+    } else if let (FieldKind::Number(..), Some(number)) = (kind, value.as_f64()) {
         // 12 and 12.0 are the same setting, so their texts must be equal, too.
         fields.insert((*name).to_owned(), number.into());
-    } else if !is_valid {
-        faults.push(fault(&format!("{section}.{name}"), &expected, value));
+    } else if let Some(value) = converted {
+        fields.insert((*name).to_owned(), value);
     }
 }
 
-fn read_criteria(value: &Value, faults: &mut Vec<FieldFault>) -> Criteria {
+fn read_criteria(value: &Value, reading: Reading, faults: &mut Vec<FieldFault>) -> Criteria {
     if !value.is_null() && !value.is_object() {
         faults.push(fault("audio.match", "an object", value));
     }
     let mut text = |name: &str, expected: &str, is_valid: fn(&str) -> bool| match &value[name] {
         Value::Null => None,
+        // An empty field of a form.
+        Value::String(text) if text.is_empty() && reading == Reading::Lenient => None,
         Value::String(text) if is_valid(text) => Some(text.to_lowercase()),
         other => {
             faults.push(fault(&format!("audio.match.{name}"), expected, other));
@@ -398,6 +438,106 @@ mod tests {
         for (config, expected) in cases {
             assert_eq!(joined(&ProfileConfig::from_json(&config).unwrap_err()), expected);
         }
+    }
+
+    /// A profile with one field set, as a row or a file contains it.
+    fn with(field: &str, value: &str) -> Value {
+        let (section, name) = field.split_once('.').unwrap();
+        let mut config = json!({ "audio": { "sample_rate": 48_000 }, "processing": {}, "stream": {} });
+        config[section][name] = serde_json::from_str(value).unwrap();
+        config
+    }
+
+    #[test]
+    fn a_row_is_read_as_pydantic_reads_it_and_a_file_is_not() {
+        let whole = |most: &str| format!("a whole number from 1 to {most}");
+        let rate = whole("10000000");
+        let table = [
+            ("audio.sample_rate", "\"96000\"", Ok("96000")),
+            ("audio.sample_rate", "\" 96_000.0 \"", Ok("96000")),
+            ("audio.sample_rate", "44100.0", Ok("44100")),
+            ("audio.sample_rate", "44100.5", Err(rate.as_str())),
+            ("audio.sample_rate", "\"44100.5\"", Err(&rate)),
+            ("audio.sample_rate", "\"0\"", Err(&rate)),
+            ("audio.sample_rate", "\"-1\"", Err(&rate)),
+            ("audio.sample_rate", "\"10000001\"", Err(&rate)),
+            ("audio.sample_rate", "\"48 kHz\"", Err(&rate)),
+            ("audio.sample_rate", "\"\"", Err(&rate)),
+            ("audio.sample_rate", "[48000]", Err(&rate)),
+            ("audio.channels", "\"2\"", Ok("2")),
+            ("audio.channels", "2.0", Ok("2")),
+            ("audio.channels", "true", Ok("1")),
+            ("audio.channels", "false", Err("a whole number from 1 to 64")),
+            ("audio.channels", "\"65\"", Err("a whole number from 1 to 64")),
+            ("audio.format", "\"s16le\"", Err("S16LE or S24LE or S32LE")),
+            ("audio.format", "16", Err("S16LE or S24LE or S32LE")),
+            ("processing.gain_db", "\"12\"", Ok("12.0")),
+            ("processing.gain_db", "\" -1.5e1\"", Ok("-15.0")),
+            ("processing.gain_db", "true", Ok("1.0")),
+            ("processing.gain_db", "\"nan\"", Err("a number from -200 to 200")),
+            ("processing.gain_db", "\"inf\"", Err("a number from -200 to 200")),
+            ("processing.gain_db", "\"201\"", Err("a number from -200 to 200")),
+            ("processing.gain_db", "\"12 dB\"", Err("a number from -200 to 200")),
+            ("processing.chunk_size", "\"8192\"", Ok("8192")),
+            ("processing.chunk_size", "\"1e3\"", Err("a whole number from 1 to 16777216")),
+            ("processing.highpass_filter_hz", "\"1000\"", Ok("1000.0")),
+            ("processing.highpass_filter_hz", "\"\"", Err("a number from 0 to 5000000")),
+            ("stream.raw_enabled", "\"true\"", Ok("true")),
+            ("stream.raw_enabled", "\"YES\"", Ok("true")),
+            ("stream.raw_enabled", "1", Ok("true")),
+            ("stream.processed_enabled", "\"off\"", Ok("false")),
+            ("stream.processed_enabled", "0.0", Ok("false")),
+            ("stream.live_stream_enabled", "2", Err("true or false")),
+            ("stream.live_stream_enabled", "\"perhaps\"", Err("true or false")),
+            ("stream.live_stream_enabled", "\"\"", Err("true or false")),
+            ("stream.segment_duration_s", "\"15\"", Ok("15")),
+            ("stream.segment_duration_s", "15.0", Ok("15")),
+            ("stream.segment_duration_s", "\"86401\"", Err("a whole number from 1 to 86400")),
+        ];
+        for (field, value, expected) in table {
+            let config = with(field, value);
+            match (ProfileConfig::from_row(&config), expected) {
+                (Ok(read), Ok(normalised)) => {
+                    let recorder: Value = serde_json::from_str(read.recorder_json()).unwrap();
+                    let (section, name) = field.split_once('.').unwrap();
+                    assert_eq!(recorder[section][name].to_string(), normalised, "{field} {value}");
+                    assert_eq!(read.to_json()[section][name], recorder[section][name], "{field} {value}");
+                }
+                (Err(faults), Err(expected)) => {
+                    assert_eq!(joined(&faults), format!("{field}: expected {expected}, got {value}"));
+                }
+                (read, _) => panic!("{field} {value}: {read:?}"),
+            }
+            // A number without a fraction for a number with one is of the right type.
+            assert!(ProfileConfig::from_json(&config).is_err(), "{field} {value}");
+        }
+    }
+
+    #[test]
+    fn what_recorders_get_from_a_row_with_the_right_types_is_as_from_a_file() {
+        let config = json!({
+            "schema_version": "2.0", "later": { "x": "1" },
+            "audio": { "sample_rate": 384_000, "channels": 1, "format": "S16LE", "match_pattern": null, "match": { "usb_vendor_id": "0869" }, "x": "5" },
+            "processing": { "gain_db": 12, "chunk_size": 8192, "highpass_filter_hz": null },
+            "stream": { "raw_enabled": true, "segment_duration_s": 15, "y": "true" },
+        });
+        let row = ProfileConfig::from_row(&config).unwrap();
+        assert_eq!(row, ProfileConfig::from_json(&config).unwrap());
+        // A change of this text replaces running Recorders.
+        assert_eq!(
+            row.recorder_json(),
+            r#"{"audio":{"channels":1,"format":"S16LE","match_pattern":null,"sample_rate":384000,"x":"5"},"processing":{"chunk_size":8192,"gain_db":12.0,"highpass_filter_hz":null},"stream":{"live_stream_enabled":false,"processed_enabled":true,"raw_enabled":true,"segment_duration_s":15,"y":"true"}}"#
+        );
+    }
+
+    #[test]
+    fn in_a_row_an_invalid_criterion_leaves_the_others() {
+        let read = |matching: Value| ProfileConfig::from_row(&json!({ "audio": { "sample_rate": 1, "match": matching } })).unwrap();
+        let form = read(json!({ "usb_vendor_id": "", "usb_product_id": "", "alsa_name_contains": "UMC" }));
+        assert_eq!((form.criteria(), form.criteria_faults()), (&criteria(None, None, Some("umc")), &[][..]));
+        let odd = read(json!({ "usb_vendor_id": "0x1397", "usb_product_id": "0509", "alsa_name_contains": "UMC" }));
+        assert_eq!(score(odd.criteria(), Some("1397"), Some("0509"), "UMC204HD"), 50);
+        assert_eq!(joined(odd.criteria_faults()), "audio.match.usb_vendor_id: expected four hexadecimal digits in quotes, got \"0x1397\"");
     }
 
     #[test]

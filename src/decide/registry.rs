@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 
 use crate::collect::by_insertion;
 use crate::decide::device::{Microphone, Port, belongs_to_profile, is_workspace_name, workspace_name};
+use crate::decide::lenient;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::{self, Match, ProfileConfig};
 use crate::json;
@@ -193,10 +194,10 @@ impl Registry {
                 }
                 "profile" => {
                     let profile =
-                        value.and_then(|value| ProfileConfig::from_json(&value["config"]).map_err(|faults| profile::joined(&faults)));
+                        value.and_then(|value| ProfileConfig::from_row(&value["config"]).map_err(|faults| profile::joined(&faults)));
                     let fault = match &profile {
                         Ok(config) if config.criteria_faults().is_empty() => None,
-                        Ok(config) => Some(format!("it matches nothing: {}", profile::joined(config.criteria_faults()))),
+                        Ok(config) => Some(format!("ignoring a match criterion: {}", profile::joined(config.criteria_faults()))),
                         Err(why) => Some(why.clone()),
                     };
                     registry.profiles.insert(row.key.clone(), profile);
@@ -440,7 +441,7 @@ fn read_system(value: Result<Value, String>, previous: Option<&System>) -> (Syst
         }
     };
     let mut faults = Vec::new();
-    match fields.get("max_recorders").map(|value| (value, value.as_u64().and_then(|count| usize::try_from(count).ok()))) {
+    match fields.get("max_recorders").map(|value| (value, limit(value))) {
         Some((_, Some(count))) => system.max_recorders = Some(count),
         Some((value, None)) => faults.push(format!("max_recorders: expected a whole number, got {}", shown(&value.to_string()))),
         None => {
@@ -451,13 +452,20 @@ fn read_system(value: Result<Value, String>, previous: Option<&System>) -> (Syst
     }
     match fields.get("auto_enrollment") {
         None => {}
-        Some(Value::Bool(on)) => system.auto_enrollment = *on,
         Some(value) => {
-            system.auto_enrollment = false;
-            faults.push(format!("auto_enrollment: expected true or false, got {}", shown(&value.to_string())));
+            let on = lenient::switch(value);
+            system.auto_enrollment = on.unwrap_or(false);
+            if on.is_none() {
+                faults.push(format!("auto_enrollment: expected true or false, got {}", shown(&value.to_string())));
+            }
         }
     }
     (system, (!faults.is_empty()).then(|| faults.join("; ")))
+}
+
+/// A number of Recorders. A switch is no number here, although pydantic reads `false` as 0: that would stop all.
+fn limit(value: &Value) -> Option<usize> {
+    if value.is_boolean() { None } else { lenient::count(value)?.try_into().ok() }
 }
 
 impl fmt::Display for System {
@@ -498,8 +506,79 @@ mod tests {
             assert_eq!(system(Some(&ten), value), expected, "{value:?}");
         }
         // An invalid switch enrols nobody, whatever was known.
-        assert_eq!(system(Some(&is(Some(10), true)), Some("{\"auto_enrollment\": 1}")), is(Some(10), false));
+        assert_eq!(system(Some(&is(Some(10), true)), Some("{\"auto_enrollment\": 2}")), is(Some(10), false));
         assert_eq!(system(Some(&is(Some(10), true)), Some("7")), is(Some(10), false));
+    }
+
+    #[test]
+    fn settings_of_other_json_types_are_read_as_pydantic_reads_them() {
+        let ten = is(Some(10), true);
+        for (value, expected) in [
+            ("5", Some(5)),
+            ("5.0", Some(5)),
+            ("\"5\"", Some(5)),
+            ("\" 5.0 \"", Some(5)),
+            ("0", Some(0)),
+            ("5.5", None),
+            ("-1", None),
+            ("\"five\"", None),
+            ("\"\"", None),
+            // pydantic reads these as 1 and 0, which would stop Recorders.
+            ("true", None),
+            ("false", None),
+        ] {
+            let row = format!("{{\"max_recorders\": {value}}}");
+            assert_eq!(system(Some(&ten), Some(&row)).max_recorders, expected.or(Some(10)), "{value}");
+            let faults = faults_of("system", &row);
+            match expected {
+                Some(_) => assert_eq!(faults, Vec::<String>::new(), "{value}"),
+                None => assert_eq!(faults, [format!("system \"k\": max_recorders: expected a whole number, got {value}")]),
+            }
+        }
+        for (value, expected) in [
+            ("true", Some(true)),
+            ("\"true\"", Some(true)),
+            ("\"Yes\"", Some(true)),
+            ("1", Some(true)),
+            ("1.0", Some(true)),
+            ("\"false\"", Some(false)),
+            ("\"off\"", Some(false)),
+            ("0", Some(false)),
+            ("2", None),
+            ("\"perhaps\"", None),
+            ("null", None),
+        ] {
+            let row = format!("{{\"auto_enrollment\": {value}}}");
+            assert_eq!(system(Some(&ten), Some(&row)).auto_enrollment, expected.unwrap_or(false), "{value}");
+            let faults = faults_of("system", &row);
+            match expected {
+                Some(_) => assert_eq!(faults, Vec::<String>::new(), "{value}"),
+                None => assert_eq!(faults, [format!("system \"k\": auto_enrollment: expected true or false, got {value}")]),
+            }
+        }
+    }
+
+    /// The faults of a registry with one row.
+    fn faults_of(kind: &str, body: &str) -> Vec<String> {
+        let row = Row { kind: kind.to_owned(), key: "k".to_owned(), body: Some(body.to_owned()), fault: None };
+        Registry::read(&[row], None).faults.into_iter().collect()
+    }
+
+    #[test]
+    fn an_invalid_criterion_is_named_and_the_others_match() {
+        let matching = |criteria: &str| format!("{{\"config\": {{\"audio\": {{\"sample_rate\": 48000, \"match\": {criteria}}}}}}}");
+        for (criteria, fault) in [
+            ("null", None),
+            ("{\"usb_vendor_id\": \"\", \"usb_product_id\": \"\", \"alsa_name_contains\": \"\"}", None),
+            (
+                "{\"usb_vendor_id\": \"0x0869\"}",
+                Some("audio.match.usb_vendor_id: expected four hexadecimal digits in quotes, got \"0x0869\""),
+            ),
+        ] {
+            let expected: Vec<String> =
+                fault.map(|fault| format!("profile \"k\": ignoring a match criterion: {fault}")).into_iter().collect();
+            assert_eq!(faults_of("profile", &matching(criteria)), expected, "{criteria}");
+        }
     }
 
     #[test]

@@ -172,6 +172,47 @@ fn garbage_harms_only_its_own_row() {
 }
 
 #[test]
+fn a_row_that_the_python_services_accept_is_recorded_with() {
+    let station = Station::up();
+    let (ultramic_id, rode_id) = ("0869-0389-034F6A21", "19f7-0003-00006A21");
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1).serial("00006A21")]);
+    let controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC, "silvasonic-recorder-rode-nt-usb-6a21"]);
+    // Neither slug is one that a file may have, and both make the same name.
+    station.postgres.exec(&format!(
+        "INSERT INTO microphone_profiles (slug, name, config) VALUES
+           ('My_Mic', 'x', '{{\"schema_version\": \"2.0\", \"audio\": {{\"sample_rate\": \"96000\", \"channels\": 2.0, \"match\": null}},
+              \"processing\": {{\"gain_db\": \"12\"}}, \"stream\": {{\"raw_enabled\": \"yes\", \"processed_enabled\": 0}}}}'),
+           ('my mic', 'x', '{{\"audio\": {{\"sample_rate\": 44100.0}}}}');
+         UPDATE devices SET profile_slug = CASE name WHEN '{ultramic_id}' THEN 'My_Mic' ELSE 'my mic' END;"
+    ));
+    let names = ["silvasonic-recorder-my-mic-6a21", "silvasonic-recorder-my-mic-06a21"];
+    station.podman.wait_running(2 * SOON, &names);
+    only_two(&station);
+    let mut found = std::collections::BTreeMap::new();
+    for name in names {
+        let container = station.inspect(name).unwrap();
+        let variables = container["Config"]["Env"].as_array().unwrap();
+        let variable = |key: &str| variables.iter().find_map(|text| text.as_str()?.strip_prefix(&format!("{key}="))).unwrap().to_owned();
+        let config: serde_json::Value = serde_json::from_str(&variable("SILVASONIC_RECORDER_CONFIG_JSON")).unwrap();
+        assert_eq!(container["Config"]["Labels"]["io.silvasonic.profile"], variable("SILVASONIC_RECORDER_PROFILE_SLUG"));
+        found.insert(variable("SILVASONIC_INSTANCE_ID"), (variable("SILVASONIC_RECORDER_PROFILE_SLUG"), config));
+    }
+    let (slug, config) = &found[ultramic_id];
+    assert_eq!(slug, "My_Mic");
+    assert_eq!(config["audio"], serde_json::json!({ "sample_rate": 96000, "channels": 2, "format": "S16LE" }));
+    assert_eq!(
+        (&config["processing"]["gain_db"], &config["stream"]["raw_enabled"], &config["stream"]["processed_enabled"]),
+        (&12.0.into(), &true.into(), &false.into())
+    );
+    let (slug, config) = &found[rode_id];
+    assert_eq!((slug.as_str(), &config["audio"]["sample_rate"]), ("my mic", &44100.into()));
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": \"1\", \"auto_enrollment\": \"false\"}'");
+    eventually(SOON, "only one container", || (station.containers().len() == 1).then_some(()));
+    assert_eq!(controller.count_log("invalid row"), 0, "{}", controller.log());
+}
+
+#[test]
 fn keys_that_others_put_into_a_devices_config_are_kept() {
     let station = Station::up();
     let _controller = recording(&station);
