@@ -85,11 +85,11 @@ impl ConfigFolder {
         self.0.is_none()
     }
 
-    /// Name and password of the admin user, from the section `auth`.
+    /// Name and password of the admin user, from the section `auth`; `None` if there is no such section.
     ///
     /// # Errors
     /// The faults of the section.
-    pub(crate) fn credentials(&self) -> Result<(String, String), Vec<FileFault>> {
+    pub(crate) fn credentials(&self) -> Result<Option<(String, String)>, Vec<FileFault>> {
         credentials(&self.merged()?).map_err(|fault| vec![fault])
     }
 
@@ -103,7 +103,9 @@ impl ConfigFolder {
         }
     }
 
-    /// The sections to seed, and the faults of the others.
+    /// The sections to seed, and the faults of the others. In `system`, the built-in copy completes what the files leave
+    /// out, and keys that are null are left out: the services of v0.3.0 expect numbers there, and those of later
+    /// versions read an absent key as null.
     ///
     /// # Errors
     /// The faults of files that cannot be read as YAML: then nothing is known.
@@ -111,8 +113,13 @@ impl ConfigFolder {
         let mut settings = self.merged()?;
         let wrong = system_faults(&settings);
         settings.merged.remove("auth");
-        if !wrong.is_empty() {
-            settings.merged.remove("system");
+        if let Some(system) = settings.merged.remove("system").filter(|_| wrong.is_empty()) {
+            let mut complete = Self(None).merged()?.merged.remove("system").unwrap_or_default();
+            merge(&mut complete, &system);
+            if let Some(fields) = complete.as_object_mut() {
+                fields.retain(|_, value| !value.is_null());
+            }
+            settings.merged.insert("system".to_owned(), complete);
         }
         Ok((settings.merged, [self.ignored_settings(), wrong].concat()))
     }
@@ -304,11 +311,9 @@ pub(crate) fn merge(base: &mut Value, over: &Value) {
     }
 }
 
-/// Name and password of the admin user.
-fn credentials(settings: &Settings) -> Result<(String, String), FileFault> {
-    let Some(auth) = settings.merged.get("auth") else {
-        return Err(settings.fault(&["auth"], "expected a section with default_username and default_password"));
-    };
+/// Name and password of the admin user; a station whose users are made elsewhere has none.
+fn credentials(settings: &Settings) -> Result<Option<(String, String)>, FileFault> {
+    let Some(auth) = settings.merged.get("auth").filter(|auth| !auth.is_null()) else { return Ok(None) };
     let text = |key: &str| {
         let value = auth[key].as_str().filter(|text| !text.is_empty() && !text.contains('\0'));
         value.map(str::to_owned).ok_or_else(|| settings.fault(&["auth", key], "expected a text in quotes"))
@@ -318,7 +323,7 @@ fn credentials(settings: &Settings) -> Result<(String, String), FileFault> {
         let what = format!("expected at most {PASSWORD_LIMIT} bytes, got {}", password.len());
         return Err(settings.fault(&["auth", "default_password"], &what));
     }
-    Ok((user, password))
+    Ok(Some((user, password)))
 }
 
 /// The known keys of `system` that have a wrong type or value, each with what was expected.
@@ -529,6 +534,11 @@ mod tests {
 
     #[test]
     fn each_settings_file_is_read_or_its_faults_are_named_with_file_and_line() {
+        let system = |fields: Value| {
+            let mut system = json!({ "max_recorders": 5, "station_name": "Silvasonic", "auto_enrollment": true });
+            merge(&mut system, &fields);
+            system
+        };
         const LONG: &[u8] = b"auth:\n  default_password: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n";
         let check = |files: &[(&str, &[u8])], expected: Result<Value, &[&str]>| {
             let folder = Folder::with("settings", files);
@@ -536,18 +546,24 @@ mod tests {
             let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
             assert_eq!(folder.settings(), expected, "{names:?}");
         };
-        check(&[("defaults.yml", DEFAULT.as_bytes())], Ok(json!({ "system": { "latitude": 1 } })));
-        check(&[("defaults.yaml", DEFAULT.as_bytes())], Ok(json!({ "system": { "latitude": 1 } })));
+        check(&[("defaults.yml", DEFAULT.as_bytes())], Ok(json!({ "system": system(json!({ "latitude": 1 })) })));
+        check(&[("defaults.yaml", DEFAULT.as_bytes())], Ok(json!({ "system": system(json!({ "latitude": 1 })) })));
         check(
             &[("Defaults.YML", DEFAULT.as_bytes()), ("defaults.override.yaml", b"\xef\xbb\xbfsystem: {latitude: 2}\r\n")],
-            Ok(json!({ "system": { "latitude": 2 } })),
+            Ok(json!({ "system": system(json!({ "latitude": 2 })) })),
         );
         check(
             &[("defaults.yml", DEFAULT.as_bytes()), ("defaults.override.yml", b"# nothing\n")],
-            Ok(json!({ "system": { "latitude": 1 } })),
+            Ok(json!({ "system": system(json!({ "latitude": 1 })) })),
         );
-        check(&[("defaults.yml", b""), ("defaults.override.yml", DEFAULT.as_bytes())], Ok(json!({ "system": { "latitude": 1 } })));
-        check(&[("._defaults.yml", b"\0\x05"), ("defaults.yml", DEFAULT.as_bytes())], Ok(json!({ "system": { "latitude": 1 } })));
+        check(
+            &[("defaults.yml", b""), ("defaults.override.yml", DEFAULT.as_bytes())],
+            Ok(json!({ "system": system(json!({ "latitude": 1 })) })),
+        );
+        check(
+            &[("._defaults.yml", b"\0\x05"), ("defaults.yml", DEFAULT.as_bytes())],
+            Ok(json!({ "system": system(json!({ "latitude": 1 })) })),
+        );
         check(
             &[("defaults.yaml", b"["), ("defaults.yml", DEFAULT.as_bytes())],
             Err(&["defaults.yaml: not read, because defaults.yml exists, too"]),
@@ -590,9 +606,14 @@ mod tests {
             &[("defaults.yml", b"system: {}\n"), ("defaults.override.yml", b"auth:\n  default_username: 7\n")],
             Err(&["defaults.override.yml:2: auth.default_username: expected a text in quotes"]),
         );
+        // A station without an admin user of ours.
         check(
-            &[("defaults.yml", b"system: {}\n"), ("defaults.override.yml", b"x: {}\n")],
-            Err(&["defaults.yml: auth: expected a section with default_username and default_password"]),
+            &[("defaults.yml", b"system: {}\nauth:\n"), ("defaults.override.yml", b"x: {a: null}\n")],
+            Ok(json!({ "system": system(json!({})), "x": { "a": null } })),
+        );
+        check(
+            &[("defaults.yml", b"system: {latitude: null, longitude: 10.5, max_recorders: 7, own: null}\n")],
+            Ok(json!({ "system": system(json!({ "longitude": 10.5, "max_recorders": 7 })) })),
         );
         let folder = Folder::with("settings", &[("defaults.override.yml", b"[")]);
         let open = "defaults.override.yml:1: did not find expected node content, while parsing a flow node";

@@ -211,7 +211,7 @@ fn database(config: &Config, findings: &mut Findings) {
         Err(error) => findings.fail("schema", reason(&error), "grant the database user access to the tables"),
     }
     let defaults = ConfigFolder::new(config.config_dir.clone()).credentials();
-    let Ok((user, password)) = defaults else { return };
+    let Ok(Some((user, password))) = defaults else { return };
     match db.password_hash(&user) {
         Ok(Some(hash)) if bcrypt::verify(&password, &hash).unwrap_or(false) => {
             findings.warn("password", format!("user {} still has the default password", shown(&user)), "change it in the web interface");

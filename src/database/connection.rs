@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::types::ToSql;
-use postgres::{Client, Config, Statement};
+use postgres::{Client, Config, Row, Statement};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -196,6 +196,15 @@ impl Transaction<'_> {
     pub fn execute(&mut self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, postgres::Error> {
         let _armed = self.deadline.arm(STATEMENT);
         self.inner.execute(statement, parameters)
+    }
+
+    /// The rows of a query.
+    ///
+    /// # Errors
+    /// The error of the server or the connection.
+    pub fn query(&mut self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, postgres::Error> {
+        let _armed = self.deadline.arm(STATEMENT);
+        self.inner.query(statement, parameters)
     }
 
     /// Executes statements without parameters.

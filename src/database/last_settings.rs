@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
-use crate::decide::registry::Row;
+use crate::decide::registry::{Row, completed};
 use crate::json;
 
 /// The row; clones share it.
@@ -29,18 +29,14 @@ pub enum Last {
     Seen(Row),
 }
 
-/// The fields of a row.
-fn fields(row: &Row) -> Option<Map<String, Value>> {
-    json::from_str(row.body.as_deref()?).ok()
-}
-
-/// A row, with the fields of an earlier one that it lacks.
+/// A row, with what it lacks of an earlier one. A row that gives no values leaves the earlier one.
 fn merged(earlier: Option<&Row>, row: &Row) -> Row {
-    let Some(earlier) = earlier.filter(|earlier| earlier.body != row.body) else { return row.clone() };
-    let Some(mut all) = fields(earlier) else { return row.clone() };
-    // Without fields, it gives no value.
-    all.extend(fields(row).unwrap_or_default());
-    Row { body: Some(Value::Object(all).to_string()), ..row.clone() }
+    let is_object = |row: &Row| row.body.as_deref().is_some_and(|body| json::from_str::<Map<String, Value>>(body).is_ok());
+    match earlier {
+        None => row.clone(),
+        Some(earlier) if is_object(row) || !is_object(earlier) => completed(row.clone(), earlier),
+        Some(earlier) => earlier.clone(),
+    }
 }
 
 fn settings(rows: &[Row]) -> Option<&Row> {
@@ -107,7 +103,7 @@ mod tests {
         assert_eq!(last.last(), Last::Seen(known.clone()));
         assert_eq!(last.complete(Vec::new()), std::slice::from_ref(&known));
         assert_eq!(last.complete(vec![row(r#"{"station_name":"b"}"#)]), [known]);
-        assert_eq!(last.complete(vec![row(r#"{"max_recorders":3}"#)]), [row(r#"{"max_recorders":3,"station_name":"b"}"#)]);
+        assert_eq!(last.complete(vec![row(r#"{"max_recorders":3}"#)]), [row(r#"{"max_recorders":3}"#)]);
     }
 
     fn row(body: &str) -> Row {

@@ -1,18 +1,19 @@
 //! The seeders: they insert the default settings, the profiles of this version and the admin user, where they are
 //! absent.
 //!
-//! Each seeder has its own transaction. When one fails, it is reported and retried; the others are not affected. Rows
-//! that exist are never changed: the user may have edited them. The files are read by a thread of their own
-//! ([`crate::database::seed_files`]).
+//! Each seeder has its own transaction. When one fails, it is reported and retried; the others are not affected. What
+//! exists is never changed, because the user may have edited it: of rows that exist, only settings get the keys that
+//! they lack. The files are read by a thread of their own ([`crate::database::seed_files`]).
 
 use std::collections::BTreeSet;
 use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use serde_json::{Map, Value};
 
+use crate::collect::by_insertion;
 use crate::config_folder::{self, ConfigFolder, FileFault};
 use crate::database::connection::{Connection, Transaction, reason};
 use crate::database::statements::{self, is_about_text};
@@ -47,8 +48,8 @@ pub struct Content {
     settings: Result<Sections, Vec<String>>,
     /// The profiles, and the faults of others.
     profiles: Result<(Vec<Profile>, Vec<String>), String>,
-    /// Name and password of the admin user.
-    credentials: Result<(String, String), String>,
+    /// Name and password of the admin user, if there is one.
+    credentials: Result<Option<(String, String)>, String>,
 }
 
 impl Content {
@@ -83,23 +84,16 @@ impl Seeder {
         self.report("schema", result.map_err(|error| vec![reason(&error)]));
     }
 
-    /// Inserts the default settings into `system_config`. If `system` is absent, but was known before, it is inserted
-    /// as it was last known: a default must not stop Recorders that the user allowed.
+    /// Inserts the default settings into `system_config`, and in sections that exist the keys that are absent. The
+    /// settings in `system` that were known before replace the defaults: a default must not stop Recorders that the user
+    /// allowed.
     pub fn settings(&mut self, db: &mut Connection, content: &Content, last_system: Option<&Value>) {
-        let result = content.settings.clone().and_then(|(mut sections, faults)| {
-            if let Some(known) = last_system.filter(|known| known.is_object()) {
-                config_folder::merge(sections.entry("system").or_insert_with(|| Value::Object(Map::new())), known);
-            }
-            let insert = |transaction: &mut Transaction<'_>, sections: &Map<String, Value>| -> Result<(), postgres::Error> {
-                for (key, value) in sections {
-                    if statements::insert_section(transaction, key, value)? {
-                        info!("seeded settings {}", shown(key));
-                    }
+        let known = last_system.and_then(Value::as_object);
+        let result = content.settings.clone().and_then(|(sections, faults)| {
+            let result = match db.transaction(|transaction| insert_sections(transaction, &sections, known)) {
+                Err(error) if is_about_text(&error) => {
+                    db.transaction(|transaction| insert_sections(transaction, &ascii_map(&sections), known.map(ascii_map).as_ref()))
                 }
-                Ok(())
-            };
-            let result = match db.transaction(|transaction| insert(transaction, &sections)) {
-                Err(error) if is_about_text(&error) => db.transaction(|transaction| insert(transaction, &ascii_map(&sections))),
                 result => result,
             };
             result.map_err(|error| vec![reason(&error)])?;
@@ -175,7 +169,10 @@ impl Seeder {
 
 /// Begins to hash or to verify the password.
 fn begin_admin(db: &mut Connection, content: &Content) -> Result<Admin, String> {
-    let (user, password) = content.credentials.clone()?;
+    let Some((user, password)) = content.credentials.clone()? else {
+        debug!("the settings files have no section auth: no user is seeded");
+        return Ok(Admin::Done);
+    };
     let stored = db.password_hash(&user).map_err(|error| reason(&error))?;
     let thread = thread::Builder::new().name("bcrypt".to_owned()).stack_size(128 << 10);
     let shortage = |why: io::Error| format!("cannot start a thread for the password; retrying: {why}");
@@ -189,4 +186,47 @@ fn begin_admin(db: &mut Connection, content: &Content) -> Result<Admin, String> 
         }
     };
     thread.spawn(verify).map(|_| Admin::Done).map_err(shortage)
+}
+
+/// Inserts sections that are absent, and absent keys of the others; `known` is what `system` contained last.
+fn insert_sections(
+    transaction: &mut Transaction<'_>,
+    sections: &Map<String, Value>,
+    known: Option<&Map<String, Value>>,
+) -> Result<(), postgres::Error> {
+    let mut sections = sections.clone();
+    if let Some(known) = known {
+        let system = sections.entry("system").or_insert_with(|| Value::Object(Map::new()));
+        let mut complete = system.clone();
+        config_folder::merge(&mut complete, &Value::Object(known.clone()));
+        if statements::insert_section(transaction, "system", &complete)? {
+            info!("seeded settings system");
+            sections.remove("system");
+        } else if let Some(defaults) = system.as_object_mut() {
+            let last = |key: &str| known.get(key).filter(|value| !value.is_null());
+            defaults.iter_mut().for_each(|(key, value)| *value = last(key).unwrap_or(value).clone());
+        }
+    }
+    for (key, value) in &sections {
+        if statements::insert_section(transaction, key, value)? {
+            info!("seeded settings {}", shown(key));
+            continue;
+        }
+        let Some(defaults) = value.as_object() else { continue };
+        let mut absent = statements::absent_keys(transaction, key, &defaults.keys().map(String::as_str).collect::<Vec<_>>())?;
+        // A limit that nobody set must not stop a Recorder.
+        let limit = defaults.get("max_recorders").filter(|_| key == "system").and_then(Value::as_i64);
+        let is_known = known.is_some_and(|known| known.contains_key("max_recorders"));
+        if let Some(limit) = limit.filter(|_| !is_known && absent.iter().any(|name| name == "max_recorders")) {
+            if statements::recorded_devices(transaction)? > limit {
+                debug!("max_recorders is not seeded: more than {limit} microphones are recorded");
+                absent.retain(|name| name != "max_recorders");
+            }
+        }
+        let fields = by_insertion(absent.iter().filter_map(|name| Some((name.clone(), defaults.get(name)?.clone()))));
+        if !absent.is_empty() && statements::complete_section(transaction, key, &fields)? {
+            info!("settings {}: added {}", shown(key), shown(&absent.join(", ")));
+        }
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use postgres::error::SqlState;
 use postgres::types::{FromSql, Json, Type};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::database::connection::{Connection, Transaction};
 use crate::decide::registry::{Enrollment, Row, RowChange};
@@ -264,6 +264,35 @@ impl Connection {
 pub fn insert_section(transaction: &mut Transaction<'_>, key: &str, value: &Value) -> Result<bool, postgres::Error> {
     let statement = "INSERT INTO system_config (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING";
     Ok(transaction.execute(statement, &[&key, &Json(value)])? > 0)
+}
+
+/// Those of the keys that a section lacks; none if it is no object.
+///
+/// # Errors
+/// The error of the server or the connection.
+pub fn absent_keys(transaction: &mut Transaction<'_>, section: &str, keys: &[&str]) -> Result<Vec<String>, postgres::Error> {
+    let statement = "SELECT name FROM system_config, unnest($2::text[]) name
+        WHERE key = $1 AND jsonb_typeof(value) = 'object' AND NOT value ? name";
+    Ok(transaction.query(statement, &[&section, &keys])?.into_iter().map(|row| row.get(0)).collect())
+}
+
+/// Adds keys to a section, except those that it has got meanwhile. Returns false if another client has locked it.
+///
+/// # Errors
+/// The error of the server or the connection.
+pub fn complete_section(transaction: &mut Transaction<'_>, section: &str, fields: &Map<String, Value>) -> Result<bool, postgres::Error> {
+    let statement = "UPDATE system_config SET value = $2 || value, updated_at = now() WHERE key =
+        (SELECT key FROM system_config WHERE key = $1 AND jsonb_typeof(value) = 'object' FOR UPDATE SKIP LOCKED)";
+    Ok(transaction.execute(statement, &[&section, &Json(fields)])? > 0)
+}
+
+/// Number of devices that are to be recorded when they are connected.
+///
+/// # Errors
+/// The error of the server or the connection.
+pub fn recorded_devices(transaction: &mut Transaction<'_>) -> Result<i64, postgres::Error> {
+    let statement = "SELECT count(*) FROM devices WHERE enabled AND enrollment_status = 'enrolled'";
+    Ok(transaction.query(statement, &[])?.first().map_or(0, |row| row.get(0)))
 }
 
 /// Inserts one profile of this version unless its slug exists. Returns whether it was inserted.

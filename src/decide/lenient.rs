@@ -71,7 +71,8 @@ mod tests {
     /// What pydantic 2.14 reads as a whole number, a number and a switch.
     #[test]
     fn values_are_read_as_pydantic_reads_them() {
-        let table: &[(&str, Option<u64>, Option<f64>, Option<bool>)] = &[
+        type Line = (&'static str, Option<u64>, Option<f64>, Option<bool>);
+        let table: &[Line] = &[
             ("96000", Some(96_000), Some(96_000.0), None),
             ("44100.0", Some(44_100), Some(44_100.0), None),
             ("44100.5", None, Some(44_100.5), None),

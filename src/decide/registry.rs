@@ -426,6 +426,21 @@ fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<
     name
 }
 
+/// The row of the settings with those keys of an earlier one that it lacks and that decide about Recorders.
+#[must_use]
+pub fn completed(mut row: Row, earlier: &Row) -> Row {
+    let read = |row: &Row| json::from_str::<Map<String, Value>>(row.body.as_deref()?).ok();
+    if let (Some(mut fields), Some(earlier)) = (read(&row), read(earlier)) {
+        let lacks: Vec<&str> = ["max_recorders", "auto_enrollment"].into_iter().filter(|key| !fields.contains_key(*key)).collect();
+        let kept: Vec<(&str, &Value)> = lacks.into_iter().filter_map(|key| Some((key, earlier.get(key)?))).collect();
+        if !kept.is_empty() {
+            fields.extend(kept.into_iter().map(|(key, value)| (key.to_owned(), value.clone())));
+            row.body = Some(Value::Object(fields).to_string());
+        }
+    }
+    row
+}
+
 /// The settings in the row, and its faults. No fault stops a Recorder or enrols a device.
 fn read_system(value: Result<Value, String>, previous: Option<&System>) -> (System, Option<String>) {
     let mut system = previous.cloned().unwrap_or_default();
@@ -579,6 +594,24 @@ mod tests {
                 fault.map(|fault| format!("profile \"k\": ignoring a match criterion: {fault}")).into_iter().collect();
             assert_eq!(faults_of("profile", &matching(criteria)), expected, "{criteria}");
         }
+    }
+
+    #[test]
+    fn a_row_without_a_key_keeps_what_the_row_before_it_contained() {
+        let row =
+            |body: Option<&str>| Row { kind: "system".to_owned(), key: "system".to_owned(), body: body.map(str::to_owned), fault: None };
+        let earlier = r#"{"max_recorders":10,"auto_enrollment":false,"station_name":"Oak"}"#;
+        for (new, expected) in [
+            (Some("{}"), Some(r#"{"auto_enrollment":false,"max_recorders":10}"#)),
+            (Some(r#"{"max_recorders": 2}"#), Some(r#"{"auto_enrollment":false,"max_recorders":2}"#)),
+            (Some(r#"{"max_recorders": null, "auto_enrollment": true}"#), Some(r#"{"max_recorders": null, "auto_enrollment": true}"#)),
+            (Some("7"), Some("7")),
+            (Some("{"), Some("{")),
+            (None, None),
+        ] {
+            assert_eq!(completed(row(new), &row(Some(earlier))), row(expected), "{new:?}");
+        }
+        assert_eq!(completed(row(Some("{}")), &row(Some("7"))), row(Some("{}")));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Services that come after the Controller, seeding, and databases of the Python Controller.
 
+use serde_json::{Value, json};
 use std::fs;
 use std::time::Duration;
 
@@ -71,13 +72,78 @@ fn seeding_twice_changes_nothing_that_a_user_wrote() {
     assert_eq!(second.count_log("seeded"), 1, "{}", second.log());
     second.wait_log("seeded profile audiomoth_usb", SOON);
     let text = |sql: &str| station.postgres.value::<String>(sql).unwrap();
-    assert_eq!(text("SELECT value::text FROM system_config"), "{\"station_name\": \"Oak\", \"max_recorders\": 2}");
+    assert_eq!(
+        text("SELECT value::text FROM system_config"),
+        "{\"station_name\": \"Oak\", \"max_recorders\": 2, \"auto_enrollment\": true}"
+    );
     assert_eq!(text("SELECT name FROM microphone_profiles WHERE slug = 'generic_usb'"), "mine");
     assert_eq!(text("SELECT username || is_active || left(password_hash, 7) FROM users"), "adminfalse$2b$12$");
     assert_eq!(
         text("SELECT (config - 'processing' - 'stream')::text FROM microphone_profiles WHERE slug = 'rode_nt_usb' AND is_system"),
         "{\"audio\": {\"match\": {\"usb_vendor_id\": \"19f7\", \"usb_product_id\": \"0003\", \"alsa_name_contains\": \"RODE NT-USB\"}, \"format\": \"S16LE\", \"channels\": 2, \"sample_rate\": 48000}}"
     );
+}
+
+#[test]
+fn sections_that_exist_get_the_keys_that_they_lack() {
+    let station = Station::plan().without_podman().without_redis().up();
+    let folder = station.dir().join("config");
+    fs::create_dir_all(folder.join("profiles")).unwrap();
+    // Without a section `auth`, nobody is seeded, and that is no fault.
+    let defaults = "system: {latitude: null, longitude: 10.5, station_name: Elm, own: 1}\nother: {a: 1, b: {c: 2, d: 3}, n: null}\n";
+    fs::write(folder.join("defaults.yml"), defaults).unwrap();
+    let settings = [("SILVASONIC_CONFIG_DIR", folder.to_str().unwrap()), ("SILVASONIC_LOG_LEVEL", "debug")];
+    let start = || {
+        // What an earlier run knew would come before the defaults.
+        let _ = fs::remove_file(station.workspace().join("recorder/.controller-state"));
+        let controller = station.controller_with(&settings);
+        controller.wait_log("no user is seeded", SOON);
+        assert_eq!(controller.count_log("[ERROR]"), 0, "{}", controller.log());
+        controller
+    };
+    let json = |sql: &str| station.postgres.query(sql, &[])[0].get::<_, Value>(0);
+    let system = || json("SELECT value FROM system_config WHERE key = 'system'");
+    let set = |value: &str| station.postgres.exec(&format!("UPDATE system_config SET value = '{value}' WHERE key = 'system'"));
+    drop(start());
+    assert_eq!(system(), json!({ "longitude": 10.5, "max_recorders": 5, "station_name": "Elm", "auto_enrollment": true, "own": 1 }));
+    assert_eq!(json("SELECT value FROM system_config WHERE key = 'other'"), json!({ "a": 1, "b": { "c": 2, "d": 3 }, "n": null }));
+    assert_eq!(station.postgres.value::<i64>("SELECT count(*) FROM users"), Some(0));
+
+    let complete = json!({ "longitude": 10.5, "max_recorders": 5, "station_name": "Elm", "auto_enrollment": true, "own": 1 });
+    for (row, expected) in [
+        ("{}", complete),
+        (
+            r#"{"latitude": 1, "longitude": null, "max_recorders": "7", "station_name": "Oak", "auto_enrollment": false, "x": 2}"#,
+            json!({ "latitude": 1, "longitude": null, "max_recorders": "7", "station_name": "Oak", "auto_enrollment": false, "x": 2, "own": 1 }),
+        ),
+        ("[1]", json!([1])),
+        (r#""station_name""#, json!("station_name")),
+        ("null", json!(null)),
+    ] {
+        set(row);
+        let first = start();
+        assert_eq!(system(), expected, "{row}");
+        assert_eq!(first.count_log("settings system: added "), usize::from(expected.is_object()), "{row}");
+        drop(first);
+        // A start that has nothing to add writes nothing.
+        let written = "SELECT string_agg(key || updated_at || xmin || xmax, ' ' ORDER BY key) FROM system_config";
+        let before = station.postgres.value::<String>(written);
+        drop(start());
+        assert_eq!(station.postgres.value::<String>(written), before, "{row}");
+    }
+    station.postgres.exec("UPDATE system_config SET value = '{\"b\": {}, \"x\": 1}' WHERE key = 'other'");
+    drop(start());
+    assert_eq!(json("SELECT value FROM system_config WHERE key = 'other'"), json!({ "a": 1, "b": {}, "n": null, "x": 1 }));
+
+    // A limit that nobody set stops no Recorder.
+    station.postgres.exec(
+        "INSERT INTO devices (name, serial_number, model, enrollment_status, config)
+           SELECT 'd' || n, 's' || n, 'x', 'enrolled', '{}' FROM generate_series(1, 6) n",
+    );
+    set("{}");
+    let controller = start();
+    controller.wait_log("max_recorders is not seeded: more than 5 microphones are recorded", SOON);
+    assert_eq!(system(), json!({ "longitude": 10.5, "station_name": "Elm", "auto_enrollment": true, "own": 1 }));
 }
 
 #[test]

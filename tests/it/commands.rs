@@ -136,7 +136,6 @@ fn each_file_is_ok_or_its_faults_are_listed() {
     std::os::unix::fs::symlink("/nowhere", folder.join("profiles/h.yml")).unwrap();
     let expected = "\
 defaults.yml:3: system.max_recorders: expected a whole number from 0 to 1000, got \"many\"
-defaults.yml: auth: expected a section with default_username and default_password
 defaults.override.yml:2: system.longitude: expected a number from -180 to 180, or null, got \"east\"
 profiles/G.YAML: ok
 profiles/a.yml: ok

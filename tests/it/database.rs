@@ -285,14 +285,24 @@ fn settings_that_disappear_stop_nobody() {
     station.postgres.exec("UPDATE system_config SET value = value - 'max_recorders' WHERE key = 'system'");
     controller.wait_log("max_recorders: expected a whole number, got nothing; keeping 10", SOON);
     two_cycles(&station);
-    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 10}' WHERE key = 'system'");
+    // At the next connection or start it is added again, and not with the default limit.
+    let limit = "SELECT value->>'max_recorders' FROM system_config WHERE key = 'system'";
+    station.postgres.stop();
+    station.postgres.start();
+    assert_eq!(eventually(SOON, "the limit", || station.postgres.value::<String>(limit)), "10");
+    station.postgres.exec("UPDATE system_config SET value = value - 'max_recorders' WHERE key = 'system'");
+    two_cycles(&station);
+    controller.kill();
+    controller = station.controller();
+    // The last of the seeders, which run twice after a start.
+    controller.wait_log("default password; change it", SOON);
+    assert_eq!(eventually(SOON, "the limit", || station.postgres.value::<String>(limit)), "10");
     two_cycles(&station);
     station.postgres.exec("DELETE FROM system_config");
     controller.wait_log("no such row; keeping max_recorders 10", SOON);
     two_cycles(&station);
     assert_eq!(ids(&station), before);
-    // At the next connection or start the row is seeded again, and not with the default limit.
-    let limit = "SELECT value->>'max_recorders' FROM system_config WHERE key = 'system'";
+    // The same holds for the whole row.
     station.postgres.stop();
     station.postgres.start();
     assert_eq!(eventually(SOON, "the row", || station.postgres.value::<String>(limit)), "10");
