@@ -111,7 +111,7 @@ fn sections_that_exist_get_the_keys_that_they_lack() {
 
     let complete = json!({ "longitude": 10.5, "max_recorders": 5, "station_name": "Elm", "auto_enrollment": true, "own": 1 });
     for (row, expected) in [
-        ("{}", complete),
+        ("{}", complete.clone()),
         (
             r#"{"latitude": 1, "longitude": null, "max_recorders": "7", "station_name": "Oak", "auto_enrollment": false, "x": 2}"#,
             json!({ "latitude": 1, "longitude": null, "max_recorders": "7", "station_name": "Oak", "auto_enrollment": false, "x": 2, "own": 1 }),
@@ -134,6 +134,16 @@ fn sections_that_exist_get_the_keys_that_they_lack() {
     station.postgres.exec("UPDATE system_config SET value = '{\"b\": {}, \"x\": 1}' WHERE key = 'other'");
     drop(start());
     assert_eq!(json("SELECT value FROM system_config WHERE key = 'other'"), json!({ "a": 1, "b": {}, "n": null, "x": 1 }));
+
+    // A section that another client has locked is skipped, and completed later.
+    set("{}");
+    let mut other = station.postgres.client();
+    other.batch_execute("BEGIN; SELECT 1 FROM system_config FOR UPDATE").unwrap();
+    let controller = start();
+    assert_eq!(system(), json!({}));
+    drop((controller, other));
+    drop(start());
+    assert_eq!(system(), complete);
 
     // A limit that nobody set stops no Recorder.
     station.postgres.exec(
