@@ -11,7 +11,7 @@ use std::fmt;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -28,10 +28,15 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("POSTGRES_USER", "silvasonic", "database user"),
     ("POSTGRES_PASSWORD", "silvasonic", "database password"),
     ("POSTGRES_DB", "silvasonic", "database name"),
-    ("SILVASONIC_REDIS_URL", "redis://localhost:6379/0", "Redis; also passed to Recorders"),
+    ("SILVASONIC_REDIS_URL", "redis://localhost:6379/0", "Redis"),
     ("SILVASONIC_CONTROLLER_PORT", "9100", "port of /healthy; 0 takes any free port and logs it"),
     ("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace", "workspace on the host; Recorder data is below `recorder/`"),
     ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "<workspace>/recorder", "the same Recorder folder as the Controller sees it"),
+    (
+        "SILVASONIC_RECORDER_REDIS_URL",
+        "from SILVASONIC_REDIS_URL",
+        "Redis as containers reach it; from a URL with this machine's own address, it is host.containers.internal",
+    ),
     ("SILVASONIC_RECORDER_IMAGE", "localhost/silvasonic_recorder:latest", "Recorder image; never pulled"),
     ("SILVASONIC_RECORDER_MEMORY_LIMIT", "512m", "memory limit of a Recorder: bytes, or with b, k, m, g; at least 6m"),
     ("SILVASONIC_RECORDER_CPU_LIMIT", "1.0", "CPU limit of a Recorder in cores, 0.01-512"),
@@ -40,13 +45,43 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", "tick of the main loop in seconds, 0.1-60"),
     ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", "seconds that a disconnected microphone still counts as online, 0-3600"),
     ("SILVASONIC_HEARTBEAT_INTERVAL_S", "10.0", "seconds between heartbeats, 1-60"),
-    ("SILVASONIC_HOST_ROOT", "/", "prefix of `proc/asound` and `sys`; `check` also looks for `dev/snd` below it"),
-    ("SILVASONIC_CONFIG_DIR", "built-in copy", "folder with defaults.yml, defaults.override.yml and profiles/*.yml"),
+    (
+        "SILVASONIC_HOST_ROOT",
+        "/host if /host/sys exists, else /",
+        "prefix of `proc/asound` and `sys`; `check` also looks for `dev/snd` below it",
+    ),
+    (
+        "SILVASONIC_CONFIG_DIR",
+        "/app/config if it exists, else built-in copy",
+        "folder with defaults.yml, defaults.override.yml and profiles/*.yml",
+    ),
+    (
+        "SILVASONIC_FALLBACK_PROFILE",
+        "none",
+        "profile with which a microphone is enrolled automatically that no profile matches, such as `generic_usb`",
+    ),
     ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
     ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders: `stop`, or `keep` to adopt them at the next start"),
     ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", "seconds for the whole shutdown, 3-600; Recorders get 10 s of them, or what is left"),
     ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace, in any case; also `warning` and `critical`"),
+    (
+        "SILVASONIC_LOG_FORMAT",
+        "text",
+        "`text`, or `json`: one object a line with timestamp, level and event; SILVASONIC_DEVELOPMENT_MODE=false means json, too",
+    ),
 ];
+
+/// Variables of the Python Controller that have no meaning here; its stations may set them.
+const WITHOUT_MEANING: [&str; 4] = [
+    "SILVASONIC_CONTROLLER_LOG_STARTUP_S",
+    "SILVASONIC_CONTROLLER_LOG_SUMMARY_INTERVAL_S",
+    "SILVASONIC_CONTROLLER_MONITOR_POLL_INTERVAL_S",
+    "SILVASONIC_LOG_FORWARDER_POLL_INTERVAL_S",
+];
+
+/// Where a container sees the trees of the host, and the folder of settings and profiles, if they are mounted.
+const MOUNTED_HOST: &str = "/host";
+const MOUNTED_CONFIG: &str = "/app/config";
 
 /// Set by a process that replaces itself: the id of that process, which stays the same. Not a setting.
 pub const REPLACED: &str = "SILVASONIC_REPLACED";
@@ -76,12 +111,18 @@ pub struct Config {
     pub host_root: PathBuf,
     /// Folder with defaults and profiles; without it, the built-in copies are used.
     pub config_dir: Option<PathBuf>,
+    /// Profile for microphones that no profile matches.
+    pub fallback_profile: Option<String>,
     /// What a termination signal does to Recorders.
     pub shutdown: Shutdown,
     /// All of the shutdown.
     pub shutdown_timeout: Duration,
     /// Lowest level that is logged.
     pub log_level: LevelFilter,
+    /// Form of the lines that are logged.
+    pub log_format: LogFormat,
+    /// Variables that are set, but have no meaning here.
+    pub without_meaning: Vec<&'static str>,
     /// systemd, if it started this program with a notification socket.
     pub supervisor: Option<Supervisor>,
     /// How this process began.
@@ -124,6 +165,15 @@ pub enum Shutdown {
     Stop,
     /// Keep them running; the next start adopts them.
     Keep,
+}
+
+/// Form of the lines that are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// How a process began.
@@ -179,20 +229,24 @@ impl fmt::Display for SettingFault {
 }
 
 impl Config {
-    /// Reads all settings through `lookup` (the process passes `std::env::var_os`).
+    /// Reads all settings through `lookup`, for a machine on which no optional folder exists.
     ///
     /// # Errors
     /// Every malformed variable, in the table's order.
     pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<SettingFault>> {
+        Self::read_with(lookup, |_| false)
+    }
+
+    /// Reads all settings through `lookup` (the process passes `std::env::var_os`). Two defaults depend on whether a
+    /// folder `exists` (the process passes `Path::exists`).
+    ///
+    /// # Errors
+    /// Every malformed variable, in the table's order.
+    pub fn read_with(lookup: impl Fn(&str) -> Option<OsString>, exists: impl Fn(&Path) -> bool) -> Result<Self, Vec<SettingFault>> {
         let mut env = Reader { lookup, faults: Vec::new() };
         let workspace = env.path("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace");
-        let redis_url = env.convert(
-            ("SILVASONIC_REDIS_URL", None),
-            "redis://localhost:6379/0",
-            "redis://[user:password@]host[:port][/number] or unix:///path",
-            Kind::Url,
-            |text| redis::Client::open(text).ok().filter(|_| !is_cut_short(text)).map(|_| text.to_owned()),
-        );
+        let redis_url = env.redis_url("SILVASONIC_REDIS_URL", "redis://localhost:6379/0");
+        let recorder_redis_url = env.redis_url("SILVASONIC_RECORDER_REDIS_URL", &from_containers(&redis_url));
         let config = Config {
             socket: env.path("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock"),
             database: DatabaseSettings {
@@ -210,7 +264,7 @@ impl Config {
                 network: env.text("SILVASONIC_NETWORK", None, "silvasonic-net", NETWORK, is_network),
                 owner: env.text("SILVASONIC_OWNER", None, "controller", NAME, is_name),
                 workspace: workspace.clone(),
-                redis_url: redis_url.clone(),
+                redis_url: recorder_redis_url,
                 memory: env.parsed(
                     "SILVASONIC_RECORDER_MEMORY_LIMIT",
                     None,
@@ -230,8 +284,22 @@ impl Config {
             interval: env.seconds("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", 0.1, 60.0, "seconds from 0.1 to 60"),
             grace: env.seconds("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", 0.0, 3600.0, "seconds from 0 to 3600"),
             heartbeat: env.seconds("SILVASONIC_HEARTBEAT_INTERVAL_S", "10.0", 1.0, 60.0, "seconds from 1 to 60"),
-            host_root: env.path("SILVASONIC_HOST_ROOT", "/"),
-            config_dir: env.optional_path("SILVASONIC_CONFIG_DIR"),
+            host_root: env.optional_path("SILVASONIC_HOST_ROOT").unwrap_or_else(|| {
+                let mounted = Path::new(MOUNTED_HOST);
+                if exists(&mounted.join("sys")) { mounted } else { Path::new("/") }.to_owned()
+            }),
+            config_dir: env
+                .optional_path("SILVASONIC_CONFIG_DIR")
+                .or_else(|| Some(PathBuf::from(MOUNTED_CONFIG)).filter(|folder| exists(folder))),
+            fallback_profile: env.parsed(
+                "SILVASONIC_FALLBACK_PROFILE",
+                None,
+                "",
+                "the slug of a profile: 1-255 printable characters without spaces",
+                |text| {
+                    if text.is_empty() { Some(None) } else { is_plain(text).then(|| Some(text.to_owned())) }
+                },
+            ),
             shutdown: env.parsed("SILVASONIC_SHUTDOWN", None, "stop", "stop or keep", |text| match text {
                 "stop" => Some(Shutdown::Stop),
                 "keep" => Some(Shutdown::Keep),
@@ -239,6 +307,8 @@ impl Config {
             }),
             shutdown_timeout: env.seconds("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", 3.0, 600.0, "seconds from 3 to 600"),
             log_level: env.parsed("SILVASONIC_LOG_LEVEL", None, "info", "error, warn, info, debug or trace", log_level),
+            log_format: env.log_format(),
+            without_meaning: env.set_among(&WITHOUT_MEANING),
             redis_url,
             supervisor: env.supervisor(),
             launch: env.launch(),
@@ -349,6 +419,30 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         self.parsed(name, None, default, ABSOLUTE, absolute_path)
     }
 
+    fn redis_url(&mut self, name: &'static str, default: &str) -> String {
+        let expected = "redis://[user:password@]host[:port][/number] or unix:///path";
+        self.convert((name, None), default, expected, Kind::Url, |text| {
+            redis::Client::open(text).ok().filter(|_| !is_cut_short(text)).map(|_| text.to_owned())
+        })
+    }
+
+    /// Without the variable, the Python program's switch between colours and JSON decides.
+    fn log_format(&mut self) -> LogFormat {
+        let mode = self.raw(("SILVASONIC_DEVELOPMENT_MODE", None), "true", Kind::Public).map(|(_, mode)| mode.to_ascii_lowercase());
+        let is_production = mode.is_some_and(|mode| ["false", "0", "no", "off"].contains(&mode.as_str()));
+        let default = if is_production { "json" } else { "text" };
+        self.parsed("SILVASONIC_LOG_FORMAT", None, default, "text or json", |text| match text.to_ascii_lowercase().as_str() {
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        })
+    }
+
+    /// Those of these variables that are set.
+    fn set_among(&self, names: &[&'static str]) -> Vec<&'static str> {
+        names.iter().copied().filter(|name| (self.lookup)(name).is_some_and(|value| !value.is_empty())).collect()
+    }
+
     fn supervisor(&self) -> Option<Supervisor> {
         let text = |name| (self.lookup)(name).and_then(|value| value.into_string().ok());
         let socket = (self.lookup)("NOTIFY_SOCKET")?;
@@ -398,6 +492,21 @@ fn is_cut_short(url: &str) -> bool {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     url.contains('#') || !scheme.ends_with("unix") && !authority.contains('@') && rest.contains('@')
+}
+
+/// The URL with which containers reach a Redis. What is this machine for the Controller is the container itself for a
+/// container; Podman gives the host a name there.
+fn from_containers(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| !scheme.ends_with("unix")) else { return url.to_owned() };
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let start = authority.rfind('@').map_or(0, |at| at + 1);
+    let end = start
+        + authority[start..].find(']').map_or_else(|| authority[start..].find(':'), |at| Some(at + 1)).unwrap_or(authority.len() - start);
+    let is_own = ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| authority[start..end].eq_ignore_ascii_case(own));
+    if !is_own {
+        return url.to_owned();
+    }
+    format!("{scheme}://{}host.containers.internal{}", &rest[..start], &rest[end..])
 }
 
 /// As Python's `logging` names the levels, too.
@@ -496,6 +605,66 @@ mod tests {
     }
 
     #[test]
+    fn mounted_folders_are_found_unless_a_variable_names_others() {
+        let table: [(&[(&str, &str)], &[&str], &str, Option<&str>); 6] = [
+            (&[], &[], "/", None),
+            (&[], &["/host/sys"], "/host", None),
+            (&[], &["/host", "/app"], "/", None),
+            (&[], &["/host/sys", "/app/config"], "/host", Some("/app/config")),
+            (&[("SILVASONIC_HOST_ROOT", "/"), ("SILVASONIC_CONFIG_DIR", "/mine")], &["/host/sys", "/app/config"], "/", Some("/mine")),
+            (&[("SILVASONIC_HOST_ROOT", ""), ("SILVASONIC_CONFIG_DIR", "")], &["/host/sys", "/app/config"], "/host", Some("/app/config")),
+        ];
+        for (set, existing, host_root, config_dir) in table {
+            let lookup = |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+            let config = Config::read_with(lookup, |path| existing.iter().any(|known| path == Path::new(known))).unwrap();
+            assert_eq!(config.host_root, Path::new(host_root), "{set:?} {existing:?}");
+            assert_eq!(config.config_dir.as_deref(), config_dir.map(Path::new), "{set:?} {existing:?}");
+        }
+    }
+
+    #[test]
+    fn recorders_reach_a_redis_of_this_machine_by_the_name_of_the_host() {
+        for (url, expected) in [
+            ("redis://localhost:6379/0", "redis://host.containers.internal:6379/0"),
+            ("redis://LocalHost", "redis://host.containers.internal"),
+            ("redis://127.0.0.1/1", "redis://host.containers.internal/1"),
+            ("redis://[::1]:6380", "redis://host.containers.internal:6380"),
+            ("redis://localhost:p%40ss@localhost:1/0", "redis://localhost:p%40ss@host.containers.internal:1/0"),
+            ("redis://redis:6379/0", "redis://redis:6379/0"),
+            ("redis://127.0.0.10:6379/0", "redis://127.0.0.10:6379/0"),
+            ("redis://localhost.example:6379/0", "redis://localhost.example:6379/0"),
+            ("unix:///run/localhost", "unix:///run/localhost"),
+        ] {
+            let config = read(&[("SILVASONIC_REDIS_URL", url)]).unwrap();
+            assert_eq!((config.redis_url.as_str(), config.recorder.redis_url.as_str()), (url, expected));
+        }
+        let set = [("SILVASONIC_REDIS_URL", "redis://redis"), ("SILVASONIC_RECORDER_REDIS_URL", "redis://localhost")];
+        assert_eq!(read(&set).unwrap().recorder.redis_url, "redis://localhost");
+    }
+
+    #[test]
+    fn the_log_is_json_if_one_of_two_variables_says_so() {
+        for (mode, format, expected) in [
+            ("", "", LogFormat::Text),
+            ("True", "", LogFormat::Text),
+            ("False", "", LogFormat::Json),
+            ("0", "", LogFormat::Json),
+            ("false", "text", LogFormat::Text),
+            ("true", "json", LogFormat::Json),
+        ] {
+            let set = [("SILVASONIC_DEVELOPMENT_MODE", mode), ("SILVASONIC_LOG_FORMAT", format)];
+            assert_eq!(read(&set).unwrap().log_format, expected, "{mode} {format}");
+        }
+    }
+
+    #[test]
+    fn variables_of_the_python_controller_without_a_meaning_are_accepted_with_any_value() {
+        assert!(read(&[]).unwrap().without_meaning.is_empty());
+        let set: Vec<_> = WITHOUT_MEANING.iter().map(|name| (*name, "?")).collect();
+        assert_eq!(read(&set).unwrap().without_meaning, WITHOUT_MEANING);
+    }
+
+    #[test]
     fn every_malformed_variable_is_reported_with_its_value_and_the_allowed_values() {
         let cases = [
             ("SILVASONIC_CONTAINER_SOCKET", "relative.sock"),
@@ -508,6 +677,7 @@ mod tests {
             ("SILVASONIC_CONTROLLER_PORT", "70000"),
             ("SILVASONIC_WORKSPACE_PATH", "/data/../etc"),
             ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "x"),
+            ("SILVASONIC_RECORDER_REDIS_URL", "http://x"),
             ("SILVASONIC_RECORDER_IMAGE", "a b"),
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1m"),
             ("SILVASONIC_RECORDER_CPU_LIMIT", "0"),
@@ -518,16 +688,18 @@ mod tests {
             ("SILVASONIC_HEARTBEAT_INTERVAL_S", "61"),
             ("SILVASONIC_HOST_ROOT", "x"),
             ("SILVASONIC_CONFIG_DIR", "x"),
+            ("SILVASONIC_FALLBACK_PROFILE", "a b"),
             ("SILVASONIC_OWNER", "-x"),
             ("SILVASONIC_SHUTDOWN", "maybe"),
             ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "2"),
             ("SILVASONIC_LOG_LEVEL", "off"),
+            ("SILVASONIC_LOG_FORMAT", "xml"),
         ];
         let faults = read(&cases).unwrap_err();
         assert_eq!(faults.len(), cases.len(), "{faults:#?}");
         for ((name, value), fault) in cases.iter().zip(&faults) {
             assert!(fault.starts_with(&format!("{name}: expected ")), "{fault}");
-            let value = if *name == "SILVASONIC_REDIS_URL" { "(hidden)" } else { value };
+            let value = if name.ends_with("REDIS_URL") { "(hidden)" } else { value };
             assert!(fault.ends_with(&format!("got {value:?}")), "{fault}");
         }
     }
@@ -557,6 +729,7 @@ mod tests {
             ("SILVASONIC_CONTROLLER_PORT", "0"),
             ("SILVASONIC_WORKSPACE_PATH", "/data"),
             ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "/local"),
+            ("SILVASONIC_RECORDER_REDIS_URL", "redis://redis/1"),
             ("SILVASONIC_RECORDER_IMAGE", "image"),
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1g"),
             ("SILVASONIC_RECORDER_CPU_LIMIT", "2"),
@@ -567,10 +740,12 @@ mod tests {
             ("SILVASONIC_HEARTBEAT_INTERVAL_S", "60"),
             ("SILVASONIC_HOST_ROOT", "/host"),
             ("SILVASONIC_CONFIG_DIR", "/config"),
+            ("SILVASONIC_FALLBACK_PROFILE", "generic_usb"),
             ("SILVASONIC_OWNER", "me"),
             ("SILVASONIC_SHUTDOWN", "keep"),
             ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "600"),
             ("SILVASONIC_LOG_LEVEL", "WARNING"),
+            ("SILVASONIC_LOG_FORMAT", "JSON"),
         ] {
             let all = |set: &[(&str, &str)]| format!("{:?}", read(set).unwrap_or_else(|faults| panic!("{faults:?}")));
             let expected = all(&[(name, value)]);

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use serde_json::json;
 use simplelog::{ConfigBuilder, WriteLogger};
 
 use crate::clock;
@@ -148,6 +149,19 @@ pub fn text(record: &Record<'_>) -> Vec<u8> {
     // One for each line: a shared one would format under a lock, and a panic would poison it.
     WriteLogger::new(LevelFilter::Trace, config, line.clone()).log(record);
     std::mem::take(&mut line.bytes())
+}
+
+/// `{"event":"message","level":"info","timestamp":"2026-11-25T10:00:00.123Z"}`, with the level names of Python.
+#[must_use]
+pub fn json(record: &Record<'_>) -> Vec<u8> {
+    let level = match record.level() {
+        Level::Error => "error",
+        Level::Warn => "warning",
+        Level::Info => "info",
+        Level::Debug | Level::Trace => "debug",
+    };
+    let line = json!({ "timestamp": clock::iso_millis(SystemTime::now()), "level": level, "event": record.args().to_string() });
+    (line.to_string() + "\n").into_bytes()
 }
 
 #[derive(Clone, Default)]
@@ -287,6 +301,18 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_json_line_is_one_object_whatever_the_message_holds() {
+        for (level, name) in [(Level::Error, "error"), (Level::Warn, "warning"), (Level::Info, "info"), (Level::Trace, "debug")] {
+            let line = json(&Record::builder().level(level).args(format_args!("a \"quoted\"\nline \u{1b}")).build());
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            assert_eq!((&value["level"], &value["event"]), (&name.into(), &"a \"quoted\"\nline \u{1b}".into()));
+            let time = value["timestamp"].as_str().unwrap();
+            assert!(time.ends_with('Z') && time.len() == "2026-11-25T10:00:00.123Z".len(), "{time}");
+        }
+    }
 
     /// Level and message only.
     fn plain(record: &Record<'_>) -> Vec<u8> {

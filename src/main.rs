@@ -3,15 +3,16 @@
 use std::backtrace::Backtrace;
 use std::io::{Stderr, Write};
 use std::panic::PanicHookInfo;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 
-use log::{Log, error, info};
+use log::{Log, debug, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
-use silvasonic_controller::config::{Config, Launch, SettingFault};
+use silvasonic_controller::config::{Config, Launch, LogFormat, SettingFault};
 use silvasonic_controller::config_folder::ConfigFolder;
 use silvasonic_controller::controller::{Controller, End};
 use silvasonic_controller::descriptors;
@@ -105,7 +106,7 @@ fn fail(why: &str) -> ExitCode {
 }
 
 fn read_settings() -> Result<Config, Vec<SettingFault>> {
-    Config::read(|name| std::env::var_os(name))
+    Config::read_with(|name| std::env::var_os(name), Path::exists)
 }
 
 fn settings() -> Result<Config, ExitCode> {
@@ -120,7 +121,11 @@ fn run(config: Config) -> ExitCode {
         replace::restore_name();
     }
     // The thread `log` must exist before anything is logged: nobody may read the log.
-    let logger = match Logger::start(logger::text, std::io::stderr()) {
+    let format = match config.log_format {
+        LogFormat::Text => logger::text,
+        LogFormat::Json => logger::json,
+    };
+    let logger = match Logger::start(format, std::io::stderr()) {
         Ok(logger) => logger,
         Err(why) => return fail(&format!("cannot start: {why}")),
     };
@@ -131,6 +136,9 @@ fn run(config: Config) -> ExitCode {
     }));
     descriptors::raise_limit();
     info!("silvasonic-controller {} starts; owner {}", env!("CARGO_PKG_VERSION"), config.recorder.owner);
+    if !config.without_meaning.is_empty() {
+        debug!("set, but without a meaning for this Controller: {}", config.without_meaning.join(", "));
+    }
     let (events, inbox) = sync_channel(QUEUE);
     let code = match start(config, events, inbox) {
         Ok(mut controller) => {
