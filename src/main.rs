@@ -11,7 +11,7 @@ use std::thread;
 use log::{Log, debug, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
-use silvasonic_controller::cli::{check, completions, devices, health, logs, man, profiles};
+use silvasonic_controller::cli::{check, completions, curl, devices, health, logs, man, profiles};
 use silvasonic_controller::config::{Config, Launch, LogFormat, SettingFault};
 use silvasonic_controller::config_folder::ConfigFolder;
 use silvasonic_controller::controller::{Controller, End};
@@ -43,7 +43,11 @@ const INDISPENSABLE: [&str; 3] = ["main", "poll", "log"];
 type CommandResult = Result<(bool, String), String>;
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let mut words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let program = words.drain(..words.len().min(1)).next().unwrap_or_default();
+    if curl::is_called(&program) {
+        return answer_as_curl(&words);
+    }
     match arguments::parse(&words) {
         Ok(Invocation::Execute(given)) => execute(&given).unwrap_or_else(|code| code),
         Ok(Invocation::Help(spec)) => print(&arguments::help(spec)),
@@ -187,6 +191,16 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     let heartbeat = Heartbeat::new(&config, board.clone(), publisher.clone(), &prober)?;
     poll::start(signals, Endpoint::new(config.port, board))?;
     Controller::new(config, (&events, inbox), &prober, heartbeat, publisher)
+}
+
+fn answer_as_curl(words: &[String]) -> ExitCode {
+    let output = curl::execute(words);
+    if !output.error.is_empty() {
+        // If standard error is closed, the exit code reports it.
+        let _ = writeln!(std::io::stderr(), "{}", output.error);
+    }
+    print(&output.body);
+    ExitCode::from(output.code)
 }
 
 fn print(text: &str) -> ExitCode {

@@ -22,7 +22,7 @@ pub fn show(port: u16) -> Result<(bool, String), String> {
     if port == 0 {
         return Err("SILVASONIC_CONTROLLER_PORT is 0, so the port is unknown; set a fixed port".to_owned());
     }
-    let response = request(port).map_err(|error| {
+    let response = get(port, "/healthy", TIMEOUT).map_err(|error| {
         // The error kind of a socket timeout.
         let timed_out = error.kind() == ErrorKind::WouldBlock;
         format!(
@@ -48,12 +48,13 @@ pub fn show(port: u16) -> Result<(bool, String), String> {
     Ok((head.split(' ').nth(1) == Some("200"), lines))
 }
 
-fn request(port: u16) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + TIMEOUT;
+/// The response to a GET request to this machine. The error kind of a timeout is [`ErrorKind::WouldBlock`].
+pub(super) fn get(port: u16, path: &str, limit: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + limit;
     let left = || deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()).ok_or(ErrorKind::WouldBlock);
-    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), TIMEOUT)?;
+    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), limit)?;
     stream.set_write_timeout(Some(left()?))?;
-    stream.write_all(b"GET /healthy HTTP/1.0\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut response = Vec::new();
     let mut buffer = [0; 4096];
     loop {

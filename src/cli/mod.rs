@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod check;
 pub mod completions;
+pub mod curl;
 pub mod devices;
 pub mod health;
 pub mod logs;
