@@ -97,6 +97,24 @@ fn whatever_ends_a_recorder_it_comes_back_and_the_others_do_not_notice() {
 }
 
 #[test]
+fn a_killed_recorder_comes_back_also_if_the_processes_of_the_host_are_not_visible() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    // As in a container without `pid: host`.
+    let command = station.controller_command_after(&["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"], &[]);
+    let controller = Controller::run(command);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let started = state(&station, ULTRAMIC, "StartedAt");
+    // Podman restarts it.
+    kill(&state(&station, ULTRAMIC, "Pid"));
+    eventually(SOON, "the Recorder runs again", || {
+        let again = state(&station, ULTRAMIC, "Status") == "running" && state(&station, ULTRAMIC, "StartedAt") != started;
+        again.then_some(())
+    });
+    controller.wait_log("the Recorder of 0869-0389-034F6A21 ended", SOON);
+}
+
+#[test]
 fn a_conmon_that_is_killed_alone_stops_no_recording() {
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);

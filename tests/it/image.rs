@@ -24,7 +24,7 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
         fs::create_dir_all(base.join(folder)).unwrap();
     }
     fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
-    for applet in ["sh", "sed", "cp", "mkdir", "ls"] {
+    for applet in ["sh", "sed", "cp", "mkdir", "ls", "ln"] {
         symlink("busybox", base.join("bin").join(applet)).unwrap();
     }
     for program in ["silvasonic-controller", "silvasonic-recorder"] {
@@ -56,7 +56,11 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
         let mut files: Vec<String> = String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
         files.retain(|name| !name.ends_with('/'));
         files.sort();
-        assert_eq!(files, ["etc/group".to_owned(), "etc/passwd".to_owned(), program.to_owned()]);
+        let links = if stage == "controller" { ["curl", "usr/bin/curl"].as_slice() } else { &[] };
+        let mut expected = ["etc/group", "etc/passwd", program].map(str::to_owned).to_vec();
+        expected.extend(links.iter().map(|link| (*link).to_owned()));
+        expected.sort();
+        assert_eq!(files, expected);
     }
 
     // Somebody called `database` who takes no connections: found, and refused.
@@ -91,6 +95,15 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
     let line = told("cannot read PostgreSQL");
     assert!(line.contains("Connection refused"), "{line}");
     told("connected to Podman");
+    // The health check of a Compose file that was made for another image.
+    let curl = |words: &str| station.sandboxed(&format!("podman exec named {words} 2>&1; echo code $?"));
+    let unhealthy = curl("curl -f http://localhost:9100/healthy");
+    assert_eq!(unhealthy, "curl: (22) the server answered 503\ncode 22\n");
+    let shown = curl("/usr/bin/curl -sS http://127.0.0.1:9100/healthy");
+    assert!(shown.contains("\"database\"") && shown.ends_with("code 0\n"), "{shown}");
+    assert_eq!(curl("curl -f http://localhost:1/healthy").lines().last(), Some("code 7"));
+    let misused = curl("curl https://example.org");
+    assert!(misused.starts_with("this is silvasonic-controller, not curl: ") && misused.ends_with("code 2\n"), "{misused}");
     // The socket is another one after a restart of the service.
     station.podman.stop_api();
     told("cannot list containers");
