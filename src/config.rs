@@ -864,6 +864,111 @@ mod tests {
         assert!(readme.contains(&format!("| --- | --- | --- |\n{rows}<!-- /settings -->")), "expected in README.md:\n{rows}");
     }
 
+    /// The names that follow `before` in a text, such as `${` or `# `.
+    fn names_after<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
+        let name = |rest: &'a str| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+        text.match_indices(before).map(move |(at, _)| name(&text[at + before.len()..])).filter(|name| !name.is_empty())
+    }
+
+    /// `NAME=value` and `# NAME=value` of the example.
+    fn examples() -> Vec<(&'static str, &'static str)> {
+        let lines = include_str!("../.env.example").lines().map(|line| line.trim_start_matches("# "));
+        lines.filter_map(|line| line.split_once('=')).filter(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')).collect()
+    }
+
+    #[test]
+    fn the_example_names_every_setting_with_its_default() {
+        let examples = examples();
+        for (name, default, _) in VARIABLES {
+            let found = examples.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("{name} is missing in .env.example"));
+            let expected = match *name {
+                // Where the unit, compose.yml or an advice differ from the default of the program.
+                "SILVASONIC_SHUTDOWN_TIMEOUT_S" => "12",
+                "SILVASONIC_CONTAINER_SOCKET" => "/run/podman/podman.sock",
+                "SILVASONIC_RECORDER_WORKSPACE_LOCAL" => "/mnt/data/workspace/recorder",
+                "SILVASONIC_FALLBACK_PROFILE" => "generic_usb",
+                "SILVASONIC_RECORDER_REDIS_URL" | "SILVASONIC_CONFIG_DIR" | "SILVASONIC_HOST_ROOT" => "",
+                _ => default,
+            };
+            assert_eq!(found.1, expected, "{name} in .env.example");
+        }
+        assert!(read(&examples).is_ok(), "{:?}", read(&examples));
+        // Only these are not settings of the program.
+        let others: Vec<&str> =
+            examples.iter().map(|(name, _)| *name).filter(|name| !VARIABLES.iter().any(|(known, ..)| known == name)).collect();
+        assert_eq!(others, ["SILVASONIC_PODMAN_SOCKET", "SILVASONIC_DATABASE_IMAGE", "SILVASONIC_REDIS_IMAGE"]);
+    }
+
+    #[test]
+    fn every_setting_of_the_env_file_reaches_the_controller_of_the_compose_file() {
+        let text = include_str!("../compose.yml");
+        let compose = crate::yaml::parse(text).unwrap();
+        let controller = &compose["services"]["controller"];
+        assert_eq!(controller["env_file"], serde_json::json!([{ "path": ".env", "required": false }]));
+        // A variable that is set beside the file takes its value from there. podman-compose 1.6 also inserts what is set
+        // here into the volumes.
+        for (name, value) in controller["environment"].as_object().unwrap() {
+            let is_passed = value.as_str().is_some_and(|value| value.starts_with(&format!("${{{name}:-")) && value.ends_with('}'));
+            assert!(is_passed || name == "SILVASONIC_CONTAINER_SOCKET", "{name}: {value}");
+        }
+        // What volumes and networks are made of is in the example, too.
+        let examples = examples();
+        let unknown: Vec<&str> = names_after(text, "${").filter(|name| !examples.iter().any(|(known, _)| known == name)).collect();
+        assert_eq!(unknown, Vec::<&str>::new());
+        for name in ["SILVASONIC_PODMAN_SOCKET", "SILVASONIC_WORKSPACE_PATH", "SILVASONIC_HOST_ROOT", "SILVASONIC_CONFIG_DIR"] {
+            let volumes = controller["volumes"].as_array().unwrap();
+            assert!(
+                volumes.iter().any(|volume| names_after(volume.as_str().unwrap(), "${").any(|found| found == name)),
+                "{name} has no volume"
+            );
+        }
+        assert_eq!(compose["networks"]["default"]["name"], "${SILVASONIC_NETWORK:-silvasonic-net}");
+    }
+
+    #[test]
+    fn the_units_read_all_settings_from_their_file() {
+        const FILE: &str = "EnvironmentFile=-/etc/silvasonic/controller.env";
+        let unit = include_str!("../packaging/silvasonic-controller.service");
+        // systemd: a file has precedence over `Environment=`.
+        assert!(unit.lines().any(|line| line == FILE), "{unit}");
+        let quadlet = include_str!("../packaging/silvasonic-controller.container");
+        let (container, service) = quadlet.split_once("\n[Service]\n").unwrap();
+        assert!(service.lines().any(|line| line == FILE), "{service}");
+        let arguments = container.lines().find_map(|line| line.strip_prefix("PodmanArgs=")).unwrap();
+        for (name, ..) in VARIABLES {
+            let is_passed = arguments.split(' ').filter_map(|word| word.strip_prefix("--env=")?.strip_suffix('*'));
+            assert!(is_passed.into_iter().any(|prefix| name.starts_with(prefix)), "{name}");
+        }
+        for text in [unit, quadlet] {
+            let known = |name: &&str| !name.starts_with("SILVASONIC_") || VARIABLES.iter().any(|(known, ..)| known == name);
+            let words = text.split([' ', '=', '\n']).filter(|word| word.starts_with("SILVASONIC_") && !word.ends_with('*'));
+            assert_eq!(words.filter(|word| !known(word)).collect::<Vec<_>>(), Vec::<&str>::new());
+        }
+    }
+
+    #[test]
+    fn the_files_allow_the_controller_more_time_to_stop_than_it_takes() {
+        let text = [
+            include_str!("../compose.yml"),
+            include_str!("../packaging/silvasonic-controller.service"),
+            include_str!("../packaging/silvasonic-controller.container"),
+        ];
+        let number = |text: &str, before: &str| -> u64 {
+            let rest = &text[text.find(before).unwrap_or_else(|| panic!("{before} is missing")) + before.len()..];
+            rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+        };
+        // A Compose file that does not set a time leaves 10 s.
+        assert!(read(&[]).unwrap().shutdown_timeout < Duration::from_secs(10));
+        for (text, own, theirs) in [
+            (text[0], "SILVASONIC_SHUTDOWN_TIMEOUT_S:-", "stop_grace_period: "),
+            (text[1], "SILVASONIC_SHUTDOWN_TIMEOUT_S=", "TimeoutStopSec="),
+            (text[2], "SILVASONIC_SHUTDOWN_TIMEOUT_S=", "--stop-timeout="),
+            (text[2], "stop-timeout=", "TimeoutStopSec="),
+        ] {
+            assert!(number(text, own) + 2 <= number(text, theirs), "{own}, {theirs}");
+        }
+    }
+
     #[test]
     fn memory_sizes_have_the_units_of_podman() {
         for (text, bytes) in [("512m", Some(512 << 20)), ("1G", Some(1 << 30)), ("6291456", Some(6 << 20)), ("8192k", Some(8 << 20))] {
