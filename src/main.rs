@@ -11,7 +11,8 @@ use std::thread;
 use log::{Log, debug, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
-use silvasonic_controller::cli::{check, completions, curl, devices, health, logs, man, profiles};
+use silvasonic_controller::cli::sh::Typed;
+use silvasonic_controller::cli::{check, completions, curl, devices, health, logs, man, profiles, sh};
 use silvasonic_controller::config::{Config, Launch, LogFormat, SettingFault};
 use silvasonic_controller::config_folder::ConfigFolder;
 use silvasonic_controller::controller::{Controller, End};
@@ -43,12 +44,25 @@ const INDISPENSABLE: [&str; 3] = ["main", "poll", "log"];
 type CommandResult = Result<(bool, String), String>;
 
 fn main() -> ExitCode {
-    let mut words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    let program = words.drain(..words.len().min(1)).next().unwrap_or_default();
-    if curl::is_called(&program) {
-        return answer_as_curl(&words);
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let program = words.next().unwrap_or_default();
+    // Health checks of other images give their command to curl, or to a shell.
+    let Typed { program, words, failure } = match sh::unwrapped(program, words.collect()) {
+        Ok(typed) => typed,
+        Err(error) => {
+            report(&error);
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    let code = if curl::is_called(&program) { answer_as_curl(&words) } else { answer(&words) };
+    match failure {
+        Some(failure) if code != ExitCode::SUCCESS => ExitCode::from(failure),
+        _ => code,
     }
-    match arguments::parse(&words) {
+}
+
+fn answer(words: &[String]) -> ExitCode {
+    match arguments::parse(words) {
         Ok(Invocation::Execute(given)) => execute(&given).unwrap_or_else(|code| code),
         Ok(Invocation::Help(spec)) => print(&arguments::help(spec)),
         Ok(Invocation::Version) => print(concat!("silvasonic-controller ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -10,3 +10,4 @@ pub mod logs;
 pub mod man;
 pub mod profiles;
 pub mod scan;
+pub mod sh;
