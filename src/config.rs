@@ -52,7 +52,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ),
     (
         "SILVASONIC_CONFIG_DIR",
-        "/app/config if it exists, else built-in copy",
+        "/app/config if not empty, else built-in copy",
         "folder with defaults.yml, defaults.override.yml and profiles/*.yml",
     ),
     (
@@ -79,7 +79,8 @@ const WITHOUT_MEANING: [&str; 4] = [
     "SILVASONIC_LOG_FORWARDER_POLL_INTERVAL_S",
 ];
 
-/// Where a container sees the trees of the host, and the folder of settings and profiles, if they are mounted.
+/// Where a container sees the trees of the host, and the folder of settings and profiles, if they are mounted. Compose
+/// creates a folder that is missing on the host, so an empty one counts as absent.
 const MOUNTED_HOST: &str = "/host";
 const MOUNTED_CONFIG: &str = "/app/config";
 
@@ -238,7 +239,7 @@ impl Config {
     }
 
     /// Reads all settings through `lookup` (the process passes `std::env::var_os`). Two defaults depend on whether a
-    /// folder `exists` (the process passes `Path::exists`).
+    /// path `exists` (the process passes `Path::exists`).
     ///
     /// # Errors
     /// Every malformed variable, in the table's order.
@@ -288,9 +289,10 @@ impl Config {
                 let mounted = Path::new(MOUNTED_HOST);
                 if exists(&mounted.join("sys")) { mounted } else { Path::new("/") }.to_owned()
             }),
-            config_dir: env
-                .optional_path("SILVASONIC_CONFIG_DIR")
-                .or_else(|| Some(PathBuf::from(MOUNTED_CONFIG)).filter(|folder| exists(folder))),
+            config_dir: env.optional_path("SILVASONIC_CONFIG_DIR").or_else(|| {
+                Some(PathBuf::from(MOUNTED_CONFIG))
+                    .filter(|folder| ["defaults.yml", "profiles"].iter().any(|name| exists(&folder.join(name))))
+            }),
             fallback_profile: env.parsed(
                 "SILVASONIC_FALLBACK_PROFILE",
                 None,
@@ -609,10 +611,20 @@ mod tests {
         let table: [(&[(&str, &str)], &[&str], &str, Option<&str>); 6] = [
             (&[], &[], "/", None),
             (&[], &["/host/sys"], "/host", None),
-            (&[], &["/host", "/app"], "/", None),
-            (&[], &["/host/sys", "/app/config"], "/host", Some("/app/config")),
-            (&[("SILVASONIC_HOST_ROOT", "/"), ("SILVASONIC_CONFIG_DIR", "/mine")], &["/host/sys", "/app/config"], "/", Some("/mine")),
-            (&[("SILVASONIC_HOST_ROOT", ""), ("SILVASONIC_CONFIG_DIR", "")], &["/host/sys", "/app/config"], "/host", Some("/app/config")),
+            (&[], &["/host", "/app/config"], "/", None),
+            (&[], &["/host/sys", "/app/config/defaults.yml"], "/host", Some("/app/config")),
+            (
+                &[("SILVASONIC_HOST_ROOT", "/"), ("SILVASONIC_CONFIG_DIR", "/mine")],
+                &["/host/sys", "/app/config/profiles"],
+                "/",
+                Some("/mine"),
+            ),
+            (
+                &[("SILVASONIC_HOST_ROOT", ""), ("SILVASONIC_CONFIG_DIR", "")],
+                &["/host/sys", "/app/config/profiles"],
+                "/host",
+                Some("/app/config"),
+            ),
         ];
         for (set, existing, host_root, config_dir) in table {
             let lookup = |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
