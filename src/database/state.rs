@@ -364,6 +364,10 @@ impl DatabaseState {
             }
         }
         self.rate_limit.retain("row ", |fault| registry.faults.contains(fault));
+        match self.config.fallback_profile.as_deref().and_then(|slug| registry.fallback_fault(slug)) {
+            Some(fault) => self.rate_limit.warn("fallback", &fault, Instant::now()),
+            None => drop(self.rate_limit.cleared("fallback", Instant::now())),
+        }
     }
 
     /// Notes that a scan has ended, so that its differences are written within this tick.
@@ -387,7 +391,7 @@ impl DatabaseState {
     fn differences(&self, presences: &Presences) -> Vec<RowChange> {
         let Some(registry) = &self.registry else { return Vec::new() };
         let now = Instant::now();
-        let mut changes = registry.changes(presences, &clock::iso(SystemTime::now()));
+        let mut changes = registry.changes(presences, &clock::iso(SystemTime::now()), self.config.fallback_profile.as_deref());
         changes.retain(|change| !self.shared.refusals.is_early(&change.device, now));
         changes
     }

@@ -165,6 +165,14 @@ pub struct Insert {
     pub serial_number: String,
 }
 
+/// What decides about microphones without a decision, beside the rows.
+struct Rule<'a> {
+    /// Wall-clock time for `devices.config`.
+    at: &'a str,
+    /// A valid profile for those that no profile matches.
+    fallback: Option<&'a str>,
+}
+
 impl Registry {
     /// Reads all rows. An invalid row is reported in `faults` and affects only itself. `previous` are the last known
     /// settings, which stay in force where the rows contain none.
@@ -267,22 +275,39 @@ impl Registry {
     }
 
     /// The changes that make the rows agree with the connected microphones, with a new row for each unknown one. `at`
-    /// is the wall-clock time for `devices.config`.
+    /// is the wall-clock time for `devices.config`; `fallback` is the profile for microphones that no profile matches.
     #[must_use]
-    pub fn changes(&self, presences: &Presences, at: &str) -> Vec<RowChange> {
+    pub fn changes(&self, presences: &Presences, at: &str, fallback: Option<&str>) -> Vec<RowChange> {
+        let rule = Rule { at, fallback: fallback.filter(|slug| matches!(self.profiles.get(*slug), Some(Ok(_)))) };
         let mut taken = self.workspace_names.clone();
         let mut serials = self.serial_numbers.clone();
         let mut changes = Vec::new();
         for (id, presence) in presences.iter() {
             let change = match (self.devices.get(id), presence) {
-                (None, Presence::Online(microphone)) => Some(self.insert(id, microphone, at, &mut taken, &mut serials)),
-                (Some(Ok(device)), Presence::Online(microphone)) => self.update(id, device, microphone, at, &mut taken),
+                (None, Presence::Online(microphone)) => Some(self.insert(id, microphone, &rule, &mut taken, &mut serials)),
+                (Some(Ok(device)), Presence::Online(microphone)) => self.update(id, device, microphone, &rule, &mut taken),
                 (Some(Ok(device)), Presence::Offline) if device.online => Some(RowChange { status: Some("offline"), ..RowChange::of(id) }),
                 _ => None,
             };
             changes.extend(change);
         }
         changes
+    }
+
+    /// Why the profile for microphones that no profile matches cannot serve, if so. Without any profile, they are not
+    /// seeded yet.
+    #[must_use]
+    pub fn fallback_fault(&self, fallback: &str) -> Option<String> {
+        let fault = match self.profiles.get(fallback) {
+            Some(Ok(_)) => return None,
+            Some(Err(why)) => format!("profile {fallback} is invalid: {why}"),
+            None if self.profiles.is_empty() => return None,
+            None => {
+                let slugs: Vec<&str> = self.profiles.keys().map(String::as_str).collect();
+                format!("expected one of {}, got {fallback:?}", shown(&slugs.join(", ")))
+            }
+        };
+        Some(format!("SILVASONIC_FALLBACK_PROFILE: {fault}; microphones that no profile matches stay pending"))
     }
 
     /// Slugs and scores of the valid profiles that match the microphone.
@@ -301,7 +326,7 @@ impl Registry {
         &self,
         id: &str,
         microphone: &Microphone,
-        at: &str,
+        rule: &Rule<'_>,
         taken: &mut BTreeMap<String, String>,
         serials: &mut BTreeSet<String>,
     ) -> RowChange {
@@ -314,7 +339,7 @@ impl Registry {
             config: microphone.config(),
             ..RowChange::of(id)
         };
-        self.enroll(&mut change, microphone, at);
+        self.enroll(&mut change, microphone, rule);
         if let Some((profile, Enrollment::Enrolled)) = change.enroll.clone() {
             change.workspace = Some(name_for(id, &profile, microphone, taken));
         }
@@ -326,7 +351,7 @@ impl Registry {
         id: &str,
         device: &Device,
         microphone: &Microphone,
-        at: &str,
+        rule: &Rule<'_>,
         taken: &mut BTreeMap<String, String>,
     ) -> Option<RowChange> {
         let mut change = RowChange::of(id);
@@ -343,10 +368,10 @@ impl Registry {
         let suggested = device.config.get("auto_suggested").and_then(Value::as_str);
         match device.enrollment {
             _ if device.is_decided() => {}
-            Enrollment::Pending if device.profile.as_deref() == suggested => self.enroll(&mut change, microphone, at),
+            Enrollment::Pending if device.profile.as_deref() == suggested => self.enroll(&mut change, microphone, rule),
             Enrollment::Pending => {}
             Enrollment::Enrolled | Enrollment::Ignored => {
-                change.config.insert("enrollment_decided_at".to_owned(), at.into());
+                change.config.insert("enrollment_decided_at".to_owned(), rule.at.into());
             }
         }
         // The profile is already suggested.
@@ -367,11 +392,12 @@ impl Registry {
     }
 
     /// Matches the microphone with the profiles: enrols it, suggests a profile, or requests a decision by the user.
-    fn enroll(&self, change: &mut RowChange, microphone: &Microphone, at: &str) {
+    fn enroll(&self, change: &mut RowChange, microphone: &Microphone, rule: &Rule<'_>) {
         let is_new = change.insert.is_some();
+        let fallback = rule.fallback.filter(|_| self.system.auto_enrollment);
         match self.fit(microphone) {
             Match::One { slug, score: 100 } if self.system.auto_enrollment => {
-                change.config.insert("auto_enrolled_at".to_owned(), at.into());
+                change.config.insert("auto_enrolled_at".to_owned(), rule.at.into());
                 change.note = Some(format!("enrolled with profile {}: vendor and product id match", shown(&slug)));
                 change.enroll = Some((slug, Enrollment::Enrolled));
             }
@@ -383,6 +409,12 @@ impl Registry {
             Match::Ambiguous { slugs, score } if is_new => {
                 change.note =
                     Some(format!("needs a decision by the user: profiles {} match equally (score {score})", shown(&slugs.join(", "))));
+            }
+            Match::None if fallback.is_some() => {
+                let slug = fallback.unwrap_or_default();
+                change.config.insert("auto_enrolled_at".to_owned(), rule.at.into());
+                change.note = Some(format!("enrolled with the fallback profile {}: no profile matches", shown(slug)));
+                change.enroll = Some((slug.to_owned(), Enrollment::Enrolled));
             }
             Match::None if is_new => change.note = Some("needs a decision by the user: no profile matches".to_owned()),
             Match::Ambiguous { .. } | Match::None => {}
@@ -495,6 +527,7 @@ impl fmt::Display for System {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn system(previous: Option<&System>, value: Option<&str>) -> System {
         let row = |value: &str| Row { kind: "system".to_owned(), key: "system".to_owned(), body: Some(value.to_owned()), fault: None };
@@ -503,6 +536,84 @@ mod tests {
 
     const fn is(max_recorders: Option<usize>, auto_enrollment: bool) -> System {
         System { max_recorders, auto_enrollment }
+    }
+
+    /// A microphone without a matching profile, and its row with these columns.
+    fn unmatched(row: Value, auto_enrollment: bool, fallback: Option<&str>) -> Option<RowChange> {
+        let text = |kind: &str, key: &str, body: &Value| Row {
+            kind: kind.to_owned(),
+            key: key.to_owned(),
+            body: Some(body.to_string()),
+            fault: None,
+        };
+        let mut rows = vec![
+            text("profile", "generic_usb", &json!({"config": {"audio": {"sample_rate": 48_000}}})),
+            text("profile", "bad", &json!({"config": {"audio": {"sample_rate": 0}}})),
+            text("profile", "other", &json!({"config": {"audio": {"sample_rate": 1, "match": {"alsa_name_contains": "other"}}}})),
+            text("system", "system", &json!({"max_recorders": 5, "auto_enrollment": auto_enrollment})),
+        ];
+        let microphone = Microphone { card: 1, pcm: 0, name: "Mic".to_owned(), usb: None };
+        if !row.is_null() {
+            let mut columns = json!({
+                "model": "Mic", "status": "online", "enrollment_status": "pending", "enabled": true, "profile_slug": null,
+                "config": microphone.config(), "workspace_name": null, "serial_number": "m",
+            });
+            for (key, value) in row.as_object().unwrap() {
+                match columns[key].as_object_mut() {
+                    Some(fields) => fields.extend(value.as_object().unwrap().clone()),
+                    None => columns[key] = value.clone(),
+                }
+            }
+            rows.push(text("device", "m", &columns));
+        }
+        let mut presences = Presences::new(std::time::Duration::ZERO);
+        presences.observe(&BTreeMap::from([("m".to_owned(), microphone)]), &[], Instant::now());
+        Registry::read(&rows, None).changes(&presences, "now", fallback).into_iter().next()
+    }
+
+    #[test]
+    fn a_microphone_that_no_profile_matches_is_enrolled_with_the_fallback_once() {
+        let enrolled = Some(("generic_usb".to_owned(), Enrollment::Enrolled));
+        let fallback = Some("generic_usb");
+        let change = unmatched(Value::Null, true, fallback).unwrap();
+        assert_eq!((&change.enroll, change.config["auto_enrolled_at"].as_str()), (&enrolled, Some("now")));
+        assert_eq!(change.note.as_deref(), Some("enrolled with the fallback profile generic_usb: no profile matches"));
+        assert!(change.workspace.is_some_and(|name| belongs_to_profile(&name, "generic_usb")));
+        // Also one that waited already.
+        assert_eq!(unmatched(json!({}), true, fallback).unwrap().enroll, enrolled);
+        // Neither without the setting, nor without automatic enrolment, nor with a profile that cannot serve.
+        for (on, fallback) in [(true, None), (false, fallback), (true, Some("bad")), (true, Some("absent"))] {
+            let change = unmatched(Value::Null, on, fallback).unwrap();
+            assert_eq!(change.note.as_deref(), Some("needs a decision by the user: no profile matches"));
+            assert_eq!((change.enroll, unmatched(json!({}), on, fallback)), (None, None), "{on} {fallback:?}");
+        }
+        // What the Controller or a user decided before stays.
+        for row in [
+            json!({"config": {"auto_enrolled_at": "before"}}),
+            json!({"config": {"enrollment_decided_at": "before"}}),
+            json!({"enrollment_status": "ignored", "config": {"enrollment_decided_at": "before"}}),
+            json!({"profile_slug": "other"}),
+        ] {
+            assert_eq!(unmatched(row.clone(), true, fallback), None, "{row}");
+        }
+        let ignored = unmatched(json!({"enrollment_status": "ignored"}), true, fallback).unwrap();
+        assert_eq!((ignored.enroll, ignored.config.keys().next().map(String::as_str)), (None, Some("enrollment_decided_at")));
+    }
+
+    #[test]
+    fn a_fallback_that_cannot_serve_is_named_with_what_was_expected() {
+        let body = |rate: u32| Some(json!({"config": {"audio": {"sample_rate": rate}}}).to_string());
+        let row = |key: &str, rate| Row { kind: "profile".to_owned(), key: key.to_owned(), body: body(rate), fault: None };
+        let registry = Registry::read(&[row("good", 1), row("bad", 0)], None);
+        assert_eq!(registry.fallback_fault("good"), None);
+        assert_eq!(
+            registry.fallback_fault("typo").as_deref(),
+            Some("SILVASONIC_FALLBACK_PROFILE: expected one of bad, good, got \"typo\"; microphones that no profile matches stay pending")
+        );
+        assert!(
+            registry.fallback_fault("bad").unwrap().starts_with("SILVASONIC_FALLBACK_PROFILE: profile bad is invalid: audio.sample_rate")
+        );
+        assert_eq!(Registry::default().fallback_fault("typo"), None);
     }
 
     #[test]
