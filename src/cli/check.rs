@@ -7,18 +7,21 @@ use rustix::fs::{Access, access, statvfs};
 use serde_json::{Value, json};
 
 use crate::cli::arguments::Format;
-use crate::cli::devices::{HEARTBEAT_KEY, connect};
+use crate::cli::devices::{self, HEARTBEAT_KEY, connect};
 use crate::cli::logs;
 use crate::cli::profiles;
+use crate::cli::takeover::{self, Fate};
 use crate::config::{Config, SettingFault};
 use crate::config_folder::ConfigFolder;
 use crate::database::connection::{Connection, reason};
 use crate::decide::container::Engine;
+use crate::decide::registry::Registry;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::hardware::sysfs;
 use crate::json::one_line;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
+use crate::podman::mount;
 use crate::redis::connection::{Subscription, address, describe};
 use crate::redis::nudge;
 use crate::redis::publisher::redacted;
@@ -89,6 +92,7 @@ pub fn check(settings: Result<Config, Vec<SettingFault>>, format: Format) -> (bo
                     "see how the file is read that sets it: line ends, spaces and quotes can be part of a value",
                 );
             }
+            station(&config, &mut findings);
             podman(&config, &mut findings);
             sound(&config, &mut findings);
             database(&config, &mut findings);
@@ -103,6 +107,15 @@ pub fn check(settings: Result<Config, Vec<SettingFault>>, format: Format) -> (bo
         Format::Json => to_json(&findings),
     };
     (is_passed(&findings), text)
+}
+
+/// Says if the Compose file is that of the Python Controller, and where settings and profiles come from then.
+fn station(config: &Config, findings: &mut Findings) {
+    if config.workspace_local == Path::new(takeover::RECORDER_FOLDER) {
+        let source = config.config_dir.as_ref().map_or_else(|| "the built-in copies".to_owned(), |folder| folder.display().to_string());
+        let root = config.host_root.display();
+        findings.ok("station", format!("of the Python Controller; settings and profiles from {source}, sound cards below {root}"));
+    }
 }
 
 fn is_passed(findings: &[Finding]) -> bool {
@@ -124,6 +137,9 @@ fn podman(config: &Config, findings: &mut Findings) {
             return findings.fail("podman", format!("{}: {why}", config.socket.display()), fix);
         }
     };
+    if mount::is_file_mount(&config.socket) {
+        findings.warn("podman", "the socket is mounted as a file: it is dead after a restart of podman.socket".to_owned(), mount::ADVICE);
+    }
     let kind = if engine.rootless { "rootless" } else { "rootful" };
     findings.ok("podman", format!("{} ({kind}, {}, cgroups {})", engine.version, engine.runtime, engine.cgroups));
     limits(&engine, &controllers, findings);
@@ -191,7 +207,11 @@ fn sound(config: &Config, findings: &mut Findings) {
             findings.ok("microphones", format!("{} connected", scan.microphones.len()));
         }
         Err(why) => {
-            findings.fail("microphones", why.to_string(), "mount the host's /proc/asound and /sys, and set SILVASONIC_HOST_ROOT");
+            findings.fail(
+                "microphones",
+                why.to_string(),
+                "mount the host's /proc/asound and /sys below /host, or make the container privileged",
+            );
         }
     }
 }
@@ -205,6 +225,9 @@ fn database(config: &Config, findings: &mut Findings) {
         }
     };
     findings.ok("postgresql", format!("{:?}", config.database));
+    if let Ok(rows) = db.snapshot() {
+        devices(config, &Registry::read(&rows, None), findings);
+    }
     match db.missing() {
         Ok((missing, _)) if missing.is_empty() => findings.ok("schema", "complete".to_owned()),
         Ok((missing, _)) => findings.warn("schema", format!("missing: {}", missing.join(", ")), "the Controller creates it at its start"),
@@ -221,6 +244,21 @@ fn database(config: &Config, findings: &mut Findings) {
             findings.warn("password", format!("user {} does not exist", shown(&user)), "the Controller creates the user at its start");
         }
         Err(_) => {}
+    }
+}
+
+/// Microphones that wait for a user, and Recorders of the Python Controller. Faults of the hardware and of Podman are
+/// findings of their own.
+fn devices(config: &Config, registry: &Registry, findings: &mut Findings) {
+    let presences = devices::presences(config, registry, &mut Vec::new());
+    if let Some((text, fix)) = devices::fallback(config, registry, &presences) {
+        findings.warn("profiles", text, fix);
+    }
+    for (name, fate) in takeover::fates(config, registry, &presences).unwrap_or_default() {
+        match fate {
+            Fate::Stays(why) => findings.ok("takeover", format!("{name} {why}")),
+            Fate::Ends(why) => findings.warn("takeover", format!("{name} {why}"), "see docs/switching.md"),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::decide::device::{Microphone, identify};
 use crate::decide::past::Past;
 use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
-use crate::decide::reason::{ReasonInput, online, reasons};
+use crate::decide::reason::{ReasonInput, online, reasons, unmatched};
 use crate::decide::registry::{Enrollment, Registry};
 use crate::hardware::sysfs;
 use crate::json::{from_python, one_line};
@@ -159,6 +159,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let registry = Registry::read(&rows, None);
     notes.extend(registry.faults.iter().map(|fault| format!("invalid row in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
+    notes.extend(fallback(config, &registry, &presences).map(|(text, fix)| format!("{text}: {fix}")));
     let containers = recorders(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());
     let desired = desired(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
     let plan = plan(&View {
@@ -211,8 +212,22 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     Ok((rows.collect(), notes))
 }
 
+/// The microphones that no profile matches, or why their profile cannot serve; and what to do.
+pub(super) fn fallback(config: &Config, registry: &Registry, presences: &Presences) -> Option<(String, &'static str)> {
+    let slug = config.fallback_profile.as_deref();
+    if let Some(fault) = slug.and_then(|slug| registry.fallback_fault(slug)) {
+        return Some((fault, "set the slug of a profile, or no value"));
+    }
+    let ids: Vec<String> = unmatched(registry, presences).iter().map(|id| shown(id).to_string()).collect();
+    let fix = match slug {
+        None => "assign a profile with `enroll ID PROFILE`; SILVASONIC_FALLBACK_PROFILE=generic_usb enrols microphones like these",
+        Some(_) => "assign a profile with `enroll ID PROFILE`",
+    };
+    (!ids.is_empty()).then(|| (format!("no profile matches {}", ids.join(", ")), fix))
+}
+
 /// The microphones that are connected now, without a grace period.
-fn presences(config: &Config, registry: &Registry, notes: &mut Vec<String>) -> Presences {
+pub(super) fn presences(config: &Config, registry: &Registry, notes: &mut Vec<String>) -> Presences {
     let now = Instant::now();
     let mut presences = Presences::new(Duration::ZERO);
     registry.add_devices_to(&mut presences, now);

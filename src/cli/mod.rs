@@ -11,3 +11,4 @@ pub mod man;
 pub mod profiles;
 pub mod scan;
 pub mod sh;
+mod takeover;

@@ -97,6 +97,17 @@ fn pending(known: &ReasonInput<'_>, id: &str) -> Option<String> {
     })
 }
 
+/// The connected microphones that wait for a user, because no profile matches.
+#[must_use]
+pub fn unmatched(registry: &Registry, presences: &Presences) -> Vec<String> {
+    let waits = |id: &&String| {
+        let device = registry.devices.get(*id).and_then(|device| device.as_ref().ok());
+        let pending = device.is_some_and(|device| device.enabled && device.enrollment == Enrollment::Pending && device.profile.is_none());
+        pending && online(presences, id).is_some_and(|microphone| registry.fit(microphone) == Match::None)
+    };
+    registry.devices.keys().filter(waits).cloned().collect()
+}
+
 /// The microphone, if it is connected.
 #[must_use]
 pub fn online<'a>(presences: &'a Presences, id: &str) -> Option<&'a Microphone> {

@@ -4,6 +4,7 @@ pub mod client;
 pub mod error;
 pub mod frames;
 mod http;
+pub mod mount;
 pub mod pidfd;
 pub mod stream;
 mod transport;

@@ -14,6 +14,8 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, ShutdownHandle, Transport};
 
+use crate::podman::mount;
+
 /// Opens connections to one socket, for any host name in the request.
 #[derive(Debug)]
 pub(super) struct UnixConnector {
@@ -37,8 +39,17 @@ fn connect(path: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, limit)?;
-    rustix::net::connect(&socket, &address)?;
+    rustix::net::connect(&socket, &address).map_err(|error| refusal(error.into(), path))?;
     Ok(UnixStream::from(socket))
+}
+
+/// The error, with what helps if it lasts for ever.
+fn refusal(error: io::Error, path: &Path) -> io::Error {
+    if error.kind() != io::ErrorKind::ConnectionRefused || !mount::is_file_mount(path) {
+        return error;
+    }
+    let why = "the socket is mounted as a file, which is dead after a restart of podman.socket until this container is restarted";
+    io::Error::new(error.kind(), format!("{error}; {why}: {}", mount::ADVICE))
 }
 
 /// A timeout as socket options expect it: never zero, which would mean no timeout.

@@ -221,6 +221,48 @@ fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
 }
 
 #[test]
+fn a_microphone_without_a_profile_gets_the_fallback_once_and_what_helps_is_shown() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::generic(1, "1-9")]);
+    let (id, name) = ("0d8c-0014-port1-9", "silvasonic-recorder-generic-usb-p1d9");
+    let advice = "no profile matches 0d8c-0014-port1-9";
+    let controller = running(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    eventually(SOON, "the advice", || typed(&station, "devices", &[]).1.contains(advice).then_some(()));
+    let (_, text, _) = typed(&station, "check", &[]);
+    let line =
+        format!("warning  profiles       {advice} -> assign a profile with `enroll ID PROFILE`; SILVASONIC_FALLBACK_PROFILE=generic_usb");
+    assert!(text.contains(&line), "{text}");
+    drop(controller);
+
+    // An unknown slug is one line, and changes nothing.
+    let typo = [("SILVASONIC_FALLBACK_PROFILE", "generic")];
+    let controller = station.controller_with(&typo);
+    controller.wait_log("SILVASONIC_FALLBACK_PROFILE: expected one of audiomoth_usb, ", SOON);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let (_, text, _) = typed(&station, "check", &typo);
+    assert!(text.contains("got \"generic\"; microphones that no profile matches stay pending -> set the slug of a profile"), "{text}");
+    assert_eq!(controller.count_log("SILVASONIC_FALLBACK_PROFILE"), 1);
+    drop(controller);
+
+    let fallback = [("SILVASONIC_FALLBACK_PROFILE", "generic_usb")];
+    let controller = station.controller_with(&fallback);
+    station.podman.wait_running(SOON, &[ULTRAMIC, name]);
+    controller.wait_log("enrolled with the fallback profile generic_usb: no profile matches", SOON);
+    // What a user resets stays so, also after a restart.
+    let (code, ..) = typed(&station, "reset 0d8c", &[]);
+    assert_eq!(code, Some(0));
+    eventually(SOON, "its Recorder is gone", || station.inspect(name).is_none().then_some(()));
+    drop(controller);
+    let controller = station.controller_with(&fallback);
+    controller.wait_log("connected to Podman", SOON);
+    station.tree.set(&[Card::ultramic(), Card::generic(1, "1-9"), Card::rode().index(2)]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    assert!(reason(&station, id).starts_with("not recording: pending"), "{}", reason(&station, id));
+    assert_eq!(controller.count_log("fallback"), 0);
+}
+
+#[test]
 fn check_tells_a_user_without_the_right_to_podmans_socket_how_to_get_it() {
     let station = Station::plan().without_postgres().without_redis().without_recorder_image().up();
     let check = || {
