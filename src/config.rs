@@ -35,7 +35,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     (
         "SILVASONIC_RECORDER_REDIS_URL",
         "from SILVASONIC_REDIS_URL",
-        "Redis as containers reach it; from a URL with this machine's own address, it is host.containers.internal",
+        "Redis as containers reach it; `localhost` in SILVASONIC_REDIS_URL becomes `host.containers.internal`",
     ),
     ("SILVASONIC_RECORDER_IMAGE", "localhost/silvasonic_recorder:latest", "Recorder image; never pulled"),
     ("SILVASONIC_RECORDER_MEMORY_LIMIT", "512m", "memory limit of a Recorder: bytes, or with b, k, m, g; at least 6m"),
@@ -496,16 +496,14 @@ fn is_cut_short(url: &str) -> bool {
     url.contains('#') || !scheme.ends_with("unix") && !authority.contains('@') && rest.contains('@')
 }
 
-/// The URL with which containers reach a Redis. What is this machine for the Controller is the container itself for a
-/// container; Podman gives the host a name there.
+/// The URL with which containers reach a Redis: `localhost` is the container itself there, and Podman gives the host a
+/// name.
 fn from_containers(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| !scheme.ends_with("unix")) else { return url.to_owned() };
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     let start = authority.rfind('@').map_or(0, |at| at + 1);
-    let end = start
-        + authority[start..].find(']').map_or_else(|| authority[start..].find(':'), |at| Some(at + 1)).unwrap_or(authority.len() - start);
-    let is_own = ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| authority[start..end].eq_ignore_ascii_case(own));
-    if !is_own {
+    let end = authority[start..].find(':').map_or(authority.len(), |at| start + at);
+    if !authority[start..end].eq_ignore_ascii_case("localhost") {
         return url.to_owned();
     }
     format!("{scheme}://{}host.containers.internal{}", &rest[..start], &rest[end..])
@@ -639,11 +637,11 @@ mod tests {
         for (url, expected) in [
             ("redis://localhost:6379/0", "redis://host.containers.internal:6379/0"),
             ("redis://LocalHost", "redis://host.containers.internal"),
-            ("redis://127.0.0.1/1", "redis://host.containers.internal/1"),
-            ("redis://[::1]:6380", "redis://host.containers.internal:6380"),
+            ("redis://localhost/1", "redis://host.containers.internal/1"),
+            ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+            ("redis://[::1]:6380", "redis://[::1]:6380"),
             ("redis://localhost:p%40ss@localhost:1/0", "redis://localhost:p%40ss@host.containers.internal:1/0"),
             ("redis://redis:6379/0", "redis://redis:6379/0"),
-            ("redis://127.0.0.10:6379/0", "redis://127.0.0.10:6379/0"),
             ("redis://localhost.example:6379/0", "redis://localhost.example:6379/0"),
             ("unix:///run/localhost", "unix:///run/localhost"),
         ] {

@@ -118,9 +118,28 @@ fn a_termination_signal_stops_all_recorders_side_by_side() {
         let mut controller = station.controller_with(&[("SILVASONIC_RECORDER_IMAGE", stubborn.as_str())]);
         station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
         controller.signal(signal);
-        assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+        // Compose kills what has not ended after 10 s, unless its file says otherwise.
+        assert_eq!(controller.wait_exit(Duration::from_secs(10)), 0);
         assert_eq!(station.containers(), Vec::<Value>::new());
     }
+}
+
+#[test]
+fn the_end_comes_before_compose_kills_whatever_hangs() {
+    let mut station = Station::up();
+    let stubborn = station.image("stubborn", "trap '' TERM; while :; do sleep 1000; done");
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller_with(&[("SILVASONIC_RECORDER_IMAGE", stubborn.as_str())]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    station.redis.pause();
+    station.podman.freeze_api();
+    station.postgres.stop_hung();
+    controller.signal(Signal::TERM);
+    let code = controller.wait_exit(Duration::from_secs(10));
+    assert_eq!(code, 0);
+    station.podman.thaw_api();
+    station.postgres.resume();
+    station.redis.resume();
 }
 
 #[test]
