@@ -206,6 +206,7 @@ pub(crate) fn environment(data: &[u8]) {
             ("SILVASONIC_CONTROLLER_PORT", config.port.to_string()),
             ("SILVASONIC_WORKSPACE_PATH", path(&recorder.workspace)),
             ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", path(&config.workspace_local)),
+            ("SILVASONIC_RECORDER_REDIS_URL", recorder.redis_url.clone()),
             ("SILVASONIC_RECORDER_IMAGE", recorder.image.clone()),
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", recorder.memory.to_string()),
             ("SILVASONIC_RECORDER_CPU_LIMIT", format!("{}", recorder.cpu_quota as f64 / 100_000.0)),
@@ -216,10 +217,12 @@ pub(crate) fn environment(data: &[u8]) {
             ("SILVASONIC_HEARTBEAT_INTERVAL_S", seconds(config.heartbeat)),
             ("SILVASONIC_HOST_ROOT", path(&config.host_root)),
             ("SILVASONIC_CONFIG_DIR", config.config_dir.as_ref().map(path).unwrap_or_default()),
+            ("SILVASONIC_FALLBACK_PROFILE", config.fallback_profile.clone().unwrap_or_default()),
             ("SILVASONIC_OWNER", recorder.owner.clone()),
             ("SILVASONIC_SHUTDOWN", format!("{:?}", config.shutdown).to_lowercase()),
             ("SILVASONIC_SHUTDOWN_TIMEOUT_S", seconds(config.shutdown_timeout)),
             ("SILVASONIC_LOG_LEVEL", config.log_level.to_string()),
+            ("SILVASONIC_LOG_FORMAT", format!("{:?}", config.log_format).to_lowercase()),
         ]
     };
     match Config::read(read) {

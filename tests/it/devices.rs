@@ -263,6 +263,37 @@ fn a_microphone_without_a_profile_gets_the_fallback_once_and_what_helps_is_shown
 }
 
 #[test]
+fn check_recognises_a_station_of_the_python_controller_and_says_what_becomes_of_its_recorders() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = running(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.signal(Signal::TERM);
+    controller.wait_exit(SOON);
+    // One of the same name with less memory, and one of a microphone that the database does not know.
+    let labels = |device: &str| {
+        json!({
+            "io.silvasonic.tier": "2", "io.silvasonic.owner": "controller", "io.silvasonic.service": "recorder",
+            "io.silvasonic.device_id": device, "io.silvasonic.profile": "ultramic_384_evo", "io.silvasonic.config_hash": "0123456789ab",
+        })
+    };
+    let theirs = station.image("theirs", "exec sleep 1000");
+    station.podman.run(ULTRAMIC, &theirs, &labels("0869-0389-034F6A21"));
+    station.podman.run("silvasonic-recorder-gone", &theirs, &labels("gone"));
+    let environment = [("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "/app/recorder-workspace")];
+    let (_, text, _) = typed(&station, "check", &environment);
+    for line in [
+        "ok       station        of the Python Controller; settings and profiles from the built-in copies, sound cards below /tmp/sv-"
+            .to_owned(),
+        format!("warning  takeover       {ULTRAMIC} will be replaced, after its successor was created: "),
+        "warning  takeover       silvasonic-recorder-gone will be stopped: its microphone gone is not in the database".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line:?} in\n{text}");
+    }
+    assert_eq!(station.containers().len(), 2);
+}
+
+#[test]
 fn check_tells_a_user_without_the_right_to_podmans_socket_how_to_get_it() {
     let station = Station::plan().without_postgres().without_redis().without_recorder_image().up();
     let check = || {

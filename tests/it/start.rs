@@ -143,6 +143,28 @@ fn the_end_comes_before_compose_kills_whatever_hangs() {
 }
 
 #[test]
+fn the_log_of_a_station_of_the_python_controller_is_json_as_its_log_shippers_expect() {
+    let station = Station::plan().without_postgres().without_redis().without_podman().up();
+    let controller = station.controller_with(&[
+        ("SILVASONIC_DEVELOPMENT_MODE", "False"),
+        ("SILVASONIC_LOG_LEVEL", "DEBUG"),
+        ("SILVASONIC_CONTROLLER_LOG_STARTUP_S", "300.0"),
+        ("SILVASONIC_CONTROLLER_MONITOR_POLL_INTERVAL_S", "10"),
+        ("SILVASONIC_LOG_FORWARDER_POLL_INTERVAL_S", "often"),
+    ]);
+    let line = controller.wait_log("without a meaning for this Controller", SOON);
+    let names =
+        "SILVASONIC_CONTROLLER_LOG_STARTUP_S, SILVASONIC_CONTROLLER_MONITOR_POLL_INTERVAL_S, SILVASONIC_LOG_FORWARDER_POLL_INTERVAL_S";
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["level"], line["event"].as_str().unwrap().ends_with(names)), (&json!("debug"), true), "{line}");
+    controller.wait_log("cannot list containers", SOON);
+    for line in controller.log().lines() {
+        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_eq!(object.as_object().unwrap().keys().collect::<Vec<_>>(), ["event", "level", "timestamp"], "{line}");
+    }
+}
+
+#[test]
 fn with_keep_a_termination_signal_touches_nothing() {
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);
