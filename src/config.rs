@@ -606,7 +606,8 @@ mod tests {
 
     #[test]
     fn mounted_folders_are_found_unless_a_variable_names_others() {
-        let table: [(&[(&str, &str)], &[&str], &str, Option<&str>); 6] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str, Option<&'a str>);
+        let table: [Case<'_>; 6] = [
             (&[], &[], "/", None),
             (&[], &["/host/sys"], "/host", None),
             (&[], &["/host", "/app/config"], "/", None),

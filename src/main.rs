@@ -208,7 +208,8 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
 }
 
 fn answer_as_curl(words: &[String]) -> ExitCode {
-    let output = curl::execute(words);
+    // Malformed settings are no fault of the server that is asked.
+    let output = curl::execute(words, read_settings().ok().map(|config| config.port));
     if !output.error.is_empty() {
         // If standard error is closed, the exit code reports it.
         let _ = writeln!(std::io::stderr(), "{}", output.error);

@@ -2,7 +2,7 @@
 //!
 //! A Compose file that was made for another image runs `curl -f http://localhost:9100/healthy` in the container. The
 //! image holds no curl; a link of that name leads here. Exit codes are those of curl. Invariant: nothing but a health
-//! check of this machine is understood, and the environment is not read.
+//! check of this machine is understood.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -49,9 +49,10 @@ pub fn is_called(program: &str) -> bool {
     program.rsplit('/').next() == Some("curl")
 }
 
-/// Executes the request.
+/// Executes the request. `port` is that of the settings: where the server is if nobody listens on the port that was
+/// typed, as the `.env` file of a station can change the one without the other.
 #[must_use]
-pub fn execute(words: &[String]) -> Output {
+pub fn execute(words: &[String], port: Option<u16>) -> Output {
     let request = match parse(words) {
         Ok(request) => request,
         Err(word) => {
@@ -62,8 +63,12 @@ pub fn execute(words: &[String]) -> Output {
             return Output { error, code: WRONG_USAGE, ..Output::default() };
         }
     };
-    let Request { port, path, .. } = &request;
-    let outcome = health::get(*port, path, request.limit).map(|response| split(&response));
+    let get = |port| health::get(port, &request.path, request.limit);
+    let response = get(request.port).or_else(|error| match port {
+        Some(port) if code(&error) == REFUSED && ![0, request.port].contains(&port) => get(port),
+        _ => Err(error),
+    });
+    let outcome = response.map(|response| split(&response));
     let mut output = match outcome {
         Ok(Some((status, _))) if request.fails && status >= 400 => {
             Output { error: format!("curl: ({HTTP_ERROR}) the server answered {status}"), code: HTTP_ERROR, ..Output::default() }
@@ -164,7 +169,7 @@ mod tests {
     use std::thread;
 
     fn curl(line: &str) -> Output {
-        execute(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        execute(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>(), None)
     }
 
     /// A server that answers one request, and its port.
@@ -228,6 +233,16 @@ mod tests {
         assert_eq!(curl(&format!("-f -m 0.1 http://localhost:{port}/healthy")).code, TIMED_OUT);
         drop(listener);
         assert_eq!(curl(&format!("-f http://localhost:{port}/healthy")).code, REFUSED);
+    }
+
+    #[test]
+    fn the_port_of_the_settings_is_asked_if_nobody_listens_on_the_other() {
+        let words = |port: u16| ["-f".to_owned(), format!("http://localhost:{port}/healthy")];
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert_eq!(execute(&words(closed), Some(server(GOOD))).code, 0);
+        assert_eq!(execute(&words(server(BAD)), Some(server(GOOD))).code, HTTP_ERROR);
+        assert_eq!(execute(&words(closed), Some(closed)).code, REFUSED);
+        assert_eq!(execute(&words(closed), Some(0)).code, REFUSED);
     }
 
     #[test]

@@ -106,7 +106,7 @@ mod tests {
             format!("/bin/sh -c curl' '-f' '{url}"),
             format!("curl -f {url}"),
             format!("curl  -f\t\"{url}\""),
-            format!("curl -f http:\\//localhost:9100/healthy"),
+            "curl -f http:\\//localhost:9100/healthy".to_owned(),
         ] {
             assert_eq!(typed("sh", &["-c", &line]).as_ref(), Ok(&expected), "{line}");
         }

@@ -1,6 +1,7 @@
 //! The Containerfile: its stages hold one static program each, which finds other containers by name and Podman again.
 
 use super::station::{NETWORK, Station, eventually};
+use super::tree::Card;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
@@ -63,11 +64,24 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
         assert_eq!(files, expected);
     }
 
+    // What is mounted at /host and /app/config is found without a setting; an empty folder is not.
+    station.tree.set(&[Card::ultramic()]);
+    let config = station.dir().join("config");
+    fs::create_dir_all(config.join("profiles")).unwrap();
+    let (host, config) = (format!("{}:/host:ro", station.tree.present().display()), format!("{}:/app/config:ro", config.display()));
+    let image = "localhost/silvasonic_controller:latest";
+    let scan = |volumes: &[&str]| podman(&[&["run", "--rm", "--cap-drop=all"], volumes, &[image, "scan"]].concat());
+    assert!(
+        scan(&["-v", &host]).contains("  0869-0389-034F6A21  1-1   UltraMic384K_EVO 16bit r4  0869:0389  034F6A21  ultramic_384_evo (100)")
+    );
+    assert!(scan(&["-v", &host, "-v", &config]).contains("034F6A21  none "), "profiles that are not in the folder");
+    fs::remove_dir(station.dir().join("config/profiles")).unwrap();
+    assert!(scan(&["-v", &host, "-v", &config]).contains("ultramic_384_evo (100)"));
+
     // Somebody called `database` who takes no connections: found, and refused.
     let silent = station.image("silent", "exec sleep 1000");
     station.podman.run("database", &silent, &serde_json::json!({}));
     let network = format!("--network={NETWORK}");
-    let image = "localhost/silvasonic_controller:latest";
     // As in compose.yml: the socket's folder, not the socket.
     let folder = format!("{}:/run/podman", station.podman.socket().parent().unwrap().display());
     podman(&[
