@@ -1,52 +1,19 @@
 //! The Containerfile: its stages hold one static program each, which finds other containers by name and Podman again.
 
-use super::station::{NETWORK, Station, eventually};
+use super::station::{Builder, NETWORK, Station, eventually};
 use super::tree::Card;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 use std::time::Duration;
 
-const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
-/// What the Containerfile compiles in.
-const RUST: &str = "docker.io/library/rust:1-slim-trixie";
-
 #[test]
 fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
     let station = Station::plan().without_postgres().without_redis().without_recorder_image().up();
     let podman = |args: &[&str]| station.podman.exec(args);
-    // No registry is in reach: an image of that name, in which `cargo build` brings the programs of this source tree.
-    let base = station.dir().join("base");
-    let script = |name: &str, text: &str| {
-        fs::write(base.join("bin").join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(base.join("bin").join(name), fs::Permissions::from_mode(0o755)).unwrap();
-    };
-    for folder in ["bin", "programs", "proc", "sys", "dev", "run", "tmp", "etc"] {
-        fs::create_dir_all(base.join(folder)).unwrap();
-    }
-    fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
-    for applet in ["sh", "sed", "cp", "mkdir", "ls", "ln"] {
-        symlink("busybox", base.join("bin").join(applet)).unwrap();
-    }
-    for program in ["silvasonic-controller", "silvasonic-recorder"] {
-        fs::copy(station.static_program(program), base.join("programs").join(program)).unwrap();
-    }
-    script("rustc", "echo host: some-target");
-    let expected = "build --release --locked --bins --target some-target";
-    script(
-        "cargo",
-        &format!(
-            "[ \"$*\" = \"{expected}\" ] && ls src/main.rs profiles/*.yml Cargo.lock defaults.yml || exit 1\nmkdir -p target/some-target && cp -r /programs target/some-target/release"
-        ),
-    );
-    let archive = station.dir().join("base.tar");
-    let packed = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&base).arg(".").status().unwrap();
-    assert!(packed.success());
-    podman(&["import", archive.to_str().unwrap(), RUST]);
-
+    let builder = Builder::new(&station);
     for (stage, program) in [("controller", "silvasonic-controller"), ("recorder", "silvasonic-recorder")] {
-        let image = format!("localhost/silvasonic_{stage}:latest");
-        podman(&["build", "--quiet", "--target", stage, "-t", &image, SOURCE]);
+        let image = builder.build(stage);
         let expected = format!("{program} {}\n", env!("CARGO_PKG_VERSION"));
         assert_eq!(podman(&["run", "--rm", "--read-only", "--cap-drop=all", &image, "--version"]), expected);
         // The archive of a container that never ran: what was mounted into one would be in it, too.

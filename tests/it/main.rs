@@ -12,6 +12,8 @@ mod harness;
 mod progress;
 // services that come late, seeding, databases of the Python Controller
 mod arrival;
+// a station of the Python project whose Controller is replaced
+mod takeover;
 // what users write takes effect and stays; nonsense harms only its own row
 mod database;
 // connections to PostgreSQL, Redis and Podman that are slow, end, or bring other answers

@@ -7,10 +7,12 @@
 //! holds, then ends every process and removes every container, mount, network and file. It does so when the station is
 //! dropped, when a test panics, and when this process is killed.
 
+mod build;
 mod controller;
 mod dice;
 mod http;
 mod image;
+mod peer;
 mod peer_database;
 mod pgbouncer;
 mod podman;
@@ -20,9 +22,11 @@ mod proxy;
 mod redis;
 mod relay;
 
+pub(crate) use build::Builder;
 pub(crate) use controller::Controller;
 #[allow(unused_imports)]
 pub(crate) use dice::Dice;
+pub(crate) use peer::{CONTROLLER, PeerStation};
 #[allow(unused_imports)]
 pub(crate) use peer_database::{Contents, PeerVersion};
 #[allow(unused_imports)]

@@ -88,6 +88,15 @@ impl Postgres {
         eventually(Duration::from_secs(10), "passwords are asked for", || without.password("").connect(NoTls).err());
     }
 
+    /// Lets clients that know the password connect at this address, too. The server is started again.
+    pub(crate) fn listen_on(&mut self, address: &str) {
+        self.exec(&format!("ALTER ROLE {NAME} PASSWORD '{NAME}'"));
+        self.exec(&format!("ALTER SYSTEM SET listen_addresses = '127.0.0.1, {address}'"));
+        fs::write(self.dir.join("data/pg_hba.conf"), "local all all trust\nhost all all all scram-sha-256\n").unwrap();
+        self.stop();
+        self.start();
+    }
+
     /// A fast shutdown: clients are disconnected.
     pub(crate) fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {

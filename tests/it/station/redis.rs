@@ -41,6 +41,11 @@ impl Redis {
         self.port
     }
 
+    /// Where clients find it.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// For `SILVASONIC_REDIS_URL`.
     pub(crate) fn url(&self) -> String {
         format!("redis://{}:{}/0", self.address, self.port)

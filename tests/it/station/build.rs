@@ -1,0 +1,55 @@
+//! The images of the Containerfile, built in a station's Podman.
+
+use super::{Station, image};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+
+const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
+/// What the Containerfile compiles in.
+const RUST: &str = "docker.io/library/rust:1-slim-trixie";
+
+/// Builds images.
+pub(crate) struct Builder<'a>(&'a Station);
+
+impl Builder<'_> {
+    /// Makes what the Containerfile compiles in. No registry is in reach: an image of that name, in which `cargo build`
+    /// brings the programs of this source tree.
+    pub(crate) fn new(station: &Station) -> Builder<'_> {
+        let base = station.dir().join("base");
+        let script = |name: &str, text: &str| {
+            fs::write(base.join("bin").join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs::set_permissions(base.join("bin").join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        for folder in ["bin", "programs", "proc", "sys", "dev", "run", "tmp", "etc"] {
+            fs::create_dir_all(base.join(folder)).unwrap();
+        }
+        fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
+        for applet in ["sh", "sed", "cp", "mkdir", "ls", "ln"] {
+            symlink("busybox", base.join("bin").join(applet)).unwrap();
+        }
+        for program in ["silvasonic-controller", "silvasonic-recorder"] {
+            fs::copy(image::static_program(program), base.join("programs").join(program)).unwrap();
+        }
+        script("rustc", "echo host: some-target");
+        let expected = "build --release --locked --bins --target some-target";
+        script(
+            "cargo",
+            &format!(
+                "[ \"$*\" = \"{expected}\" ] && ls src/main.rs profiles/*.yml Cargo.lock defaults.yml || exit 1\nmkdir -p target/some-target && cp -r /programs target/some-target/release"
+            ),
+        );
+        let archive = station.dir().join("base.tar");
+        let packed = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&base).arg(".").status().unwrap();
+        assert!(packed.success());
+        station.podman.exec(&["import", archive.to_str().unwrap(), RUST]);
+        Builder(station)
+    }
+
+    /// Builds a stage; the full name of its image.
+    pub(crate) fn build(&self, stage: &str) -> String {
+        let image = format!("localhost/silvasonic_{stage}:latest");
+        self.0.podman.exec(&["build", "--quiet", "--target", stage, "-t", &image, SOURCE]);
+        image
+    }
+}
