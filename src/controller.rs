@@ -24,7 +24,7 @@ use crate::decide::hang::Replacement;
 use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
-use crate::event::Event;
+use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
 use crate::history::History;
@@ -209,6 +209,14 @@ impl Controller {
                         self.logs.update(containers);
                     }
                     self.limits.check(containers).iter().for_each(|line| warn!("{line}"));
+                }
+            }
+            Event::Compared(comparisons) => {
+                self.containers.compared(&comparisons, Instant::now());
+                for Comparison { container, spec, differences } in comparisons {
+                    if let Ok(differences) = differences {
+                        self.recorders.compared(container, &spec, differences);
+                    }
                 }
             }
             Event::Lock(standing) => self.note_standing(standing),

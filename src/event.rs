@@ -2,6 +2,7 @@
 //!
 //! Threads import this file, and it imports none of them: an event only carries values.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::action::{Action, Done, Failure};
@@ -9,6 +10,7 @@ use crate::decide::container::{Container, Engine};
 use crate::decide::leadership::Standing;
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
+use crate::decide::spec::Spec;
 
 /// Why the database sent no rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,17 @@ pub enum NoRows {
     NoAnswer,
     /// It refused, or cannot be reached.
     Failed(String),
+}
+
+/// How a container differs from a spec.
+#[derive(Debug)]
+pub struct Comparison {
+    /// Id of the container.
+    pub container: String,
+    /// The spec.
+    pub spec: Arc<Spec>,
+    /// The differences that matter, or why they are unknown.
+    pub differences: Result<Vec<String>, String>,
 }
 
 /// An event for the main loop.
@@ -57,6 +70,8 @@ pub enum Event {
         /// Podman's properties, if they are known.
         engine: Option<Engine>,
     },
+    /// Containers that were compared with the desired configuration.
+    Compared(Vec<Comparison>),
     /// Who holds the lock of this owner.
     Lock(Standing),
     /// An action ended.

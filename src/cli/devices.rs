@@ -16,16 +16,17 @@ use crate::cache;
 use crate::cli::arguments::{Arguments, Command, Format};
 use crate::collect::by_insertion;
 use crate::config::Config;
-use crate::containers::lister::recorders;
+use crate::containers::lister::{compare, recorders};
 use crate::database::connection::{self, reason};
 use crate::database::statements::Decision;
 use crate::decide::desired::{SpecCache, desired};
 use crate::decide::device::{Microphone, identify};
-use crate::decide::past::Past;
+use crate::decide::past::{Compared, Past};
 use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
 use crate::decide::reason::{ReasonInput, online, reasons, unmatched};
 use crate::decide::registry::{Enrollment, Registry};
+use crate::event::Comparison;
 use crate::hardware::sysfs;
 use crate::json::{from_python, one_line};
 use crate::podman::client::Podman;
@@ -160,20 +161,31 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     notes.extend(registry.faults.iter().map(|fault| format!("invalid row in the database: {fault}")));
     let presences = presences(config, &registry, &mut notes);
     notes.extend(fallback(config, &registry, &presences).map(|(text, fix)| format!("{text}: {fix}")));
-    let containers = recorders(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());
+    let podman = Podman::new(config.socket.clone());
+    let containers = recorders(&podman, &config.recorder.owner).map_err(|error| error.to_string());
     let desired = desired(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
-    let plan = plan(&View {
-        containers: containers.as_deref().unwrap_or_default(),
-        desired: &desired,
-        desired_complete: database_known,
-        max_recorders: registry.system.max_recorders,
-        past: &Past::default(),
-        busy: &BTreeSet::new(),
-        replacing: false,
-        stuck: &BTreeSet::new(),
-        now: Instant::now(),
-        wall: SystemTime::now(),
-    });
+    let wanted = |past: &Past| {
+        plan(&View {
+            containers: containers.as_deref().unwrap_or_default(),
+            desired: &desired,
+            desired_complete: database_known,
+            max_recorders: registry.system.max_recorders,
+            past,
+            busy: &BTreeSet::new(),
+            replacing: false,
+            stuck: &BTreeSet::new(),
+            now: Instant::now(),
+            wall: SystemTime::now(),
+        })
+    };
+    let mut past = Past::default();
+    // What the Controller knows about containers that carry another hash.
+    for Comparison { container, spec, differences } in compare(&podman, wanted(&past).compare) {
+        if let Ok(differences) = differences {
+            past.compared.insert(container, Compared { hash: spec.hash().to_owned(), differences });
+        }
+    }
+    let plan = wanted(&past);
     let containers = containers.as_deref().map_err(String::as_str);
     let holds = by_insertion(plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())));
     let input = ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers };

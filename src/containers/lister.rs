@@ -1,6 +1,6 @@
 //! The `podman` thread: lists our containers on request, and reads the properties of the engine once per connection.
 //!
-//! It only reads. A Podman that hangs blocks this thread until the deadline of the list, and no other thread.
+//! It also inspects containers with another hash than the desired one, once for each spec. It only reads. A Podman that hangs blocks this thread until the deadline of the list, and no other thread.
 //!
 //! `info` takes 0.2-0.3 s, as it starts conmon, the OCI runtime and dpkg. So the properties of the engine are cached
 //! from one start to the next. The cache is valid while Podman reports the same version on a socket of the same owner.
@@ -8,9 +8,11 @@
 //! form of a create request depends on it. The file of the cache is read and written by a thread of its own, as its disk
 //! can hang.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,9 +22,9 @@ use log::{info, warn};
 use crate::cache::{self, ENGINE};
 use crate::config::Config;
 use crate::decide::container::{Container, Engine, State, Version};
-use crate::decide::spec::RecorderSettings;
-use crate::decide::spec::{OWNER, SERVICE};
-use crate::event::Event;
+use crate::decide::difference;
+use crate::decide::spec::{OWNER, RecorderSettings, SERVICE, Spec};
+use crate::event::{Comparison, Event};
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
 use crate::rate_limit::RateLimit;
@@ -31,7 +33,14 @@ use crate::saver::Saver;
 /// Handle of the `podman` thread.
 #[derive(Debug)]
 pub struct Lister {
-    requests: Sender<u64>,
+    requests: Sender<Request>,
+}
+
+enum Request {
+    /// A list with this number.
+    List(u64),
+    /// How these containers differ from their specs, by id.
+    Compare(BTreeMap<String, Arc<Spec>>),
 }
 
 impl Lister {
@@ -64,7 +73,12 @@ impl Lister {
     /// Requests a list; the answer carries `sequence`.
     pub fn request(&self, sequence: u64) {
         // The thread ends only with the program.
-        let _ = self.requests.send(sequence);
+        let _ = self.requests.send(Request::List(sequence));
+    }
+
+    /// Requests how containers differ from their specs, by id.
+    pub fn compare(&self, containers: BTreeMap<String, Arc<Spec>>) {
+        let _ = self.requests.send(Request::Compare(containers));
     }
 }
 
@@ -109,8 +123,18 @@ enum EngineCheck {
 }
 
 impl ListerThread {
-    fn run(mut self, inbox: &Receiver<u64>) {
-        while let Ok(sequence) = inbox.recv() {
+    fn run(mut self, inbox: &Receiver<Request>) {
+        while let Ok(request) = inbox.recv() {
+            let sequence = match request {
+                Request::List(sequence) => sequence,
+                Request::Compare(containers) => {
+                    let comparisons = compare(&self.engine_cache.podman, containers);
+                    if self.events.send(Event::Compared(comparisons)).is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
             let containers = self.list();
             self.overdue = matches!(containers, Err(Error::Timeout(_)));
             // The next connection may be to another Podman. After a slow answer or an error it is the same one.
@@ -237,6 +261,26 @@ pub fn recorders(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> 
     let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
     containers.retain(|container| is(container, OWNER, owner) && is(container, SERVICE, "recorder"));
     Ok(containers)
+}
+
+/// Compares containers with their specs. After the first error the others are not inspected: Podman may hang.
+pub fn compare(podman: &Podman, containers: BTreeMap<String, Arc<Spec>>) -> Vec<Comparison> {
+    let mut comparisons = Vec::new();
+    for (container, spec) in containers {
+        let differences = match podman.inspect(&container) {
+            Ok(Some(inspect)) if difference::is_complete(&inspect) => Ok(spec.differences(&inspect)),
+            Ok(Some(_)) => Err("Podman does not show its settings".to_owned()),
+            // The next list shows it.
+            Ok(None) => continue,
+            Err(error) => Err(error.to_string()),
+        };
+        let is_known = differences.is_ok();
+        comparisons.push(Comparison { container, spec, differences });
+        if !is_known {
+            break;
+        }
+    }
+    comparisons
 }
 
 fn log_engine(engine: &Engine) {

@@ -17,9 +17,9 @@ use crate::containers::lister::Lister;
 use crate::containers::liveness::Liveness;
 use crate::containers::watch::Watch;
 use crate::decide::container::{Container, Engine, State};
-use crate::decide::spec::DEVICE_ID;
+use crate::decide::spec::{DEVICE_ID, Spec};
 use crate::descriptors;
-use crate::event::Event;
+use crate::event::{Comparison, Event};
 use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
@@ -37,6 +37,8 @@ const RECHECK: Duration = Duration::from_millis(100);
 const RECHECK_MAX: Duration = Duration::from_secs(2);
 /// A list that takes longer hangs: the deadlines of all its requests together are shorter.
 const HUNG: Duration = Duration::from_secs(600);
+/// Time between two attempts to compare a container with its spec.
+const COMPARE_RETRY: Duration = Duration::from_secs(5);
 /// A transitional state that lasts so long does not end by itself.
 const STUCK: Duration = Duration::from_secs(20);
 
@@ -74,6 +76,16 @@ pub struct ContainersState {
     pub state: Result<(), String>,
     /// Containers in a transitional state, and since when.
     transitional: BTreeMap<String, Instant>,
+    comparing: Comparing,
+}
+
+/// Whether containers are compared with their specs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparing {
+    /// A request is under way.
+    UnderWay,
+    /// No request is under way; the next one may be sent at this time.
+    From(Instant),
 }
 
 impl ContainersState {
@@ -98,6 +110,7 @@ impl ContainersState {
             engine: None,
             state: Err(NOT_YET.to_owned()),
             transitional: BTreeMap::new(),
+            comparing: Comparing::From(now),
         })
     }
 
@@ -173,6 +186,26 @@ impl ContainersState {
         // If an action ended after this list was requested, its outcome is in the next one.
         if std::mem::take(&mut self.is_outdated) || actions.are_ahead_of(sequence) {
             self.request(actions);
+        }
+    }
+
+    /// Requests how these containers differ from their specs, unless a request is under way or has just failed.
+    pub fn compare(&mut self, containers: BTreeMap<String, Arc<Spec>>, now: Instant) {
+        if !containers.is_empty() && matches!(self.comparing, Comparing::From(at) if now >= at) {
+            self.comparing = Comparing::UnderWay;
+            self.lister.compare(containers);
+        }
+    }
+
+    /// Handles the answer. A comparison that failed is retried.
+    pub fn compared(&mut self, comparisons: &[Comparison], now: Instant) {
+        let failed = comparisons.iter().find_map(|comparison| Some((&comparison.spec.name, comparison.differences.as_ref().err()?)));
+        self.comparing = Comparing::From(failed.map_or(now, |_| now + COMPARE_RETRY));
+        if let Some((name, why)) = failed {
+            let line = format!("cannot compare {name} with the desired configuration; it continues to run: {why}");
+            self.rate_limit.warn("compare", &line, now);
+        } else {
+            self.rate_limit.inform("compare", "containers can be compared again", now);
         }
     }
 

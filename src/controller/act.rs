@@ -43,6 +43,7 @@ impl Controller {
             wall: SystemTime::now(),
         });
         self.note_plan(&plan, &containers, &desired);
+        self.containers.compare(plan.compare, now);
         if plan.actions.is_empty() || self.containers.is_fresh(now) {
             plan.actions.into_iter().for_each(|action| self.start(action));
         } else {

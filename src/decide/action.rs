@@ -319,6 +319,8 @@ pub enum Hold {
         /// By the wall clock.
         until: SystemTime,
     },
+    /// Its container carries another hash; whether it differs is not known yet.
+    Comparing,
     /// Another Recorder is being replaced, or its successor is not proven yet.
     Turn,
     /// The spec failed, and its predecessor runs.
@@ -335,7 +337,7 @@ impl Hold {
     #[must_use]
     pub fn is_fault(&self) -> bool {
         match self {
-            Self::Busy | Self::Transitional(_) | Self::Removing | Self::Turn => false,
+            Self::Busy | Self::Transitional(_) | Self::Removing | Self::Comparing | Self::Turn => false,
             Self::LimitReached | Self::Paused { .. } | Self::BackOff { .. } | Self::Drifting { .. } => true,
             Self::FellBack { .. } | Self::Foreign => true,
         }
@@ -354,6 +356,7 @@ impl fmt::Display for Hold {
             Self::Drifting { until } => {
                 write!(f, "the container differed right after its creation; not replaced before {}", clock::iso_seconds(*until))
             }
+            Self::Comparing => f.write_str("its container is compared with the desired configuration"),
             Self::Turn => f.write_str("another Recorder is replaced first"),
             Self::FellBack { why } => write!(f, "fell back to the previous container: {why}"),
             Self::Foreign => f.write_str("somebody else created its container, which is left running"),

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod container;
 pub mod desired;
 pub mod device;
+pub mod difference;
 pub mod hang;
 pub mod leadership;
 pub mod lenient;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::decide::action::{Ending, PROVEN};
 use crate::decide::backoff::Backoffs;
 use crate::decide::container::{Container, State};
+use crate::decide::spec::{CONFIG_HASH, Spec};
 
 /// Facts about devices and containers, collected since the start of the program.
 #[derive(Debug)]
@@ -24,6 +25,17 @@ pub struct Past {
     pub foreign: BTreeSet<String>,
     /// The runs of each container, by id.
     pub runs: BTreeMap<String, Runs>,
+    /// How containers with another hash differ from their desired spec, by id.
+    pub compared: BTreeMap<String, Compared>,
+}
+
+/// A container that was compared with a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// Hash of the spec.
+    pub hash: String,
+    /// The differences that matter; none if the container would be created alike.
+    pub differences: Vec<String>,
 }
 
 /// A spec that failed.
@@ -56,11 +68,25 @@ impl Default for Past {
             stopped: BTreeSet::new(),
             foreign: BTreeSet::new(),
             runs: BTreeMap::new(),
+            compared: BTreeMap::new(),
         }
     }
 }
 
 impl Past {
+    /// Whether a container is as this spec requires: it was created from it, or would be created alike.
+    #[must_use]
+    pub fn matches(&self, container: &Container, spec: &Spec) -> bool {
+        has_hash_of(container, spec) || self.differences(container, spec).is_some_and(<[String]>::is_empty)
+    }
+
+    /// How a container with another hash differs from a spec, if it was compared with it.
+    #[must_use]
+    pub fn differences(&self, container: &Container, spec: &Spec) -> Option<&[String]> {
+        let compared = self.compared.get(&container.id).filter(|compared| compared.hash == spec.hash())?;
+        Some(&compared.differences)
+    }
+
     /// Whether a container has run long enough without an end that its predecessor may be removed.
     #[must_use]
     pub fn is_proven(&self, container: &Container, now: Instant) -> bool {
@@ -83,4 +109,10 @@ impl Past {
     pub fn rejection(&self, device: &str, hash: &str) -> Option<&str> {
         self.rejected.get(device).filter(|rejected| rejected.hash == hash).map(|rejected| rejected.why.as_str())
     }
+}
+
+/// Whether a container was created from this spec.
+#[must_use]
+pub fn has_hash_of(container: &Container, spec: &Spec) -> bool {
+    container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash())
 }

@@ -5,16 +5,20 @@
 //! left to do. What is unknown never stops a Recorder: without a list of containers there is no plan, and a device
 //! whose state is unknown is `Keep`.
 //!
-//! | container             | run, same hash | run, other hash | keep  | stop   |
-//! | --------------------- | -------------- | --------------- | ----- | ------ |
-//! | none                  | start          | start           | –     | –      |
-//! | running               | –              | replace         | –     | stop   |
-//! | paused                | –              | –               | –     | stop   |
-//! | stopping, stopped     | wait           | replace         | –     | stop   |
-//! | created               | start          | restart         | –     | stop   |
-//! | exited, lost          | restart        | restart         | –     | stop   |
-//! | stopping for too long | restart        | replace         | –     | stop   |
-//! | removing              | wait           | wait            | –     | wait   |
+//! | container             | run, as desired | run, differs | keep  | stop   |
+//! | --------------------- | --------------- | ------------ | ----- | ------ |
+//! | none                  | start           | start        | –     | –      |
+//! | running               | –               | replace      | –     | stop   |
+//! | paused                | –               | –            | –     | stop   |
+//! | stopping, stopped     | wait            | replace      | –     | stop   |
+//! | created               | start           | restart      | –     | stop   |
+//! | exited, lost          | restart         | restart      | –     | stop   |
+//! | stopping for too long | restart         | replace      | –     | stop   |
+//! | removing              | wait            | wait         | –     | wait   |
+//!
+//! A container is as desired if it carries the hash of the spec, or if a comparison found no
+//! [difference](crate::decide::difference) that matters. A running one with another hash is compared first, and runs on
+//! until the result is known.
 //!
 //! A replacement keeps the old container as `…-old` until the new one has run for ten seconds. If the new one ends
 //! before, the old one is started again, and the spec is not tried again until it changes. Only one Recorder is
@@ -31,9 +35,9 @@ use crate::decide::action::{Action, Cause, Ending, Hold, OldContainer, Task};
 use crate::decide::backoff::Attempt;
 use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
-use crate::decide::past::Past;
+use crate::decide::past::{Past, has_hash_of};
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
-use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
+use crate::decide::spec::{DEVICE_ID, Spec};
 
 /// The input of a plan.
 #[derive(Debug)]
@@ -69,8 +73,10 @@ pub struct Plan {
     pub holds: BTreeMap<String, Hold>,
     /// Ids of containers that record or are paused, by device.
     pub kept: BTreeMap<String, String>,
-    /// Devices with a running container that was created from the desired spec.
+    /// Devices with a running container that is as desired.
     pub matching: BTreeSet<String>,
+    /// Containers to compare with the desired spec, by id.
+    pub compare: BTreeMap<String, Arc<Spec>>,
 }
 
 /// For rounding to seconds.
@@ -174,7 +180,7 @@ struct Planner<'a> {
 impl Planner<'_> {
     /// A Recorder with this spec should run.
     fn run(&mut self, spec: &Arc<Spec>, own: &[&Container]) {
-        let matches = |container: &&&Container| container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let matches = |container: &&&Container| self.view.past.matches(container, spec);
         let runs = |container: &&&Container| matches!(container.state, State::Running | State::Paused | State::Unknown);
         let rank = |container: &&&Container| (container.state != State::Running, container.name != spec.name);
         if let Some(container) = own.iter().filter(matches).filter(runs).min_by_key(rank) {
@@ -239,6 +245,14 @@ impl Planner<'_> {
             self.hold(spec, hold);
             return self.tidy(spec, old, &others, Cause::Duplicate);
         }
+        let is_uncompared = |container: &&&Container| {
+            matches!(container.state, State::Running | State::Unknown) && past.differences(container, spec).is_none()
+        };
+        let uncompared: Vec<&Container> = own.iter().filter(is_uncompared).copied().collect();
+        if !uncompared.is_empty() {
+            self.plan.compare.extend(uncompared.iter().map(|container| (container.id.clone(), Arc::clone(spec))));
+            return self.hold(spec, Hold::Comparing);
+        }
         if own.iter().any(|container| !self.view.is_removable(container)) {
             return self.hold(spec, Hold::Removing);
         }
@@ -253,8 +267,7 @@ impl Planner<'_> {
         if !is_moved && std::mem::replace(&mut self.turn_is_taken, true) {
             return self.hold(spec, Hold::Turn);
         }
-        let is_created =
-            |other: &&&Container| other.state == State::Created && other.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let is_created = |other: &&&Container| other.state == State::Created && has_hash_of(other, spec);
         let created = others.iter().find(is_created).map(|created| created.id.clone());
         let (created, remove): (Vec<&Container>, Vec<&Container>) = others.iter().partition(|other| Some(&other.id) == created.as_ref());
         let task = Task::Replace {
@@ -268,7 +281,7 @@ impl Planner<'_> {
 
     /// Nothing runs.
     fn start(&mut self, spec: &Arc<Spec>, own: &[&Container]) {
-        let matches = |container: &&&Container| container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let matches = |container: &&&Container| self.view.past.matches(container, spec);
         let ended = own.iter().copied().find(|container| matches(&container) && container.state != State::Created);
         let created = own.iter().copied().find(|container| matches(&container) && container.state == State::Created);
         let cause = match (ended, created) {
@@ -354,13 +367,14 @@ pub(crate) mod tests {
     use super::*;
     use crate::decide::action::{Rank, Removal};
     use crate::decide::desired::{KeepReason, StopReason};
+    use crate::decide::past::Compared;
     use crate::decide::spec::tests::spec;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    /// A station from text: `desired` is `a:run a:keep a:stop`; `containers` is `a:running`, with `!` after the state
-    /// for another hash.
+    /// A station from text: `desired` is `a:run a:keep a:stop`; `containers` is `a:running`. After the state, `!` means
+    /// another hash and differences, `~` another hash and no difference, `?` another hash and not compared.
     #[derive(Debug)]
     pub(crate) struct Scene {
         pub(crate) desired: BTreeMap<String, Desired>,
@@ -373,6 +387,8 @@ pub(crate) mod tests {
         pub(crate) past: Past,
         pub(crate) now: Instant,
     }
+
+    const OTHER_HASH: [char; 3] = ['!', '~', '?'];
 
     fn container(id: &str, name: &str, state: State, spec: &Spec) -> Container {
         Container {
@@ -401,11 +417,22 @@ pub(crate) mod tests {
         };
         let parsed = |(number, text): (usize, &str)| {
             let (device, word) = pair(text);
-            let state = serde_json::from_str(&format!("\"{}\"", word.trim_end_matches('!').trim_end_matches("-old"))).unwrap();
-            let own = spec(&device, u32::from(word.ends_with('!')));
-            let name = if word.ends_with("-old") || word.ends_with("-old!") { old_name(&own.name) } else { own.name.clone() };
+            let unmarked = word.trim_end_matches(OTHER_HASH);
+            let state = serde_json::from_str(&format!("\"{}\"", unmarked.trim_end_matches("-old"))).unwrap();
+            let own = spec(&device, u32::from(word.ends_with(OTHER_HASH)));
+            let name = if unmarked.ends_with("-old") { old_name(&own.name) } else { own.name.clone() };
             container(&format!("c{number}"), &name, state, &own)
         };
+        let mut past = Past::default();
+        for (number, text) in containers.split_whitespace().enumerate() {
+            let differences = match text.chars().last() {
+                Some('!') => vec!["card".to_owned()],
+                Some('~') => Vec::new(),
+                _ => continue,
+            };
+            let hash = spec(&pair(text).0, 0).hash().to_owned();
+            past.compared.insert(format!("c{number}"), Compared { hash, differences });
+        }
         Scene {
             desired: desired.split_whitespace().map(desired_state).collect(),
             containers: containers.split_whitespace().enumerate().map(parsed).collect(),
@@ -414,7 +441,7 @@ pub(crate) mod tests {
             busy: BTreeSet::new(),
             stuck: BTreeSet::new(),
             replacing: false,
-            past: Past::default(),
+            past,
             now: Instant::now(),
         }
     }
@@ -646,6 +673,42 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_running_container_with_another_hash_is_compared_and_runs_on_until_it_is_known_to_differ() {
+        let mut scene = scene("a:run", "a:running?");
+        let desired = spec("a", 0).hash().to_owned();
+        let plan = scene.plan();
+        assert_eq!((plan.actions.len(), plan.holds["a"].clone(), plan.kept["a"].as_str()), (0, Hold::Comparing, "c0"));
+        assert_eq!(plan.compare["c0"].hash(), desired);
+        assert!(plan.matching.is_empty());
+        let compared = |differences: &[&str], hash: &str| Compared {
+            hash: hash.to_owned(),
+            differences: differences.iter().map(|text| (*text).to_owned()).collect(),
+        };
+        // With another spec than the desired one.
+        scene.past.compared.insert("c0".to_owned(), compared(&["memory 1 -> 2"], "before"));
+        assert_eq!((scene.actions().as_str(), scene.plan().compare.len()), ("", 1));
+        scene.past.compared.insert("c0".to_owned(), compared(&[], &desired));
+        let plan = scene.plan();
+        assert_eq!((scene.actions().as_str(), plan.compare.len(), plan.holds.len()), ("", 0, 0));
+        assert!(plan.matching.contains("a"));
+        scene.past.compared.insert("c0".to_owned(), compared(&["memory 1 -> 2"], &desired));
+        assert_eq!(scene.actions(), "replace a c0");
+    }
+
+    #[test]
+    fn a_container_that_would_be_created_alike_is_as_good_as_one_with_the_hash() {
+        assert_eq!(actions("a:run", "a:exited~"), "restart a c0");
+        assert_eq!(scene("a:run", "a:exited~").plan().actions[0].cause, Cause::Ended(Ending::Exit(1)));
+        assert_eq!(actions("a:run", "a:stopped~"), "");
+        assert_eq!(actions("a:run", "a:running~ a:running!"), "stop a c1");
+        assert_eq!(actions("a:run b:run", "a:running~ b:running!"), "replace b c1");
+        assert_eq!(actions("a:run", "a:running! a:running?"), "");
+        let mut scene = scene("a:run", "a:running~");
+        scene.containers[0].name = "by-hand".to_owned();
+        assert_eq!(scene.actions(), "rename a c0");
+    }
+
+    #[test]
     fn a_container_that_differs_right_after_its_creation_waits() {
         let mut scene = scene("a:run", "a:running!");
         scene.past.drifts.failed("a", Attempt::Start(spec("a", 0).hash()), scene.now);
@@ -669,14 +732,12 @@ pub(crate) mod tests {
         let states =
             &["created", "running", "running", "stopping", "stopped", "exited", "exited-old", "running-old", "paused", "removing", "odd"];
         let state = select(&states[..]);
-        let containers = vec((0..7usize, state, any::<bool>(), any::<bool>()), 0..10);
+        let containers = vec((0..7usize, state, select(&["", "", "!", "~", "?"][..]), any::<bool>()), 0..10);
         let max = proptest::option::of(0..6usize);
         (desired, containers, any::<bool>(), max, vec(0..7usize, 0..3), any::<bool>()).prop_map(
             move |(desired, containers, complete, max, busy, replacing)| {
                 let desired: Vec<String> = desired.iter().map(|(n, state)| format!("{}:{state}", device(*n))).collect();
-                let mark = |same: bool| if same { "" } else { "!" };
-                let listed: Vec<String> =
-                    containers.iter().map(|(n, state, same, _)| format!("{}:{state}{}", device(*n), mark(*same))).collect();
+                let listed: Vec<String> = containers.iter().map(|(n, state, mark, _)| format!("{}:{state}{mark}", device(*n))).collect();
                 let mut scene = scene(&desired.join(" "), &listed.join(" "));
                 scene.stuck = containers.iter().enumerate().filter(|(_, container)| container.3).map(|(n, _)| format!("c{n}")).collect();
                 (scene.complete, scene.max, scene.busy) = (complete, max, busy.into_iter().map(device).collect());
@@ -741,7 +802,8 @@ pub(crate) mod tests {
                     Some(Desired::Run(spec)) => for old in action.ends() {
                         let container = scene.containers.iter().find(|container| container.id == old.id).unwrap();
                         prop_assert_eq!(device_of(container), device);
-                        let matches = container.state == State::Running && container.labels[CONFIG_HASH] == spec.hash();
+                        let differs = scene.past.differences(container, spec).is_some_and(|found| !found.is_empty());
+                        let matches = container.state == State::Running && (has_hash_of(container, spec) || !differs);
                         let duplicate = |other: &Container| device_of(other) == device && other.id != old.id;
                         prop_assert!(!matches || scene.max.is_some() || scene.containers.iter().any(duplicate));
                     },

@@ -71,6 +71,15 @@ const STREAM: &[Field] = &[
     ("segment_duration_s", FieldKind::Count(86_400), "10"),
 ];
 
+/// Whether `path`, such as `audio.sample_rate`, is a field that a Recorder uses.
+#[must_use]
+pub fn is_field(path: &str) -> bool {
+    let sections = [("audio", AUDIO), ("processing", PROCESSING), ("stream", STREAM)];
+    path.split_once('.').is_some_and(|(section, field)| {
+        sections.iter().any(|(name, fields)| *name == section && fields.iter().any(|(name, ..)| *name == field))
+    })
+}
+
 /// The only schema version.
 const SCHEMA_VERSION: &str = "1.0";
 

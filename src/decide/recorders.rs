@@ -15,7 +15,7 @@ use crate::decide::action::{Action, Cause, Done, Ending, Failure, Hold, Task};
 use crate::decide::backoff::Attempt;
 use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
-use crate::decide::past::{Past, Rejected, Runs};
+use crate::decide::past::{Compared, Past, Rejected, Runs, has_hash_of};
 use crate::decide::plan::Plan;
 use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
 use crate::text::shown;
@@ -181,6 +181,11 @@ impl Recorders {
         self.past.failures.forget(device);
     }
 
+    /// Records how a container differs from a spec.
+    pub fn compared(&mut self, container: String, spec: &Spec, differences: Vec<String>) {
+        self.past.compared.insert(container, Compared { hash: spec.hash().to_owned(), differences });
+    }
+
     /// The Controller stops: earlier failures must not delay a stop.
     pub fn stopping(&mut self) {
         self.past.failures = Past::default().failures;
@@ -233,6 +238,7 @@ impl Recorders {
         self.counted.retain(is_listed);
         self.past.stopped.retain(is_listed);
         self.past.foreign.retain(is_listed);
+        self.past.compared.retain(|id, _| is_listed(id));
         let is_current = |device: &String, hash: &str| matches!(desired.get(device), Some(Desired::Run(spec)) if spec.hash() == hash);
         self.past.rejected.retain(|device, rejected| !desired.contains_key(device) || is_current(device, &rejected.hash));
         notes
@@ -240,7 +246,7 @@ impl Recorders {
 
     /// Whether a container of this spec, or its predecessor after a fallback, ended by itself and was not counted yet.
     fn is_own_end(&mut self, container: &Container, spec: &Spec) -> bool {
-        let matches = container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash());
+        let matches = self.past.matches(container, spec);
         let is_fallback = container.name == spec.name && self.past.rejection(&spec.device, spec.hash()).is_some();
         (matches || is_fallback) && !self.past.stopped.contains(&container.id) && self.counted.insert(container.id.clone())
     }
@@ -254,7 +260,7 @@ impl Recorders {
             let (Some(Desired::Run(spec)), Some(recorder)) = (desired.get(device), self.devices.get(device)) else { continue };
             let is_gone = |id: &String| !containers.iter().any(|other| &other.id == id);
             let is_other = recorder.own.as_ref().is_some_and(is_gone);
-            let differs = container.labels.get(CONFIG_HASH).is_none_or(|hash| hash != spec.hash());
+            let differs = !has_hash_of(container, spec);
             if is_other && differs && !is_busy(device) && self.past.foreign.insert(container.id.clone()) {
                 notes.push(Note::Foreign { name: container.name.clone(), device: device.to_owned() });
             }

@@ -1,18 +1,19 @@
 //! The desired configuration of a Recorder container: its settings, labels, hash and create request.
 //!
 //! The hash in the label `config_hash` covers everything but the labels, before [`Spec::create_request`] adapts it to
-//! the engine. A running container with the desired hash is never changed.
+//! the engine. A running container with the desired hash is never changed, nor is one with another hash whose
+//! [`Spec::differences`] are none.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::collect::by_insertion;
 use crate::decide::container::{Engine, Version};
 use crate::decide::device::{Microphone, container_name};
-use crate::json;
-use crate::text::{fingerprint, shown};
+use crate::decide::difference::{self, Keys};
+use crate::text::fingerprint;
 
 /// Namespace of all our labels.
 const LABEL: &str = "io.silvasonic.";
@@ -28,6 +29,10 @@ pub const CONFIG_HASH: &str = "io.silvasonic.config_hash";
 
 const DEVICE: &str = "SILVASONIC_RECORDER_DEVICE";
 const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
+/// Where a Recorder finds its workspace.
+const WORKSPACE: &str = "/app/workspace";
+/// Hexadecimal digits of a hash; that of the Python Controller has twelve.
+const HASH_LENGTH: usize = 16;
 
 /// Maximum size of a Recorder's log; conmon drops what exceeds it.
 const LOG_BYTES: u64 = 10 << 20;
@@ -134,7 +139,7 @@ impl Spec {
             env: by_insertion(env.into_iter().map(|(name, value)| (name.to_owned(), value))),
             hash: String::new(),
         };
-        spec.hash = fingerprint(spec.body().to_string())[..16].to_owned();
+        spec.hash = fingerprint(spec.body().to_string())[..HASH_LENGTH].to_owned();
         spec
     }
 
@@ -201,7 +206,7 @@ impl Spec {
             "privileged": parts.privileged,
             "groups": ["audio"],
             "mounts": [
-                { "type": "bind", "source": parts.source, "destination": "/app/workspace", "options": ["rbind", "rw", "z"] },
+                { "type": "bind", "source": parts.source, "destination": WORKSPACE, "options": ["rbind", "rw", "z"] },
                 // A bind mount instead of a device: microphones that are connected later appear in the running
                 // container.
                 { "type": "bind", "source": "/dev/snd", "destination": "/dev/snd", "options": ["rbind", "rw"] },
@@ -251,69 +256,60 @@ impl Spec {
         request
     }
 
-    /// The differences between this spec and a container as `inspect` shows it, one phrase a field. Values that can
-    /// contain secrets are not shown.
+    /// The differences between this spec and a container as `inspect` shows it that matter to the recording, one phrase
+    /// a field; see [`difference`]. Values that can contain secrets are not shown.
     #[must_use]
     pub fn differences(&self, inspect: &Value) -> Vec<String> {
         let parts = &self.recorder;
         let mut found = Vec::new();
+        let text = |pointer: &str| inspect.pointer(pointer).map(difference::plain).unwrap_or_default();
+        let number = |pointer: &str| inspect.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
+        let image = text("/ImageName");
+        if !difference::is_same_image(&image, &parts.image) {
+            found.push(difference::phrase("image", &image, &parts.image));
+        }
         let mut compare = |field: &str, before: &str, after: &str| {
             if before != after {
-                found.push(format!("{field} {} -> {}", quoted(before), quoted(after)));
+                found.push(difference::phrase(field, before, after));
             }
         };
-        let text = |pointer: &str| inspect.pointer(pointer).map(plain).unwrap_or_default();
-        compare("name", &text("/Name"), &self.name);
-        compare("image", &text("/ImageName"), &parts.image);
-        compare("memory", &text("/HostConfig/Memory"), &parts.memory.to_string());
-        compare("cpu_quota", &text("/HostConfig/CpuQuota"), &parts.cpu_quota.to_string());
+        let period = Some(number("/HostConfig/CpuPeriod")).filter(|period| *period > 0).unwrap_or(CPU_PERIOD_US);
+        let cpu_quota = number("/HostConfig/CpuQuota").saturating_mul(CPU_PERIOD_US) / period;
+        compare("memory", &number("/HostConfig/Memory").to_string(), &parts.memory.to_string());
+        compare("cpu_quota", &cpu_quota.to_string(), &parts.cpu_quota.to_string());
         compare("restart_tries", &text("/HostConfig/RestartPolicy/MaximumRetryCount"), &parts.restart_tries.to_string());
         compare("privileged", &text("/HostConfig/Privileged"), &parts.privileged.to_string());
         let networks = inspect.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
         let networks: Vec<&str> = networks.into_iter().flat_map(|map| map.keys().map(String::as_str)).collect();
         compare("network", &networks.join(" "), &parts.network);
-        let mounts = inspect.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
-        let source = mounts.filter(|mount| mount["Destination"] == "/app/workspace").find_map(|mount| mount["Source"].as_str());
-        compare("workspace", source.unwrap_or_default(), &parts.source);
+        let mut mounts = inspect.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
+        let mount = mounts.find(|mount| mount["Destination"] == WORKSPACE).unwrap_or(&Value::Null);
+        let source = mount["Source"].as_str().unwrap_or_default();
+        // Not as text: `//` and a `/` at the end change nothing.
+        if Path::new(source) != Path::new(&parts.source) {
+            compare("workspace", source, &parts.source);
+        } else if mount["RW"] == false {
+            compare("workspace", "read-only", "read-write");
+        }
         let env = inspect.pointer("/Config/Env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let env: BTreeMap<&str, &str> = by_insertion(env.filter_map(|pair| pair.split_once('=')));
         for (name, after) in &self.env {
-            match env.get(name.as_str()) {
-                Some(before) if before == after => {}
-                _ if name == "SILVASONIC_REDIS_URL" => found.push(format!("{name} (hidden)")),
-                Some(before) if name == CONFIG_JSON => found.push(config_differences(before, after)),
-                before => found.push(format!("{name} {} -> {}", quoted(before.copied().unwrap_or_default()), quoted(after))),
+            let before = env.get(name.as_str()).copied().unwrap_or_default();
+            match name.as_str() {
+                _ if before == after => {}
+                "SILVASONIC_REDIS_URL" => found.push(format!("{name} (hidden)")),
+                CONFIG_JSON => found.extend(difference::of_configurations(before, after, keys(inspect))),
+                _ => found.push(difference::phrase(name, before, after)),
             }
         }
         found
     }
 }
 
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-fn quoted(text: &str) -> String {
-    if text.is_empty() { "(none)".to_owned() } else { shown(text).to_string() }
-}
-
-/// `audio.sample_rate 384000 -> 192000, …`
-fn config_differences(before: &str, after: &str) -> String {
-    fn flatten(path: &str, value: &Value, into: &mut BTreeMap<String, String>) {
-        match value.as_object() {
-            Some(fields) => fields.iter().for_each(|(key, value)| flatten(&format!("{path}.{key}"), value, into)),
-            None => drop(into.insert(path.trim_start_matches('.').to_owned(), plain(value))),
-        }
-    }
-    let [before, after] = [before, after].map(|text| {
-        let mut fields = BTreeMap::new();
-        flatten("", &json::from_str(text).unwrap_or_default(), &mut fields);
-        fields
-    });
-    let names: BTreeSet<&str> = by_insertion(before.keys().chain(after.keys()).map(String::as_str));
-    let get = |fields: &BTreeMap<String, String>, name: &str| quoted(fields.get(name).map_or("", String::as_str));
-    let changed = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
-    changed.map(|name| format!("{name} {} -> {}", get(&before, name), get(&after, name))).collect::<Vec<_>>().join(", ")
+/// Which keys of a container's configuration count: this program passes all of them on, the Python Controller does not.
+fn keys(inspect: &Value) -> Keys {
+    let hash = inspect.pointer("/Config/Labels").and_then(|labels| labels[CONFIG_HASH].as_str());
+    if hash.is_some_and(|hash| hash.len() == HASH_LENGTH) { Keys::All } else { Keys::Fields }
 }
 
 #[cfg(test)]
@@ -348,7 +344,7 @@ pub(crate) mod tests {
             "Name": spec.name, "ImageName": "localhost/rec:1",
             "HostConfig": { "Privileged": true, "Memory": 512 << 20, "CpuQuota": 100_000, "RestartPolicy": { "MaximumRetryCount": 5 } },
             "NetworkSettings": { "Networks": { "net": {} } },
-            "Mounts": [{ "Destination": "/app/workspace", "Source": "/data/recorder/p-a" }],
+            "Mounts": [{ "Destination": "/app/workspace", "Source": "/data/recorder/p-a", "RW": true }],
             "Config": { "Env": spec.env.iter().map(|(name, value)| format!("{name}={value}")).chain(["TERM=xterm".to_owned()]).collect::<Vec<_>>() },
         })
     }
@@ -390,6 +386,72 @@ pub(crate) mod tests {
         assert_eq!(old.get("oom_score_adj"), None);
         assert_eq!(old["annotations"]["run.oci.keep_original_groups"], "1");
         assert_eq!(spec.create_request(&engine(true, Version(5, 4, 2)), "n")["oom_score_adj"], -999);
+    }
+
+    #[test]
+    fn a_container_as_the_python_controller_creates_it_does_not_differ() {
+        let microphone = Microphone { card: 0, pcm: 0, name: "m".to_owned(), usb: None };
+        let config = r#"{"audio":{"channels":1,"format":"S16LE","sample_rate":384000},"processing":{"chunk_size":4096,"gain_db":0.0,"highpass_filter_hz":null},"stream":{"live_stream_enabled":false,"processed_enabled":true,"raw_enabled":true,"segment_duration_s":10}}"#;
+        let mut spec = Spec::new(&recorder(), "a", &microphone, "p-a", "p", config.to_owned());
+        spec.recorder.image = "rec:1".to_owned();
+        spec.recorder.source = "/data//recorder/p-a/".to_owned();
+        let mut inspect = inspect_of(&spec);
+        inspect["Name"] = "another".into();
+        inspect["HostConfig"]["CpuPeriod"] = 50_000.into();
+        inspect["HostConfig"]["CpuQuota"] = 50_000.into();
+        inspect["HostConfig"]["OomScoreAdj"] = 0.into();
+        inspect["Config"]["Labels"] = json!({ CONFIG_HASH: "0123456789ab" });
+        let env = [
+            "SILVASONIC_RECORDER_DEVICE=hw:0,0",
+            "SILVASONIC_RECORDER_PROFILE_SLUG=p",
+            r#"SILVASONIC_RECORDER_CONFIG_JSON={"audio": {"match": {"usb_vendor_id": "0869"}, "sample_rate": 384000, "match_pattern": null}}"#,
+            "SILVASONIC_REDIS_URL=redis://:secret@h/0",
+            "SILVASONIC_INSTANCE_ID=a",
+        ];
+        inspect["Config"]["Env"] = json!(env);
+        // The first version does not set the two variables of sound servers, and has no hash.
+        assert_eq!(spec.differences(&inspect), Vec::<String>::new());
+        // A key that the Python Controller does not pass on is one that only a container of ours can lack.
+        let more = config.replace("\"channels\"", "\"mine\":1,\"channels\"");
+        let mut spec = Spec::new(&recorder(), "a", &microphone, "p-a", "p", more);
+        spec.recorder.image = "rec:1".to_owned();
+        assert_eq!(spec.differences(&inspect), Vec::<String>::new());
+        inspect["Config"]["Labels"] = json!({ CONFIG_HASH: "0123456789abcdef" });
+        assert_eq!(spec.differences(&inspect), ["audio.mine (none) -> 1"]);
+    }
+
+    #[test]
+    fn every_field_that_matters_is_a_difference() {
+        let spec = spec("a", 0);
+        let change = |pointer: &str, value: Value| {
+            let mut inspect = inspect_of(&spec);
+            *inspect.pointer_mut(pointer).unwrap() = value;
+            spec.differences(&inspect)
+        };
+        let table = [
+            ("/ImageName", json!("localhost/rec:2"), "image localhost/rec:2 -> localhost/rec:1"),
+            ("/HostConfig/Memory", json!(0), "memory 0 -> 536870912"),
+            ("/HostConfig/CpuQuota", json!(50_000), "cpu_quota 50000 -> 100000"),
+            ("/HostConfig/RestartPolicy/MaximumRetryCount", json!(3), "restart_tries 3 -> 5"),
+            ("/HostConfig/Privileged", json!(false), "privileged false -> true"),
+            ("/NetworkSettings/Networks", json!({}), "network (none) -> net"),
+            ("/Mounts", json!([]), "workspace (none) -> /data/recorder/p-a"),
+            ("/Mounts/0/Source", json!("/data/recorder/q"), "workspace /data/recorder/q -> /data/recorder/p-a"),
+            ("/Mounts/0/RW", json!(false), "workspace read-only -> read-write"),
+        ];
+        for (pointer, value, expected) in table {
+            assert_eq!(change(pointer, value), [expected], "{pointer}");
+        }
+        let without = |name: &str| {
+            let mut inspect = inspect_of(&spec);
+            let env = inspect.pointer_mut("/Config/Env").and_then(Value::as_array_mut).unwrap();
+            env.retain(|pair| !pair.as_str().unwrap().starts_with(name));
+            spec.differences(&inspect)
+        };
+        assert_eq!(without("SILVASONIC_RECORDER_DEVICE"), ["SILVASONIC_RECORDER_DEVICE (none) -> hw:0,0"]);
+        assert_eq!(without("SILVASONIC_REDIS_URL"), ["SILVASONIC_REDIS_URL (hidden)"]);
+        assert_eq!(without("PULSE_SERVER"), Vec::<String>::new());
+        assert!(!without("SILVASONIC_RECORDER_CONFIG_JSON").is_empty());
     }
 
     #[test]

@@ -116,7 +116,9 @@ impl PeerStation {
         arguments.extend(["--restart".to_owned(), "unless-stopped".to_owned()]);
         arguments.extend(["--env-file".to_owned(), self.dir().join(".env").display().to_string()]);
         // No timers here that would run it.
-        arguments.extend(["--health-interval", "disable", "--health-cmd", r#"["CMD","curl","-f","http://localhost:9100/healthy"]"#].map(str::to_owned));
+        arguments.extend(
+            ["--health-interval", "disable", "--health-cmd", r#"["CMD","curl","-f","http://localhost:9100/healthy"]"#].map(str::to_owned),
+        );
         for variable in [
             database,
             "SILVASONIC_CONTAINER_SOCKET=/var/run/container.sock",
