@@ -37,6 +37,8 @@ pub struct Recorders {
 struct Recorder {
     /// The container that records, or is paused.
     container: Option<String>,
+    /// That container was found running, and is not known to be as desired.
+    is_unclear: bool,
     /// The last container that an action of this program started and none stopped.
     own: Option<String>,
     /// How the last run ended, and how many runs ended.
@@ -326,10 +328,11 @@ impl Recorders {
             let recorder = self.of(device);
             if recorder.container.as_ref() != Some(id) {
                 recorder.container = Some(id.clone());
+                recorder.is_unclear = true;
+            }
+            if is_adopted && std::mem::take(&mut recorder.is_unclear) {
                 let name = containers.iter().find(|container| &container.id == id).map_or("", |container| &container.name);
-                if is_adopted {
-                    notes.push(Note::Adopted { name: name.to_owned() });
-                }
+                notes.push(Note::Adopted { name: name.to_owned() });
             }
         }
         for (device, hold) in plan.holds.iter().filter(|(device, hold)| self.holds.get(*device) != Some(*hold)) {
@@ -414,6 +417,7 @@ impl Recorders {
         let recorder = self.of(device);
         recorder.own = Some(id.clone());
         recorder.container = Some(id);
+        recorder.is_unclear = false;
         recorder.failure = None;
     }
 
@@ -546,6 +550,22 @@ mod tests {
         assert_eq!(recorders.holds()["a"], "back-off until 1970-01-01T00:00:02Z after 3 failures: ended with code 1");
         assert_eq!(recorders.summary(), (0, vec!["a: back-off until 1970-01-01T00:00:02Z after 3 failures".to_owned()]));
         assert_eq!(recorders.ends()["a"], json!({"last": "ended with code 1", "count": 3}));
+    }
+
+    #[test]
+    fn a_container_is_adopted_when_it_is_known_to_be_as_desired() {
+        let mut scene = scene("a:run", "a:running?");
+        let mut recorders = Recorders::default();
+        let planned = |recorders: &mut Recorders, scene: &Scene| {
+            let notes = recorders.planned(&scene.plan(), &scene.containers, &scene.desired, |_| false);
+            notes.iter().filter(|note| matches!(note, Note::Adopted { .. })).count()
+        };
+        assert_eq!((planned(&mut recorders, &scene), recorders.running().count()), (0, 1));
+        let Desired::Run(spec) = &scene.desired["a"] else { unreachable!() };
+        recorders.compared("c0".to_owned(), spec, Vec::new());
+        scene.past.compared = recorders.past.compared.clone();
+        assert_eq!(planned(&mut recorders, &scene), 1);
+        assert_eq!(planned(&mut recorders, &scene), 0);
     }
 
     #[test]
