@@ -167,7 +167,7 @@ impl Controller {
         self.note_connections(&changes.unwrap_or_default());
         self.hardware.refresh_pcms(self.recorders.running().map(|(device, _)| device), self.database.registry.as_ref(), now);
         if self.leadership.is_decided(now) {
-            self.database.ask(&self.hardware.presences, hardware, now);
+            self.database.ask(&self.hardware.presences, self.containers.containers().ok(), hardware, now);
         }
         self.containers.request_if_stale(&self.actions, now);
     }
@@ -194,13 +194,17 @@ impl Controller {
                 if let Some(changes) = self.hardware.answered(generation, scan, self.database.registry.as_ref()) {
                     self.note_connections(&changes);
                     // The changes are written in the same tick.
-                    self.database.hardware_scanned();
+                    self.database.observed();
                 }
             }
             Event::Rows { generation, rows } => self.database.answered(generation, rows),
             Event::Saved(rows) => self.database.loaded(rows),
             Event::SeedFiles => self.database.seed_files_read(),
             Event::Containers { sequence, containers, engine } => {
+                if containers.is_ok() && self.containers.list.is_none() {
+                    // Workspace names waited for it.
+                    self.database.observed();
+                }
                 self.containers.answered(sequence, containers, engine, &self.actions);
                 if let Ok(containers) = self.containers.containers() {
                     // While many actions are under way, following a log would delay them. It can begin later, as a log
@@ -262,7 +266,7 @@ impl Controller {
             self.note_connections(&changes);
         }
         if self.hardware.state.is_ok() && self.shutdown.is_none() {
-            self.database.record(&self.hardware.presences);
+            self.database.record(&self.hardware.presences, self.containers.containers().ok());
         }
     }
 

@@ -25,6 +25,7 @@ use crate::database::last_settings::LastSettings;
 use crate::database::refusals::Refusals;
 use crate::database::seed_files::SeedFiles;
 use crate::database::worker::{FILES, Request, SharedState, Worker};
+use crate::decide::container::Container;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
 use crate::event::{Event, NoRows};
@@ -161,7 +162,7 @@ impl DatabaseState {
 
     /// Sends a request at a tick, or handles a missing answer. While nothing has changed, an answer with the same rows
     /// does not wake the main loop.
-    pub fn ask(&mut self, presences: &Presences, hardware: Hardware, now: Instant) {
+    pub fn ask(&mut self, presences: &Presences, containers: Option<&[Container]>, hardware: Hardware, now: Instant) {
         self.recorded = false;
         match self.worker.waiting_since() {
             None if self.leads && now.duration_since(self.last_touch) >= TOUCH && self.state.is_ok() => {
@@ -170,7 +171,7 @@ impl DatabaseState {
                 self.request(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
             }
             None => {
-                let is_behind = self.leads && !self.differences(presences).is_empty();
+                let is_behind = self.leads && !self.differences(presences, containers).is_empty();
                 let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && !is_behind;
                 self.request(if quiet { Request::Check } else { Request::Read });
             }
@@ -370,28 +371,28 @@ impl DatabaseState {
         }
     }
 
-    /// Notes that a scan has ended, so that its differences are written within this tick.
-    pub fn hardware_scanned(&mut self) {
+    /// Notes that a scan has ended or the containers are known, so that the differences are written within this tick.
+    pub fn observed(&mut self) {
         self.recorded = false;
     }
 
     /// Writes the differences between hardware and rows: once a tick, after the rows were read.
-    pub fn record(&mut self, presences: &Presences) {
+    pub fn record(&mut self, presences: &Presences, containers: Option<&[Container]>) {
         if !self.leads || self.state.is_err() || self.recorded || self.waits_for_files() || self.worker.waiting_since().is_some() {
             return;
         }
         self.recorded = true;
-        let changes = self.differences(presences);
+        let changes = self.differences(presences, containers);
         if !changes.is_empty() {
             self.request(Request::Write(changes));
         }
     }
 
     /// The differences to write now.
-    fn differences(&self, presences: &Presences) -> Vec<RowChange> {
+    fn differences(&self, presences: &Presences, containers: Option<&[Container]>) -> Vec<RowChange> {
         let Some(registry) = &self.registry else { return Vec::new() };
         let now = Instant::now();
-        let mut changes = registry.changes(presences, &clock::iso(SystemTime::now()), self.config.fallback_profile.as_deref());
+        let mut changes = registry.changes(presences, &clock::iso(SystemTime::now()), self.config.fallback_profile.as_deref(), containers);
         changes.retain(|change| !self.shared.refusals.is_early(&change.device, now));
         changes
     }
@@ -419,7 +420,7 @@ mod tests {
     fn a_nudge_during_a_read_leads_to_another_read_at_once() {
         let (mut state, thread) = state();
         let presences = Presences::new(Duration::ZERO);
-        let tick = |state: &mut DatabaseState| state.ask(&presences, Hardware::Unchanged, Instant::now());
+        let tick = |state: &mut DatabaseState| state.ask(&presences, None, Hardware::Unchanged, Instant::now());
         // A nudge without a read is followed by the read of its cycle.
         state.ask_again();
         assert!(!thread.begin());
@@ -491,14 +492,14 @@ mod tests {
         assert!(thread.begin());
         thread.answer();
         state.answered(0, Ok(rows("new")));
-        state.record(&presences);
+        state.record(&presences, None);
         assert!(!state.recorded && state.waits_for_files());
         assert!(state.due().is_some_and(|due| due <= state.files_until));
         // They are read: the content is seeded at once.
         state.loaded(None);
         assert!(!state.waits_for_files() && thread.begin());
         thread.answer();
-        state.record(&presences);
+        state.record(&presences, None);
         assert!(state.recorded);
         // The disk does not respond.
         let (mut state, _thread) = self::state();

@@ -26,6 +26,8 @@ use crate::text::fingerprint;
 /// Longest serial number that is used unchanged; the USB specification allows 126 characters.
 const SERIAL_LIMIT: usize = 64;
 
+/// What precedes the workspace name in the name of a container.
+const PREFIX: &str = "silvasonic-recorder-";
 /// Maximum length of the profile part of a workspace name.
 const SLUG_LIMIT: usize = 64;
 
@@ -289,7 +291,13 @@ pub fn is_workspace_name(name: &str) -> bool {
 /// Name of the container that records to the workspace `folder`.
 #[must_use]
 pub fn container_name(folder: &str) -> String {
-    format!("silvasonic-recorder-{folder}")
+    format!("{PREFIX}{folder}")
+}
+
+/// The workspace folder of a container with this name.
+#[must_use]
+pub fn folder_of(container: &str) -> Option<&str> {
+    container.strip_prefix(PREFIX)
 }
 
 /// The slug in lower case; other characters than letters and digits become a single `-`.

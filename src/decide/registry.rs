@@ -18,10 +18,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::collect::by_insertion;
-use crate::decide::device::{Microphone, Port, belongs_to_profile, is_workspace_name, workspace_name};
+use crate::decide::container::Container;
+use crate::decide::device::{Microphone, Port, belongs_to_profile, folder_of, is_workspace_name, workspace_name};
 use crate::decide::lenient;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::{self, Match, ProfileConfig};
+use crate::decide::spec::DEVICE_ID;
 use crate::json;
 use crate::text::{ascii, ascii_map, ascii_value, shown};
 
@@ -165,12 +167,14 @@ pub struct Insert {
     pub serial_number: String,
 }
 
-/// What decides about microphones without a decision, beside the rows.
+/// What decides about rows, beside the rows and the microphones.
 struct Rule<'a> {
     /// Wall-clock time for `devices.config`.
     at: &'a str,
     /// A valid profile for those that no profile matches.
     fallback: Option<&'a str>,
+    /// All our containers; `None` = unknown.
+    containers: Option<&'a [Container]>,
 }
 
 impl Registry {
@@ -276,9 +280,11 @@ impl Registry {
 
     /// The changes that make the rows agree with the connected microphones, with a new row for each unknown one. `at`
     /// is the wall-clock time for `devices.config`; `fallback` is the profile for microphones that no profile matches.
+    /// While the `containers` are unknown, no workspace name is given: one of them may record to a folder already.
     #[must_use]
-    pub fn changes(&self, presences: &Presences, at: &str, fallback: Option<&str>) -> Vec<RowChange> {
-        let rule = Rule { at, fallback: fallback.filter(|slug| matches!(self.profiles.get(*slug), Some(Ok(_)))) };
+    pub fn changes(&self, presences: &Presences, at: &str, fallback: Option<&str>, containers: Option<&[Container]>) -> Vec<RowChange> {
+        let fallback = fallback.filter(|slug| matches!(self.profiles.get(*slug), Some(Ok(_))));
+        let rule = Rule { at, fallback, containers };
         let mut taken = self.workspace_names.clone();
         let mut serials = self.serial_numbers.clone();
         let mut changes = Vec::new();
@@ -341,7 +347,7 @@ impl Registry {
         };
         self.enroll(&mut change, microphone, rule);
         if let Some((profile, Enrollment::Enrolled)) = change.enroll.clone() {
-            change.workspace = Some(name_for(id, &profile, microphone, taken));
+            change.workspace = rule.name_for(id, &profile, microphone, taken);
         }
         change
     }
@@ -386,7 +392,7 @@ impl Registry {
             _ => None,
         };
         if let Some(slug) = enrolled_with.filter(|slug| !device.workspace.as_deref().is_some_and(|name| belongs_to_profile(name, slug))) {
-            change.workspace = Some(name_for(id, slug, microphone, taken));
+            change.workspace = rule.name_for(id, slug, microphone, taken);
         }
         (change != RowChange::of(id)).then_some(change)
     }
@@ -449,13 +455,22 @@ fn port(row: &Value) -> Port {
     Port { bus_path: text("usb_bus_path"), port_path: text("usb_port_path") }
 }
 
-fn name_for(id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<String, String>) -> String {
-    let others: BTreeSet<&str> = by_insertion(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
-    let usb = microphone.usb.as_ref();
-    let serial = usb.and_then(|usb| usb.serial.as_deref());
-    let name = workspace_name(slug, id, serial, usb.map(|usb| usb.bus_path.as_str()), microphone.card.into(), &others);
-    taken.insert(name.clone(), id.to_owned());
-    name
+impl Rule<'_> {
+    /// A workspace name for a device. If its container runs, that is the name of the folder to which it records: the first
+    /// version of the Python Controller does not save the name, and cuts it short in another way.
+    fn name_for(&self, id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<String, String>) -> Option<String> {
+        let others: BTreeSet<&str> = by_insertion(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
+        let is_own = |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id);
+        let running = self.containers?.iter().filter(|container| !container.state.is_over()).filter(is_own);
+        let mut folders = running.filter_map(|container| folder_of(&container.name));
+        let in_use = folders.find(|folder| belongs_to_profile(folder, slug) && !others.contains(folder));
+        let usb = microphone.usb.as_ref();
+        let (serial, bus_path) = (usb.and_then(|usb| usb.serial.as_deref()), usb.map(|usb| usb.bus_path.as_str()));
+        let new = || workspace_name(slug, id, serial, bus_path, microphone.card.into(), &others);
+        let name = in_use.map_or_else(new, str::to_owned);
+        taken.insert(name.clone(), id.to_owned());
+        Some(name)
+    }
 }
 
 /// The row of the settings with those keys of an earlier one that it lacks and that decide about Recorders.
@@ -540,6 +555,11 @@ mod tests {
 
     /// A microphone without a matching profile, and its row with these columns.
     fn unmatched(row: Value, auto_enrollment: bool, fallback: Option<&str>) -> Option<RowChange> {
+        beside(Some(&[]), row, auto_enrollment, fallback)
+    }
+
+    /// The same beside these containers.
+    fn beside(containers: Option<&[Container]>, row: Value, auto_enrollment: bool, fallback: Option<&str>) -> Option<RowChange> {
         let text = |kind: &str, key: &str, body: &Value| Row {
             kind: kind.to_owned(),
             key: key.to_owned(),
@@ -568,7 +588,7 @@ mod tests {
         }
         let mut presences = Presences::new(std::time::Duration::ZERO);
         presences.observe(&BTreeMap::from([("m".to_owned(), microphone)]), &[], Instant::now());
-        Registry::read(&rows, None).changes(&presences, "now", fallback).into_iter().next()
+        Registry::read(&rows, None).changes(&presences, "now", fallback, containers).into_iter().next()
     }
 
     #[test]
@@ -598,6 +618,30 @@ mod tests {
         }
         let ignored = unmatched(json!({"enrollment_status": "ignored"}), true, fallback).unwrap();
         assert_eq!((ignored.enroll, ignored.config.keys().next().map(String::as_str)), (None, Some("enrollment_decided_at")));
+    }
+
+    #[test]
+    fn a_folder_to_which_a_container_records_keeps_its_name() {
+        let mut scene = crate::decide::plan::tests::scene("m:run", "m:running?");
+        let name = |scene: &crate::decide::plan::tests::Scene, row: Value| {
+            beside(Some(&scene.containers), row, true, Some("generic_usb")).and_then(|change| change.workspace)
+        };
+        let enrolled = || json!({"enrollment_status": "enrolled", "profile_slug": "generic_usb"});
+        let with = |scene: &mut crate::decide::plan::tests::Scene, container: &str| {
+            scene.containers[0].name = container.to_owned();
+            [name(scene, enrolled()), name(scene, Value::Null)].map(Option::unwrap)
+        };
+        assert_eq!(with(&mut scene, "silvasonic-recorder-generic-usb-p1d4"), ["generic-usb-p1d4"; 2]);
+        for other in ["silvasonic-recorder-other-p1d4", "silvasonic-recorder-generic-usb-p1d4-old", "by-hand"] {
+            assert_eq!(with(&mut scene, other), ["generic-usb-c001"; 2], "{other}");
+        }
+        let given = json!({"enrollment_status": "enrolled", "profile_slug": "generic_usb", "workspace_name": "generic-usb-1"});
+        assert_eq!(name(&scene, given), None);
+        // Another device, or one that has ended.
+        with(&mut scene, "silvasonic-recorder-generic-usb-p1d4");
+        scene.containers[0].state = crate::decide::container::State::Exited;
+        assert_eq!(name(&scene, enrolled()).as_deref(), Some("generic-usb-c001"));
+        assert_eq!(beside(None, enrolled(), true, None).and_then(|change| change.workspace), None);
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(crate) use build::Builder;
 pub(crate) use controller::Controller;
 #[allow(unused_imports)]
 pub(crate) use dice::Dice;
+#[allow(unused_imports)]
 pub(crate) use peer::{CONTROLLER, PeerStation};
 #[allow(unused_imports)]
 pub(crate) use peer_database::{Contents, PeerVersion};

@@ -200,7 +200,7 @@ impl PeerStation {
         if !is_old {
             environment["PULSE_SERVER"] = "".into();
             environment["PIPEWIRE_RUNTIME_DIR"] = "".into();
-            labels["io.silvasonic.config_hash"] = format!("{:012x}", folder.len() * 0x1234_5678_9ab).into();
+            labels["io.silvasonic.config_hash"] = format!("{:012x}", folder.len() * 0x0123_4567_89ab).into();
         }
         let image = self.setting("SILVASONIC_RECORDER_IMAGE").unwrap_or_else(|| RECORDER.to_owned());
         let memory = self.setting("SILVASONIC_RECORDER_MEMORY_LIMIT").unwrap_or_else(|| "512m".to_owned());
