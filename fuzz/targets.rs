@@ -330,7 +330,7 @@ pub(crate) fn rows(data: &[u8]) {
     let mut presences = Presences::new(Duration::ZERO);
     registry.add_devices_to(&mut presences, now);
     presences.observe(&identified, &[], now);
-    let changes = registry.changes(&presences, "2026-11-23T09:11:46Z", Some("p"));
+    let changes = registry.changes(&presences, "2026-11-23T09:11:46Z", Some("p"), Some(&[]));
     let changed: BTreeSet<&str> = changes.iter().map(|change| change.device.as_str()).collect();
     assert_eq!(changed.len(), changes.len());
     let names: Vec<&String> = changes.iter().filter_map(|change| change.workspace.as_ref()).collect();
