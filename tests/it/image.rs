@@ -3,7 +3,6 @@
 use super::station::{Builder, NETWORK, Station, eventually};
 use super::tree::Card;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 use std::time::Duration;
 
