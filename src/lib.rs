@@ -19,12 +19,12 @@
 //! | [`decide`]     | none                               | every decision, and the types that the other folders share    |
 //! | [`hardware`]   | `/proc/asound`, sysfs              | scans, microphones online or offline, proof of capture         |
 //! | [`database`]   | PostgreSQL                         | connection, statements, seeding, the last answer               |
-//! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd                  |
+//! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd, kind of mount   |
 //! | [`containers`] | the Recorder containers            | list, events, liveness, actions; the only code that changes them |
 //! | [`logs`]       | container logs                     | follow, cursor, lines                                          |
 //! | [`redis`]      | Redis                              | publisher, nudges                                              |
 //! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, notification, host metrics             |
-//! | [`cli`]        | a terminal                         | one file a command                                             |
+//! | [`cli`]        | a terminal, health checks          | one file a command; the answers under the names `curl`, `sh`   |
 //!
 //! Dependencies have one direction: `main` uses `controller`, which uses the folders, and they use [`event`],
 //! [`decide`] and the small files at the top. No two folders use each other. The test `layers` checks these rules.

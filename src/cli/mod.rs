@@ -1,4 +1,5 @@
-//! The commands of `silvasonic-controller`, one file for each.
+//! The commands of `silvasonic-controller`, one file for each, and what the program answers under the names `curl` and
+//! `sh`.
 
 pub mod arguments;
 pub mod check;
