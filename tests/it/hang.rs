@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::station::{Controller, Station, eventually, free_port};
+use super::station::{Controller, Station, eventually, free_port, throughout};
 use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -131,8 +131,9 @@ fn a_server_that_is_frozen_as_a_whole_costs_one_thread() {
         station.postgres.stop_hung();
         eventually(SOON, "one hung thread", || (threads(&controller) > usual).then_some(()));
         // Long enough for several deadlines.
-        thread::sleep(Duration::from_secs(12));
-        assert_eq!((threads(&controller), controller.count_log(REPLACES), controller.exit_code()), (usual + 1, 0, None));
+        throughout(Duration::from_secs(12), "one thread hangs", || {
+            (threads(&controller), controller.count_log(REPLACES), controller.exit_code()) == (usual + 1, 0, None)
+        });
         let known = controller.count_log("PostgreSQL is available again");
         station.postgres.resume();
         eventually(Duration::from_secs(5), "PostgreSQL is used again", || {

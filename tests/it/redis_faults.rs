@@ -1,7 +1,6 @@
 //! A Redis that refuses rights, closes idle connections, is full, or is no Redis at all.
 
 use std::sync::mpsc::sync_channel;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -9,7 +8,7 @@ use silvasonic_controller::event::Event;
 use silvasonic_controller::redis::nudge;
 use silvasonic_controller::redis::publisher::Publisher;
 
-use super::station::{Address, Controller, Disturbance, Relay, Station, eventually};
+use super::station::{Address, Controller, Disturbance, Relay, Station, eventually, throughout};
 
 const SOON: Duration = Duration::from_secs(15);
 const TTL: Duration = Duration::from_secs(30);
@@ -112,7 +111,10 @@ fn a_server_that_closes_idle_connections_loses_nothing_and_is_no_news() {
             _ => {
                 // Redis counts in whole seconds.
                 run(&station, &["CONFIG", "SET", "timeout", "1"]);
-                thread::sleep(Duration::from_secs(4));
+                let clients =
+                    || -> String { redis::cmd("CLIENT").arg(&["LIST", "TYPE", "normal"]).query(&mut station.redis.connection()).unwrap() };
+                // The one that asks.
+                eventually(SOON, "idle connections are closed", || (clients().lines().count() == 1).then_some(()));
             }
         }
         let (lines, heartbeats) = (station.redis.listen("silvasonic:logs"), station.redis.listen("silvasonic:status"));
@@ -135,18 +137,21 @@ fn the_log_of_the_controller_does_not_mention_connections_that_were_only_closed(
     let controller = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "4")]);
     let subscribed = |station: &Station| eventually(SOON, "the subscription", || (station.redis.subscribers(NUDGE) == 1).then_some(()));
     subscribed(&station);
-    let mut last = 0.0;
-    for round in 0..4 {
-        last = eventually(SOON, "a heartbeat", || {
+    let next_heartbeat = |station: &Station, last: f64| {
+        eventually(SOON, "a heartbeat", || {
             let heartbeat: Value = serde_json::from_str(&station.redis.get("silvasonic:status:controller")?).unwrap();
             heartbeat["timestamp"].as_f64().filter(|sent| *sent > last)
-        });
+        })
+    };
+    let mut last = 0.0;
+    for round in 0..4 {
+        last = next_heartbeat(&station, last);
         match round {
             0 | 1 => run(&station, &["CLIENT", "KILL", "TYPE", "normal"]),
             // The subscription has lasted for some seconds.
             2 => run(&station, &["CLIENT", "KILL", "TYPE", "pubsub"]),
             _ => {
-                thread::sleep(Duration::from_secs(2));
+                last = next_heartbeat(&station, last);
                 station.redis.stop();
                 station.redis.start();
             }
@@ -215,12 +220,7 @@ fn endless_strings_take_no_memory() {
     let station = Station::plan().without_postgres().without_podman().without_redis().up();
     for (_, url) in &servers {
         let controller = station.controller_with(&[("SILVASONIC_REDIS_URL", url)]);
-        let until = Instant::now() + Duration::from_secs(4);
-        while Instant::now() < until {
-            thread::sleep(Duration::from_millis(200));
-            let peak = controller.status("VmHWM:");
-            assert!(peak < 60 << 10, "{peak} KiB for {url}");
-        }
+        throughout(Duration::from_secs(4), "the peak of memory is bounded", || controller.status("VmHWM:") < 60 << 10);
     }
 }
 

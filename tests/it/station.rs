@@ -55,6 +55,16 @@ use std::time::{Duration, Instant};
 /// As the image and the unit of systemd set it.
 pub(crate) const MALLOC: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0");
 
+/// Checks that something is so for a whole time, e.g. while a server hangs for longer than all deadlines.
+#[allow(dead_code)]
+pub(crate) fn throughout(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        assert!(holds(), "not any more after {:?}: {what}", start.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Polls until `probe` finds something. Panics at the deadline, naming what was awaited and showing the Controller's log.
 pub(crate) fn eventually<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
