@@ -130,7 +130,7 @@ fn run(settings: &Settings, signals: Signals, stop: &Receiver<()>) -> io::Result
         settings.profile,
         settings.config.recorder_json()
     );
-    let mut meter = Meter::new(Path::new(WORKSPACE), &Prober::start()?);
+    let mut meter = Meter::new([Path::new(WORKSPACE); 2], &Prober::start()?);
     let mut heartbeat = || {
         board.set("redis", publisher.state().as_ref().map(|()| "connected").map_err(String::as_str));
         board.heartbeat(Instant::now(), SystemTime::now(), meter.sample()).to_string()

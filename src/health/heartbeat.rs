@@ -50,7 +50,7 @@ impl Heartbeat {
         ["database", "podman", "hardware"].into_iter().for_each(|component| board.require(component));
         ["containers", "lock", "redis"].into_iter().for_each(|component| board.include(component));
         let notifier = Notifier::new(config.supervisor.clone())?;
-        let meter = Meter::new(&config.recorder.workspace, prober);
+        let meter = Meter::new([&config.recorder.workspace, &config.workspace_local], prober);
         Ok(Self { board, publisher, meter, notifier, interval: config.heartbeat, next: Instant::now() })
     }
 

@@ -62,15 +62,17 @@ struct Reading {
 }
 
 impl Meter {
-    /// Takes the first reading. `storage_*` are for the file system that contains `workspace`.
+    /// Takes the first reading. `storage_*` are for the file system of the first of these folders that exists: in a
+    /// container, the workspace of the host may not be visible, and only the Recorder folder is.
     #[must_use]
-    pub fn new(workspace: &Path, prober: &Prober) -> Self {
-        Self::at(Path::new("/proc"), workspace, prober)
+    pub fn new(folders: [&Path; 2], prober: &Prober) -> Self {
+        Self::at(Path::new("/proc"), folders, prober)
     }
 
-    fn at(proc: &Path, workspace: &Path, prober: &Prober) -> Self {
-        let workspace = workspace.to_owned();
-        Self { proc: proc.to_owned(), storage: Storage::new(prober, move || usage(&workspace)), last: read(proc) }
+    fn at(proc: &Path, folders: [&Path; 2], prober: &Prober) -> Self {
+        let folders = folders.map(Path::to_owned);
+        let usage = move || folders.iter().find_map(|folder| usage(folder));
+        Self { proc: proc.to_owned(), storage: Storage::new(prober, usage), last: read(proc) }
     }
 
     /// `resources` (this process) and `host_resources`: MiB, GiB, percent; processor time since the last call.
@@ -219,7 +221,8 @@ mod tests {
 
     #[test]
     fn this_host_has_memory_threads_and_storage() {
-        let mut meter = Meter::new(Path::new("/"), &Prober::start().unwrap());
+        // In a container the first folder is that of the host, and not visible.
+        let mut meter = Meter::new([Path::new("/nowhere"), Path::new("/")], &Prober::start().unwrap());
         let end = Instant::now() + Duration::from_secs(10);
         let mut sample = meter.sample();
         while sample["host_resources"]["storage_total_gb"].is_null() && Instant::now() < end {
@@ -269,7 +272,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_null() {
-        let sample = Meter::at(Path::new("/nowhere"), Path::new("/nowhere"), &Prober::start().unwrap()).sample();
+        let sample = Meter::at(Path::new("/nowhere"), [Path::new("/nowhere"); 2], &Prober::start().unwrap()).sample();
         for group in ["resources", "host_resources"] {
             let numbers = sample[group].as_object().unwrap();
             assert!(numbers.values().all(Value::is_null), "{numbers:?}");

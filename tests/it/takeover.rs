@@ -1,9 +1,11 @@
-//! A station of the Python project whose Controller is replaced: image and nothing else.
+//! A station of the Python project whose Controller is replaced by ours: the image, and nothing else.
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use super::database::two_cycles;
 use super::station::{CONTROLLER, Contents, PeerStation, PeerVersion, eventually};
 use super::tree::Card;
 
@@ -11,7 +13,7 @@ const SOON: Duration = Duration::from_secs(30);
 const ULTRAMIC: &str = "0869-0389-034F6A21";
 const RODE: &str = "19f7-0003-port1-4.2";
 
-/// Connects two microphones, and starts the Recorders of both as the Python Controller does; the names of their containers.
+/// Connects two microphones, and starts the Recorders of both as the Python Controller does; the names of their containers, sorted.
 fn recording(peer: &PeerStation, version: PeerVersion) -> [String; 2] {
     peer.tree.set(&[Card::ultramic(), Card::rode().at("1-4.2").index(1)]);
     let workspace = if version == PeerVersion::V0_3_0 { "" } else { ", workspace_name = 'rode-nt-usb-p1d4'" };
@@ -27,7 +29,7 @@ fn recording(peer: &PeerStation, version: PeerVersion) -> [String; 2] {
                 \"usb_product_id\": \"0003\", \"usb_serial\": null, \"usb_bus_path\": \"1-4.2\"}}');
          UPDATE devices SET enabled = TRUE {workspace} WHERE name = '{RODE}';"
     ));
-    [ULTRAMIC, RODE].map(|device| peer.start_recorder(device))
+    [RODE, ULTRAMIC].map(|device| peer.start_recorder(device))
 }
 
 /// The containers that run, but for those of Tier 1.
@@ -46,27 +48,75 @@ fn wait_healthy(peer: &PeerStation) {
     assert_eq!(peer.sandboxed(&format!("podman healthcheck run {CONTROLLER} >/dev/null 2>&1; echo $?")), "0\n");
 }
 
-/// Takes a station over, and back, and over again. No Recorder of the Python Controller is restarted.
+/// Waits until these Recorders run and no other one.
+fn wait_recorders(peer: &PeerStation, names: &[String]) {
+    eventually(SOON, &format!("exactly {names:?}"), || (recorders(peer) == names).then_some(()));
+}
+
+/// Starts our Controller, and waits until it has adopted these Recorders, which run on.
+fn adopt(peer: &PeerStation, names: &[String]) {
+    let marks = || names.iter().map(|name| peer.podman.mark(name)).collect::<Vec<_>>();
+    let before = marks();
+    peer.start_controller();
+    for name in names {
+        peer.wait_log(&format!("{name} is already running as desired; adopted"), SOON);
+    }
+    two_cycles(peer);
+    wait_healthy(peer);
+    assert_eq!(marks(), before, "{}", peer.log());
+    assert_eq!(recorders(peer), names);
+    let log = peer.log();
+    for word in ["(none) -> (none)", "ERROR", "\"level\":\"error\"", "started in", "cannot"] {
+        assert!(!log.contains(word), "{word}: {log}");
+    }
+}
+
+/// Takes a station over, back and over again. No Recorder of the Python Controller is restarted, and nothing is lost.
 fn take_over(version: PeerVersion, changes: &[(&'static str, &str)]) {
     let peer = PeerStation::up(version, changes);
     let names = recording(&peer, version);
-    let marks = || names.each_ref().map(|name| peer.podman.mark(name));
-    let (before, contents) = (marks(), Contents::of(&peer.postgres));
+    let contents = Contents::of(&peer.postgres);
+    let recording = peer.workspace().join("recorder/rode-nt-usb-p1d4/data/raw/a.wav");
+    fs::create_dir_all(recording.parent().unwrap()).unwrap();
+    fs::write(&recording, "sound").unwrap();
 
-    peer.start_controller();
-    for name in &names {
-        peer.wait_log(&format!("{name} is already running as desired; adopted"), SOON);
-    }
-    super::database::two_cycles(&peer.station);
-    peer.postgres.exec("DROP TABLE reads");
-    assert_eq!(marks(), before, "{version:?}: {}", peer.log());
-    assert_eq!(recorders(&peer), names);
+    adopt(&peer, &names);
+    let is_recording = |beat: &Value| [RODE, ULTRAMIC].iter().all(|device| beat["meta"]["devices"][device]["recording"] == true);
+    let reported = eventually(SOON, "both in the heartbeat", || peer.heartbeat().filter(is_recording));
+    assert_eq!(reported["health"]["status"], "ok", "{reported}");
+    assert!(reported["meta"]["host_resources"]["storage_percent"].is_number(), "{reported}");
+    // What a Controller of the Python project looks for: its rows, and its containers by label, name and hash.
     assert_eq!(contents.lost(&peer.postgres), Vec::<String>::new(), "{version:?}");
-    let log = peer.log();
-    for word in ["(none) -> (none)", "ERROR", "started in", "cannot"] {
-        assert!(!log.contains(word), "{word}: {log}");
+    if version != PeerVersion::V0_3_0 {
+        let seeded = "SELECT EXISTS (SELECT FROM microphone_profiles WHERE slug = 'of_the_user')
+            AND EXISTS (SELECT FROM system_config WHERE key = 'notes')";
+        assert_eq!(peer.postgres.value::<bool>(seeded), Some(true));
     }
-    wait_healthy(&peer);
+
+    // A microphone that comes later is recorded by a container of ours, in a folder of the host.
+    peer.tree.set(&[Card::ultramic(), Card::rode().at("1-4.2").index(1), Card::numbered(2)]);
+    let more = Card::numbered_recorder(2);
+    let all = [names[0].clone(), more.clone(), names[1].clone()];
+    wait_recorders(&peer, &all);
+    let made = peer.inspect(&more).unwrap();
+    let source = made["Mounts"].as_array().unwrap().iter().find(|mount| mount["Destination"] == "/app/workspace").unwrap();
+    assert_eq!(source["Source"], peer.workspace().join("recorder/ultramic-384-evo-0002").to_str().unwrap());
+    let like = peer.inspect(&names[0]).unwrap();
+    for field in ["/ImageName", "/HostConfig/Memory", "/HostConfig/CpuQuota", "/HostConfig/RestartPolicy", "/HostConfig/Privileged"] {
+        assert_eq!(made.pointer(field), like.pointer(field), "{field}");
+    }
+
+    // Back: Compose allows ten seconds. No Recorder is left, and nothing else has gone.
+    assert_eq!(peer.stop_controller(), 0);
+    assert_eq!(recorders(&peer), Vec::<String>::new());
+    assert_eq!(contents.lost(&peer.postgres), Vec::<String>::new(), "{version:?}");
+    assert_eq!(fs::read_to_string(&recording).unwrap(), "sound");
+    let third = "0869-0389-SER0002";
+    let mut again = [RODE, third, ULTRAMIC].map(|device| peer.start_recorder(device));
+    again.sort();
+    assert_eq!(again, all);
+    // And over again.
+    adopt(&peer, &again);
 }
 
 #[test]
@@ -77,4 +127,25 @@ fn a_station_of_v0_3_0_is_taken_over_without_a_restart() {
 #[test]
 fn a_station_of_v0_8_0_is_taken_over_without_a_restart() {
     take_over(PeerVersion::V0_8_0, &[]);
+}
+
+#[test]
+fn a_station_with_settings_of_its_own_is_taken_over_without_a_restart() {
+    let settings = [
+        ("SILVASONIC_DEVELOPMENT_MODE", "False"),
+        // Without an effect on the Controller: Compose sets it.
+        ("SILVASONIC_NETWORK", "another-net"),
+        ("SILVASONIC_RECORDER_IMAGE", "localhost/recorder_of_the_user:2"),
+        ("SILVASONIC_RECORDER_MEMORY_LIMIT", "256m"),
+        ("SILVASONIC_RECORDER_CPU_LIMIT", "0.75"),
+        ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "3"),
+        ("SILVASONIC_RECONCILE_INTERVAL_S", "0.5"),
+        ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "5"),
+        ("SILVASONIC_HEARTBEAT_INTERVAL_S", "2"),
+        ("SILVASONIC_CONTROLLER_LOG_STARTUP_S", "60"),
+        ("SILVASONIC_CONTROLLER_MONITOR_POLL_INTERVAL_S", "5"),
+        ("SILVASONIC_LOG_FORWARDER_POLL_INTERVAL_S", "0.5"),
+        ("SILVASONIC_ENCRYPTION_KEY", "c2lsdmFzb25pYw=="),
+    ];
+    take_over(PeerVersion::Later, &settings);
 }

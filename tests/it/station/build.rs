@@ -49,7 +49,8 @@ impl Builder<'_> {
     /// Builds a stage; the full name of its image.
     pub(crate) fn build(&self, stage: &str) -> String {
         let image = format!("localhost/silvasonic_{stage}:latest");
-        self.0.podman.exec(&["build", "--quiet", "--target", stage, "-t", &image, SOURCE]);
+        // The default network's bridge has the same name in all sandboxes.
+        self.0.podman.exec(&["build", "--quiet", "--network=none", "--target", stage, "-t", &image, SOURCE]);
         image
     }
 }

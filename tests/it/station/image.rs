@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A root file system as an uncompressed ustar archive.
 struct Archive(Vec<u8>);
@@ -85,6 +85,9 @@ pub(crate) fn busybox() -> &'static [u8] {
 
 /// A static program; the Makefile knows how it is built and whether it is out of date.
 pub(crate) fn static_program(name: &str) -> PathBuf {
+    // Two that make the same file would be in each other's way.
+    static MAKE: Mutex<()> = Mutex::new(());
+    let _alone = MAKE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = target_dir().join("static").join(name);
     let made = Command::new("make")
         .args(["--silent", "--no-print-directory", "-C", env!("CARGO_MANIFEST_DIR")])

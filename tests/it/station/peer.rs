@@ -1,7 +1,7 @@
 //! A station of the Python project: services that containers find by name, the Controller's container with the options
 //! of its Compose file, and the containers of Recorders as its Controller creates them.
 //!
-//! PostgreSQL and Redis run on the host; a container of that name forwards to each. A container runtime allows no mount
+//! PostgreSQL and Redis run on the host; a container of the right name forwards to each. A container runtime allows no mount
 //! below `/proc`, and this machine has no sound card. So the hardware tree is mounted beside everything else, and one
 //! variable that the Compose file does not have names it: `SILVASONIC_HOST_ROOT`. All other options are those of the file.
 
@@ -9,6 +9,7 @@ use super::{Builder, NETWORK, PeerVersion, RECORDER, Station};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The Controller's container.
@@ -39,6 +40,9 @@ impl PeerStation {
         station.postgres.listen_on(station.redis.address());
         station.postgres.make_peer_database(version);
         Builder::new(&station).build("controller");
+        if let Some((_, image)) = changes.iter().find(|(name, _)| *name == "SILVASONIC_RECORDER_IMAGE") {
+            station.podman.exec(&["tag", RECORDER, image]);
+        }
         let changes = changes.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         let peer = PeerStation { station, version, changes };
         peer.start_services();
@@ -60,6 +64,8 @@ impl PeerStation {
             ("SILVASONIC_WORKSPACE_PATH", workspace.as_str()),
             ("SILVASONIC_PODMAN_SOCKET", self.podman.socket().to_str().unwrap()),
             ("SILVASONIC_NETWORK", "silvasonic-net"),
+            // Not in the example.
+            ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1"),
             ("POSTGRES_USER", "silvasonic"),
             ("POSTGRES_PASSWORD", "silvasonic"),
             ("POSTGRES_DB", "silvasonic"),
@@ -78,18 +84,35 @@ impl PeerStation {
         lines
     }
 
-    /// `database` and `redis`, as containers of the network find them.
+    /// `database` and `redis`, as containers of the network find them: a container of that name, whose kernel forwards.
     fn start_services(&self) {
         self.image("forwarder", "exec sleep 1000");
-        for (name, port, target) in [("database", "5432", self.postgres.port()), ("redis", "6379", self.redis.port())] {
-            let target = target.to_string();
-            let container = format!("--name=silvasonic-{name}");
+        for (name, port, target) in [("database", 5432, self.postgres.port()), ("redis", 6379, self.redis.port())] {
+            let container = format!("silvasonic-{name}");
             let alias = format!("--network-alias={name}");
             let network = format!("--network={NETWORK}");
-            let forward = ["nc", "-ll", "-p", port, "-e", "nc", self.redis.address(), &target];
-            let run = ["run", "-d", &container, &alias, &network, "localhost/forwarder:latest"];
-            self.podman.exec(&[&run[..], &forward].concat());
+            self.podman.exec(&["run", "-d", "--name", &container, &alias, &network, "localhost/forwarder:latest"]);
+            let forward = format!(
+                "PATH=$PATH:/usr/sbin; echo 1 >/proc/sys/net/ipv4/ip_forward &&
+                 iptables -w -t nat -A PREROUTING -p tcp --dport {port} -j DNAT --to-destination {}:{target} &&
+                 iptables -w -t nat -A POSTROUTING -j MASQUERADE",
+                self.redis.address()
+            );
+            let pid = self.inspect(&container).unwrap()["State"]["Pid"].to_string();
+            let done = Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", &forward]).status().expect("nsenter");
+            assert!(done.success(), "{container} does not forward");
         }
+        self.fix_bridge();
+    }
+
+    /// Keeps the address of the network's bridge. It is the lowest one of those that are connected, so it can change with
+    /// each container; until the forwarding ones notice that, they send to nowhere.
+    fn fix_bridge(&self) {
+        let (_, network) = self.podman.get(&format!("/networks/{NETWORK}/json"));
+        let bridge = network["network_interface"].as_str().unwrap();
+        let address = fs::read_to_string(format!("/sys/class/net/{bridge}/address")).unwrap();
+        let fixed = Command::new("ip").args(["link", "set", "dev", bridge, "address", address.trim()]).status().expect("ip");
+        assert!(fixed.success(), "the address of {bridge} cannot be set");
     }
 
     /// The files and folders that the Compose file mounts.
@@ -117,7 +140,7 @@ impl PeerStation {
         arguments.extend(["--env-file".to_owned(), self.dir().join(".env").display().to_string()]);
         // No timers here that would run it.
         arguments.extend(
-            ["--health-interval", "disable", "--health-cmd", r#"["CMD","curl","-f","http://localhost:9100/healthy"]"#].map(str::to_owned),
+            ["--health-interval", "disable", "--health-cmd", r#"["curl","-f","http://localhost:9100/healthy"]"#].map(str::to_owned),
         );
         for variable in [
             database,
