@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use silvasonic_controller::cache::{self, ENGINE};
 use silvasonic_controller::decide::container::Engine;
 
+use super::database::two_cycles;
 use super::start::ids;
-use super::station::{Controller, Fault, Podman, Proxy, Station, eventually};
+use super::station::{Controller, Fault, NETWORK, Podman, Proxy, Station, eventually};
 use super::tree::Card;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -173,4 +174,99 @@ fn what_podman_was_at_the_last_start_is_gone_by_until_it_says_otherwise() {
     let fourth = station.controller();
     fourth.wait_log("connected to Podman", SOON);
     assert_eq!(fourth.count_log("another, cgroups"), 0);
+}
+
+#[test]
+fn a_container_with_another_hash_runs_on_until_podman_shows_that_it_differs() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    let mut first = station.controller();
+    station.podman.wait_running(SOON, &[RODE, ULTRAMIC]);
+    first.kill();
+    let before = marks(&station, &[RODE, ULTRAMIC]);
+
+    // Another log driver or form of the hash is no difference; a limit is one. Podman does not say, or says half of it.
+    let beat = ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1");
+    let proxy = Proxy::new(station.dir().join("proxy.sock"), station.podman.socket());
+    for (fault, why) in [
+        (Fault::refusal("internal libpod error", "it is locked"), "it is locked"),
+        (answer("200 OK", "{\"Config\":{\"Env\":[]}}"), "does not show its settings"),
+    ] {
+        proxy.set("GET containers/ /json$", fault);
+        let mut second =
+            station.controller_with(&[("SILVASONIC_CONTAINER_SOCKET", proxy.path()), ("SILVASONIC_RECORDER_MEMORY_LIMIT", "256m"), beat]);
+        let line = second.wait_log("with the desired configuration; it continues to run", SOON);
+        assert!(line.contains(why), "{line}");
+        two_cycles(&station);
+        two_cycles(&station);
+        assert_eq!(marks(&station, &[RODE, ULTRAMIC]), before);
+        second.kill();
+    }
+    let reason = || station.heartbeat()?["meta"]["devices"]["0869-0389-034F6A21"]["reason"].as_str().map(str::to_owned);
+    let told = eventually(SOON, "the reason", reason);
+    assert!(told.starts_with("recording since") && told.ends_with("; its container is compared with the desired configuration"), "{told}");
+
+    proxy.clear();
+    let third =
+        station.controller_with(&[("SILVASONIC_CONTAINER_SOCKET", proxy.path()), ("SILVASONIC_RECORDER_MEMORY_LIMIT", "256m"), beat]);
+    let limit = |name: &str| station.inspect(name).is_some_and(|found| found["HostConfig"]["Memory"] == 256 << 20);
+    let deadline = CAUGHT_UP + Duration::from_secs(20);
+    eventually(deadline, "both have the new limit", || (limit(RODE) && limit(ULTRAMIC)).then_some(()));
+    for name in [RODE, ULTRAMIC] {
+        let line = third.wait_log(&format!("{name} started in"), SOON);
+        assert!(line.ends_with("changed: memory 536870912 -> 268435456"), "{line}");
+    }
+}
+
+#[test]
+fn what_another_program_would_have_created_alike_is_inspected_once_for_each_spec() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut first = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    first.kill();
+    // The same container with another hash, as another version of this program creates it.
+    let made = station.inspect(ULTRAMIC).unwrap();
+    station.podman.delete(&format!("/containers/{ULTRAMIC}?force=true&timeout=0"));
+    let labels = &mut made["Config"]["Labels"].clone();
+    labels["io.silvasonic.config_hash"] = "feedfacefeedface".into();
+    let environment: serde_json::Map<String, Value> = made["Config"]["Env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|pair| pair.as_str()?.split_once('='))
+        .filter(|(name, _)| name.starts_with("SILVASONIC_"))
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
+    let workspace = station.workspace().join("recorder/ultramic-384-evo-6a21");
+    let request = json!({
+        "name": ULTRAMIC, "image": made["ImageName"], "env": environment, "labels": labels, "privileged": true,
+        "netns": { "nsmode": "bridge" }, "networks": { NETWORK: {} },
+        "mounts": [{ "type": "bind", "source": workspace, "destination": "/app/workspace" }],
+        "restart_policy": "on-failure", "restart_tries": 5,
+        "resource_limits": { "memory": { "limit": 512 << 20 }, "cpu": { "quota": 100_000 } },
+    });
+    assert_eq!(station.podman.post("/containers/create", &request).0, 201);
+    assert_eq!(station.podman.post(&format!("/containers/{ULTRAMIC}/start"), &Value::Null).0, 204);
+    let before = marks(&station, &[ULTRAMIC]);
+
+    let (proxy, controller) = proxied(&station);
+    controller.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
+    let inspections = || proxy.requests_for("GET containers/ /json$");
+    // The other one is for the log.
+    let at_first = eventually(SOON, "the log is followed", || Some(inspections()).filter(|count| *count == 2));
+    // A criterion is nothing that a Recorder uses: the spec is the same. Another rate is another spec.
+    let edit = |path: &str, value: &str| {
+        let set =
+            format!("UPDATE microphone_profiles SET config = jsonb_set(config, '{{{path}}}', '{value}') WHERE slug = 'ultramic_384_evo'");
+        station.postgres.exec(&set);
+    };
+    edit("audio,match,alsa_name_contains", "\"mic\"");
+    two_cycles(&station);
+    two_cycles(&station);
+    assert_eq!((inspections(), marks(&station, &[ULTRAMIC])), (at_first, before.clone()));
+    edit("audio,sample_rate", "192000");
+    let line = controller.wait_log(&format!("{ULTRAMIC} started in"), SOON);
+    assert!(line.ends_with("changed: audio.sample_rate 384000 -> 192000"), "{line}");
+    assert_ne!(marks(&station, &[ULTRAMIC]), before);
 }
