@@ -85,6 +85,9 @@ fn take_over(version: PeerVersion, changes: &[(&'static str, &str)]) {
     let reported = eventually(SOON, "both in the heartbeat", || peer.heartbeat().filter(is_recording));
     assert_eq!(reported["health"]["status"], "ok", "{reported}");
     assert!(reported["meta"]["host_resources"]["storage_percent"].is_number(), "{reported}");
+    let devices = peer.sandboxed(&format!("podman exec {CONTROLLER} /silvasonic-controller devices"));
+    assert_eq!(devices.matches("recording since").count(), 2, "{devices}");
+    assert!(!devices.contains("compared with"), "{devices}");
     // What a Controller of the Python project looks for: its rows, and its containers by label, name and hash.
     assert_eq!(contents.lost(&peer.postgres), Vec::<String>::new(), "{version:?}");
     if version != PeerVersion::V0_3_0 {
