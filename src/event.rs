@@ -10,7 +10,7 @@ use crate::decide::container::{Container, Engine};
 use crate::decide::leadership::Standing;
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
-use crate::decide::spec::Spec;
+use crate::decide::spec::Tier2ServiceSpec;
 
 /// Why the database sent no rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Comparison {
     /// Id of the container.
     pub container: String,
     /// The spec.
-    pub spec: Arc<Spec>,
+    pub spec: Arc<Tier2ServiceSpec>,
     /// The differences that matter, or why they are unknown.
     pub differences: Result<Vec<String>, String>,
 }

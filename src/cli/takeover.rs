@@ -6,7 +6,7 @@ use crate::decide::container::{Container, State};
 use crate::decide::desired::{Desired, SpecCache, desired};
 use crate::decide::presence::Presences;
 use crate::decide::registry::Registry;
-use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
+use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Tier2ServiceSpec};
 use crate::podman::client::Podman;
 use crate::text::shown;
 
@@ -49,7 +49,7 @@ fn is_ours(container: &Container) -> bool {
     container.labels.get(CONFIG_HASH).is_some_and(|hash| hash.len() == 16)
 }
 
-fn of_wanted(podman: &Podman, container: &Container, spec: &Spec) -> Result<Fate, String> {
+fn of_wanted(podman: &Podman, container: &Container, spec: &Tier2ServiceSpec) -> Result<Fate, String> {
     let inspect = podman.inspect(&container.id).map_err(|error| error.to_string())?.unwrap_or_default();
     let differences = spec.differences(&inspect);
     Ok(if differences.is_empty() {

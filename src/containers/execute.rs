@@ -26,13 +26,13 @@ use crate::containers::folders::Folders;
 use crate::decide::action::{Action, Done, Failure, OldContainer, Removal, Task};
 use crate::decide::container::Engine;
 use crate::decide::plan::old_name;
-use crate::decide::spec::{OWNER, SERVICE, Spec};
+use crate::decide::spec::{OWNER, SERVICE, Tier2ServiceSpec};
 use crate::logs::forwarder::Drainer;
 use crate::podman::client::{Outcome, Podman};
 use crate::podman::error::{Error, cause};
 use crate::text::shown;
 
-fn next_name(spec: &Spec) -> String {
+fn next_name(spec: &Tier2ServiceSpec) -> String {
     format!("{}-next", spec.name)
 }
 
@@ -72,7 +72,7 @@ impl Executor {
 
     fn start(
         &self,
-        spec: &Spec,
+        spec: &Tier2ServiceSpec,
         created: Option<&OldContainer>,
         remove: &[OldContainer],
         fallback: Option<&OldContainer>,
@@ -99,7 +99,13 @@ impl Executor {
         }
     }
 
-    fn replace(&self, spec: &Spec, created: Option<&OldContainer>, remove: &[OldContainer], old: &OldContainer) -> Result<Done, Failure> {
+    fn replace(
+        &self,
+        spec: &Tier2ServiceSpec,
+        created: Option<&OldContainer>,
+        remove: &[OldContainer],
+        old: &OldContainer,
+    ) -> Result<Done, Failure> {
         self.make_folder(spec)?;
         let differences = self.differences(spec, old);
         remove.iter().try_for_each(|left| self.remove(left))?;
@@ -137,7 +143,7 @@ impl Executor {
     }
 
     /// Starts the predecessor again.
-    fn fall_back(&self, spec: &Spec, old: &OldContainer) -> Result<String, Failure> {
+    fn fall_back(&self, spec: &Tier2ServiceSpec, old: &OldContainer) -> Result<String, Failure> {
         if old.name != spec.name {
             // It records under any name; a later plan renames it.
             if let Err(error) = self.podman.rename(&old.id, &spec.name) {
@@ -155,7 +161,7 @@ impl Executor {
     }
 
     /// Starts a created container. If Podman refuses, removes it.
-    fn run(&self, spec: &Spec, id: &str) -> Result<(), Failure> {
+    fn run(&self, spec: &Tier2ServiceSpec, id: &str) -> Result<(), Failure> {
         let name = &spec.name;
         if self.is_stopping() {
             let _ = self.podman.remove(id, None);
@@ -242,7 +248,7 @@ impl Executor {
 
     /// Creates a container under its final name. After a crash, Podman can reserve that name for a container that does
     /// not exist; then the container is created under another name and renamed, which Podman allows.
-    fn create_with_final_name(&self, spec: &Spec) -> Result<String, Failure> {
+    fn create_with_final_name(&self, spec: &Tier2ServiceSpec) -> Result<String, Failure> {
         match self.create(spec, &spec.name) {
             Err(Failure::Orphaned(_)) => {
                 let name = next_name(spec);
@@ -254,7 +260,7 @@ impl Executor {
     }
 
     /// Creates a container. First removes one of the same name that a crash of Podman left incomplete.
-    fn create(&self, spec: &Spec, name: &str) -> Result<String, Failure> {
+    fn create(&self, spec: &Tier2ServiceSpec, name: &str) -> Result<String, Failure> {
         if self.is_stopping() {
             return Err(Failure::Stopping);
         }
@@ -277,18 +283,19 @@ impl Executor {
 
     /// Creates the workspace folder: Podman refuses a bind mount whose source is missing, and a folder that Podman
     /// created would have the wrong owner.
-    fn make_folder(&self, spec: &Spec) -> Result<(), Failure> {
-        self.folders.make(&spec.folder).map_err(|why| Failure::Prerequisite(format!("{} cannot be created: {why}", spec.name)))
+    fn make_folder(&self, spec: &Tier2ServiceSpec) -> Result<(), Failure> {
+        let Some(folder) = &spec.folder else { return Ok(()) };
+        self.folders.make(folder).map_err(|why| Failure::Prerequisite(format!("{} cannot be created: {why}", spec.name)))
     }
 
     /// How a container differs from the desired configuration, one phrase a field; empty if only its label differs.
-    fn differences(&self, spec: &Spec, old: &OldContainer) -> Vec<String> {
+    fn differences(&self, spec: &Tier2ServiceSpec, old: &OldContainer) -> Vec<String> {
         let Ok(Some(inspect)) = self.podman.inspect(&old.id) else { return Vec::new() };
         spec.differences(&inspect)
     }
 
     /// The failure for an error of Podman's create request, with the fix if it is known.
-    fn create_failure(&self, spec: &Spec, name: &str, error: &Error) -> Failure {
+    fn create_failure(&self, spec: &Tier2ServiceSpec, name: &str, error: &Error) -> Failure {
         let what = match name == spec.name {
             true => format!("{name} cannot be created"),
             false => format!("{} is not replaced", spec.name),
@@ -306,7 +313,7 @@ impl Executor {
                 inspect => inspect.ok().flatten(),
             };
             let label = |name: &str| inspect.as_ref().and_then(|inspect| inspect.pointer("/Config/Labels")?.get(name)?.as_str());
-            if label(OWNER) == Some(spec.owner()) && label(SERVICE) == Some("recorder") {
+            if label(OWNER) == Some(spec.owner()) && label(SERVICE) == Some(spec.service()) {
                 return missing("a container of that name was created meanwhile".to_owned());
             }
             let owner = label(OWNER).map_or_else(|| "none".to_owned(), |owner| shown(owner).to_string());

@@ -23,7 +23,7 @@ use crate::cache::{self, ENGINE};
 use crate::config::Config;
 use crate::decide::container::{Container, Engine, State, Version};
 use crate::decide::difference;
-use crate::decide::spec::{OWNER, RecorderSettings, SERVICE, Spec};
+use crate::decide::spec::{OWNER, RecorderSettings, SERVICE, Tier2ServiceSpec};
 use crate::event::{Comparison, Event};
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
@@ -40,7 +40,7 @@ enum Request {
     /// A list with this number.
     List(u64),
     /// How these containers differ from their specs, by id.
-    Compare(BTreeMap<String, Arc<Spec>>),
+    Compare(BTreeMap<String, Arc<Tier2ServiceSpec>>),
 }
 
 impl Lister {
@@ -77,7 +77,7 @@ impl Lister {
     }
 
     /// Requests how containers differ from their specs, by id.
-    pub fn compare(&self, containers: BTreeMap<String, Arc<Spec>>) {
+    pub fn compare(&self, containers: BTreeMap<String, Arc<Tier2ServiceSpec>>) {
         let _ = self.requests.send(Request::Compare(containers));
     }
 }
@@ -264,7 +264,7 @@ pub fn recorders(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> 
 }
 
 /// Compares containers with their specs. After the first error the others are not inspected: Podman may hang.
-pub fn compare(podman: &Podman, containers: BTreeMap<String, Arc<Spec>>) -> Vec<Comparison> {
+pub fn compare(podman: &Podman, containers: BTreeMap<String, Arc<Tier2ServiceSpec>>) -> Vec<Comparison> {
     let mut comparisons = Vec::new();
     for (container, spec) in containers {
         let differences = match podman.inspect(&container) {

@@ -17,7 +17,7 @@ use crate::containers::lister::Lister;
 use crate::containers::liveness::Liveness;
 use crate::containers::watch::Watch;
 use crate::decide::container::{Container, Engine, State};
-use crate::decide::spec::{DEVICE_ID, Spec};
+use crate::decide::spec::{DEVICE_ID, Tier2ServiceSpec};
 use crate::descriptors;
 use crate::event::{Comparison, Event};
 use crate::podman::client::Podman;
@@ -190,7 +190,7 @@ impl ContainersState {
     }
 
     /// Requests how these containers differ from their specs, unless a request is under way or has just failed.
-    pub fn compare(&mut self, containers: BTreeMap<String, Arc<Spec>>, now: Instant) {
+    pub fn compare(&mut self, containers: BTreeMap<String, Arc<Tier2ServiceSpec>>, now: Instant) {
         if !containers.is_empty() && matches!(self.comparing, Comparing::From(at) if now >= at) {
             self.comparing = Comparing::UnderWay;
             self.lister.compare(containers);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::clock;
 use crate::decide::container::{Container, State};
 use crate::decide::desired::StopReason;
-use crate::decide::spec::Spec;
+use crate::decide::spec::Tier2ServiceSpec;
 
 /// One action for one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Task {
     /// Nothing runs: remove ended containers, create a new one and start it.
     Start {
         /// The spec of the new container.
-        spec: Arc<Spec>,
+        spec: Arc<Tier2ServiceSpec>,
         /// A container that is already created from the spec.
         created: Option<OldContainer>,
         /// Ended containers to remove.
@@ -38,7 +38,7 @@ pub enum Task {
     /// one is kept until the new one is proven, that is, has run for [`PROVEN`].
     Replace {
         /// The spec of the new container.
-        spec: Arc<Spec>,
+        spec: Arc<Tier2ServiceSpec>,
         /// A successor that is already created.
         created: Option<OldContainer>,
         /// Ended containers to remove.
@@ -49,7 +49,7 @@ pub enum Task {
     /// The successor failed: remove it and start its predecessor again.
     FallBack {
         /// What the successor was created from.
-        spec: Arc<Spec>,
+        spec: Arc<Tier2ServiceSpec>,
         /// The successor.
         failed: Vec<OldContainer>,
         /// The predecessor.
@@ -69,7 +69,7 @@ pub enum Task {
 impl Action {
     /// The spec that should run afterwards.
     #[must_use]
-    pub fn spec(&self) -> Option<&Arc<Spec>> {
+    pub fn spec(&self) -> Option<&Arc<Tier2ServiceSpec>> {
         match &self.task {
             Task::Start { spec, .. } | Task::Replace { spec, .. } | Task::FallBack { spec, .. } => Some(spec),
             Task::Rename { .. } | Task::Remove(_) => None,

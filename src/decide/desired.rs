@@ -18,13 +18,13 @@ use crate::decide::container::Container;
 use crate::decide::device::Microphone;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Device, Enrollment, Registry};
-use crate::decide::spec::{DEVICE_ID, RecorderSettings, Spec};
+use crate::decide::spec::{DEVICE_ID, RecorderSettings, Tier2ServiceSpec};
 
 /// The desired state of one device, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Desired {
     /// A container with this spec runs.
-    Run(Arc<Spec>),
+    Run(Arc<Tier2ServiceSpec>),
     /// No change.
     Keep(KeepReason),
     /// No container exists.
@@ -109,7 +109,7 @@ impl fmt::Display for KeepReason {
 #[derive(Debug)]
 pub struct SpecCache {
     recorder: RecorderSettings,
-    specs: BTreeMap<String, Arc<Spec>>,
+    specs: BTreeMap<String, Arc<Tier2ServiceSpec>>,
 }
 
 impl SpecCache {
@@ -119,11 +119,11 @@ impl SpecCache {
         Self { recorder, specs: BTreeMap::new() }
     }
 
-    fn get(&mut self, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> Arc<Spec> {
+    fn get(&mut self, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> Arc<Tier2ServiceSpec> {
         if let Some(spec) = self.specs.get(device).filter(|spec| spec.is_of(microphone, folder, profile, config_json)) {
             return Arc::clone(spec);
         }
-        let spec = Arc::new(Spec::new(&self.recorder, device, microphone, folder, profile, config_json.to_owned()));
+        let spec = Arc::new(Tier2ServiceSpec::recorder(&self.recorder, device, microphone, folder, profile, config_json.to_owned()));
         self.specs.insert(device.to_owned(), Arc::clone(&spec));
         spec
     }

@@ -23,3 +23,4 @@ pub mod saved;
 pub mod scan;
 pub mod shares;
 pub mod spec;
+pub mod worker;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::decide::action::{Ending, PROVEN};
 use crate::decide::backoff::Backoffs;
 use crate::decide::container::{Container, State};
-use crate::decide::spec::{CONFIG_HASH, Spec};
+use crate::decide::spec::{CONFIG_HASH, Tier2ServiceSpec};
 
 /// Facts about devices and containers, collected since the start of the program.
 #[derive(Debug)]
@@ -76,13 +76,13 @@ impl Default for Past {
 impl Past {
     /// Whether a container is as this spec requires: it was created from it, or would be created alike.
     #[must_use]
-    pub fn matches(&self, container: &Container, spec: &Spec) -> bool {
+    pub fn matches(&self, container: &Container, spec: &Tier2ServiceSpec) -> bool {
         has_hash_of(container, spec) || self.differences(container, spec).is_some_and(<[String]>::is_empty)
     }
 
     /// How a container with another hash differs from a spec, if it was compared with it.
     #[must_use]
-    pub fn differences(&self, container: &Container, spec: &Spec) -> Option<&[String]> {
+    pub fn differences(&self, container: &Container, spec: &Tier2ServiceSpec) -> Option<&[String]> {
         let compared = self.compared.get(&container.id).filter(|compared| compared.hash == spec.hash())?;
         Some(&compared.differences)
     }
@@ -113,6 +113,6 @@ impl Past {
 
 /// Whether a container was created from this spec.
 #[must_use]
-pub fn has_hash_of(container: &Container, spec: &Spec) -> bool {
+pub fn has_hash_of(container: &Container, spec: &Tier2ServiceSpec) -> bool {
     container.labels.get(CONFIG_HASH).is_some_and(|hash| hash == spec.hash())
 }

@@ -37,7 +37,7 @@ use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
 use crate::decide::past::{Past, has_hash_of};
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
-use crate::decide::spec::{DEVICE_ID, Spec};
+use crate::decide::spec::{DEVICE_ID, Tier2ServiceSpec};
 
 /// The input of a plan.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ pub struct Plan {
     /// Devices with a running container that is as desired.
     pub matching: BTreeSet<String>,
     /// Containers to compare with the desired spec, by id.
-    pub compare: BTreeMap<String, Arc<Spec>>,
+    pub compare: BTreeMap<String, Arc<Tier2ServiceSpec>>,
 }
 
 /// For rounding to seconds.
@@ -179,7 +179,7 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// A Recorder with this spec should run.
-    fn run(&mut self, spec: &Arc<Spec>, own: &[&Container]) {
+    fn run(&mut self, spec: &Arc<Tier2ServiceSpec>, own: &[&Container]) {
         let matches = |container: &&&Container| self.view.past.matches(container, spec);
         let runs = |container: &&&Container| matches!(container.state, State::Running | State::Paused | State::Unknown);
         let rank = |container: &&&Container| (container.state != State::Running, container.name != spec.name);
@@ -200,7 +200,7 @@ impl Planner<'_> {
     }
 
     /// This container runs as desired.
-    fn keep(&mut self, spec: &Arc<Spec>, container: &Container, own: &[&Container]) {
+    fn keep(&mut self, spec: &Arc<Tier2ServiceSpec>, container: &Container, own: &[&Container]) {
         self.plan.matching.insert(spec.device.clone());
         self.plan.kept.insert(spec.device.clone(), container.id.clone());
         if container.state == State::Paused {
@@ -218,7 +218,7 @@ impl Planner<'_> {
     }
 
     /// This container stays: removes the `rest`, and then renames it to the name in the spec.
-    fn tidy(&mut self, spec: &Spec, container: &Container, rest: &[&Container], cause: Cause) {
+    fn tidy(&mut self, spec: &Tier2ServiceSpec, container: &Container, rest: &[&Container], cause: Cause) {
         if rest.is_empty() && container.name != spec.name {
             let task = Task::Rename { container: container.into(), name: spec.name.clone() };
             return self.act(&spec.device, task, Cause::Renamed(container.name.clone()));
@@ -227,7 +227,7 @@ impl Planner<'_> {
     }
 
     /// This container runs, but a different configuration is desired.
-    fn replace(&mut self, spec: &Arc<Spec>, old: &Container, own: &[&Container]) {
+    fn replace(&mut self, spec: &Arc<Tier2ServiceSpec>, old: &Container, own: &[&Container]) {
         let (past, now) = (self.view.past, self.view.now);
         // This one records, whether it is replaced or not.
         if old.state == State::Running {
@@ -263,7 +263,7 @@ impl Planner<'_> {
             return self.hold(spec, Hold::Drifting { until: self.view.wall_time(wait) });
         }
         // If the microphone is another card now, the running container does not record it: do not wait.
-        let is_moved = past.cards.get(&spec.device).is_some_and(|card| *card != spec.card());
+        let is_moved = past.cards.get(&spec.device).is_some_and(|card| Some(*card) != spec.card());
         if !is_moved && std::mem::replace(&mut self.turn_is_taken, true) {
             return self.hold(spec, Hold::Turn);
         }
@@ -280,7 +280,7 @@ impl Planner<'_> {
     }
 
     /// Nothing runs.
-    fn start(&mut self, spec: &Arc<Spec>, own: &[&Container]) {
+    fn start(&mut self, spec: &Arc<Tier2ServiceSpec>, own: &[&Container]) {
         let matches = |container: &&&Container| self.view.past.matches(container, spec);
         let ended = own.iter().copied().find(|container| matches(&container) && container.state != State::Created);
         let created = own.iter().copied().find(|container| matches(&container) && container.state == State::Created);
@@ -321,7 +321,7 @@ impl Planner<'_> {
         self.act(&spec.device, task, cause);
     }
 
-    fn fall_back(&mut self, spec: &Arc<Spec>, failed: &[&Container], old: &Container, ending: Ending) {
+    fn fall_back(&mut self, spec: &Arc<Tier2ServiceSpec>, failed: &[&Container], old: &Container, ending: Ending) {
         let task = Task::FallBack { spec: Arc::clone(spec), failed: self.view.removable(failed), old: old.into() };
         self.act(&spec.device, task, Cause::Unproven(ending));
     }
@@ -337,7 +337,7 @@ impl Planner<'_> {
         self.plan.actions.push(Action { device: device.to_owned(), task, cause });
     }
 
-    fn hold(&mut self, spec: &Spec, hold: Hold) {
+    fn hold(&mut self, spec: &Tier2ServiceSpec, hold: Hold) {
         self.plan.holds.insert(spec.device.clone(), hold);
     }
 }
@@ -390,7 +390,7 @@ pub(crate) mod tests {
 
     const OTHER_HASH: [char; 3] = ['!', '~', '?'];
 
-    fn container(id: &str, name: &str, state: State, spec: &Spec) -> Container {
+    fn container(id: &str, name: &str, state: State, spec: &Tier2ServiceSpec) -> Container {
         Container {
             id: id.to_owned(),
             name: name.to_owned(),

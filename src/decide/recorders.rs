@@ -17,7 +17,7 @@ use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
 use crate::decide::past::{Compared, Past, Rejected, Runs, has_hash_of};
 use crate::decide::plan::Plan;
-use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Spec};
+use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Tier2ServiceSpec};
 use crate::text::shown;
 
 /// Failures of a predecessor after which the rejected spec is tried again.
@@ -184,7 +184,7 @@ impl Recorders {
     }
 
     /// Records how a container differs from a spec.
-    pub fn compared(&mut self, container: String, spec: &Spec, differences: Vec<String>) {
+    pub fn compared(&mut self, container: String, spec: &Tier2ServiceSpec, differences: Vec<String>) {
         self.past.compared.insert(container, Compared { hash: spec.hash().to_owned(), differences });
     }
 
@@ -247,7 +247,7 @@ impl Recorders {
     }
 
     /// Whether a container of this spec, or its predecessor after a fallback, ended by itself and was not counted yet.
-    fn is_own_end(&mut self, container: &Container, spec: &Spec) -> bool {
+    fn is_own_end(&mut self, container: &Container, spec: &Tier2ServiceSpec) -> bool {
         let matches = self.past.matches(container, spec);
         let is_fallback = container.name == spec.name && self.past.rejection(&spec.device, spec.hash()).is_some();
         (matches || is_fallback) && !self.past.stopped.contains(&container.id) && self.counted.insert(container.id.clone())
@@ -321,7 +321,7 @@ impl Recorders {
             if plan.matching.contains(device) {
                 self.past.drifts.forget(device);
                 if let Some(Desired::Run(spec)) = desired.get(device) {
-                    self.past.cards.insert(device.clone(), spec.card());
+                    self.past.cards.extend(spec.card().map(|card| (device.clone(), card)));
                 }
             }
             let is_adopted = plan.matching.contains(device);

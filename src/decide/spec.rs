@@ -1,8 +1,9 @@
-//! The desired configuration of a Recorder container: its settings, labels, hash and create request.
+//! The desired configuration of a Tier 2 container, a Recorder or a worker: its settings, labels, hash and create
+//! request.
 //!
-//! The hash in the label `config_hash` covers everything but the labels, before [`Spec::create_request`] adapts it to
-//! the engine. A running container with the desired hash is never changed, nor is one with another hash whose
-//! [`Spec::differences`] are none.
+//! The hash in the label `config_hash` covers everything but the labels, before [`Tier2ServiceSpec::create_request`]
+//! adapts it to the engine. A running container with the desired hash is never changed, nor is one with another hash
+//! whose [`Tier2ServiceSpec::differences`] are none.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use crate::collect::by_insertion;
 use crate::decide::container::{Engine, Version};
 use crate::decide::device::{Microphone, container_name};
 use crate::decide::difference::{self, Keys};
+use crate::decide::worker::{Recordings, Worker, WorkerSettings};
 use crate::text::fingerprint;
 
 /// Namespace of all our labels.
@@ -20,21 +22,42 @@ const LABEL: &str = "io.silvasonic.";
 
 /// Label with the owner: the Controller to which a container belongs.
 pub const OWNER: &str = "io.silvasonic.owner";
-/// Label with the service of a container; this program manages only `recorder`.
+/// Label with the tier of a container: [`TIER_2`] for those that only this program creates.
+pub const TIER: &str = "io.silvasonic.tier";
+/// Value of that label.
+pub const TIER_2: &str = "2";
+/// Label with the service of a container: [`RECORDER`], or the name of a worker.
 pub const SERVICE: &str = "io.silvasonic.service";
-/// Label with the stable id of the microphone.
+/// Service of the Recorders.
+pub const RECORDER: &str = "recorder";
+/// Label with the stable id of the microphone, or the name of a worker.
 pub const DEVICE_ID: &str = "io.silvasonic.device_id";
-/// Label with [`Spec::hash`].
+/// Label with [`Tier2ServiceSpec::hash`].
 pub const CONFIG_HASH: &str = "io.silvasonic.config_hash";
 
 const DEVICE: &str = "SILVASONIC_RECORDER_DEVICE";
 const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
+const INSTANCE: &str = "SILVASONIC_INSTANCE_ID";
+const REDIS_URL: &str = "SILVASONIC_REDIS_URL";
+/// Variables whose values may be shown.
+const PUBLIC: [&str; 8] = [
+    DEVICE,
+    CONFIG_JSON,
+    INSTANCE,
+    "SILVASONIC_RECORDER_PROFILE_SLUG",
+    "PULSE_SERVER",
+    "PIPEWIRE_RUNTIME_DIR",
+    "SILVASONIC_DB_HOST",
+    "SILVASONIC_DB_PORT",
+];
 /// Where a Recorder finds its workspace.
 const WORKSPACE: &str = "/app/workspace";
 /// Hexadecimal digits of a hash; that of the Python Controller has twelve.
 const HASH_LENGTH: usize = 16;
 
-/// Maximum size of a Recorder's log; conmon drops what exceeds it.
+/// Restarts of a worker by Podman after failures.
+const WORKER_RESTARTS: u32 = 5;
+/// Maximum size of a container's log; conmon drops what exceeds it.
 const LOG_BYTES: u64 = 10 << 20;
 /// The lowest value at which the kernel may still kill the process when memory runs out.
 pub const OOM_SCORE_ADJ: i32 = -999;
@@ -42,7 +65,7 @@ pub const OOM_SCORE_ADJ: i32 = -999;
 const ALSA_MAJOR: u32 = 116;
 /// The period of a processor limit.
 pub const CPU_PERIOD_US: u64 = 100_000;
-/// Time for a Recorder to close its files.
+/// Time for a container to close its files.
 const STOP_TIMEOUT_S: u64 = 10;
 /// First version in which a rootless Podman clamps an `oom_score_adj` that it may not set, instead of failing to start.
 const CLAMPS_OOM_SCORE: Version = Version(4, 7, 0);
@@ -70,39 +93,61 @@ pub struct RecorderSettings {
     pub privileged: bool,
 }
 
-/// The desired configuration of one Recorder container.
+/// The desired configuration of one Tier 2 container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spec {
+pub struct Tier2ServiceSpec {
     /// Container name.
     pub name: String,
-    /// Workspace folder: the container name without its prefix.
-    pub folder: String,
-    /// Stable id of the microphone.
+    /// Stable id of the microphone, or name of the worker.
     pub device: String,
-    profile: String,
-    card: u32,
-    recorder: Common,
-    env: BTreeMap<String, String>,
-    hash: String,
-}
-
-/// The settings that are common to all Recorders, as strings and numbers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Common {
+    /// Folder to create before the container, below that of all Recorders or of all workers.
+    pub folder: Option<String>,
+    service: String,
+    profile: Option<String>,
+    card: Option<u32>,
     image: String,
     network: String,
     owner: String,
-    source: String,
+    environment: BTreeMap<String, String>,
+    mounts: Vec<Mount>,
+    devices: Vec<&'static str>,
+    groups: Vec<&'static str>,
     memory: u64,
     cpu_quota: u64,
+    oom_score_adj: i32,
     restart_tries: u32,
     privileged: bool,
+    hash: String,
 }
 
-impl Spec {
+/// A folder of the host in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    source: String,
+    destination: String,
+    access: Access,
+}
+
+/// What a container may do with a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+impl Access {
+    fn words(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::ReadWrite => "read-write",
+        }
+    }
+}
+
+impl Tier2ServiceSpec {
     /// The container that records `microphone` with `profile`, whose settings are `config_json`.
     #[must_use]
-    pub fn new(
+    pub fn recorder(
         recorder: &RecorderSettings,
         device: &str,
         microphone: &Microphone,
@@ -110,52 +155,103 @@ impl Spec {
         profile: &str,
         config_json: String,
     ) -> Self {
-        let env = [
+        let environment = [
             (DEVICE, microphone.alsa_device()),
             ("SILVASONIC_RECORDER_PROFILE_SLUG", profile.to_owned()),
             (CONFIG_JSON, config_json),
-            ("SILVASONIC_REDIS_URL", recorder.redis_url.clone()),
-            ("SILVASONIC_INSTANCE_ID", device.to_owned()),
+            (REDIS_URL, recorder.redis_url.clone()),
+            (INSTANCE, device.to_owned()),
             // Empty, so that audio libraries find no sound server and use ALSA.
             ("PULSE_SERVER", String::new()),
             ("PIPEWIRE_RUNTIME_DIR", String::new()),
         ];
-        let mut spec = Self {
+        let source = recorder.workspace.join("recorder").join(folder).to_string_lossy().into_owned();
+        Self {
             name: container_name(folder),
-            folder: folder.to_owned(),
             device: device.to_owned(),
-            profile: profile.to_owned(),
-            card: microphone.card,
-            recorder: Common {
-                image: recorder.image.clone(),
-                network: recorder.network.clone(),
-                owner: recorder.owner.clone(),
-                source: recorder.workspace.join("recorder").join(folder).to_string_lossy().into_owned(),
-                memory: recorder.memory,
-                cpu_quota: recorder.cpu_quota,
-                restart_tries: recorder.restart_tries,
-                privileged: recorder.privileged,
-            },
-            env: by_insertion(env.into_iter().map(|(name, value)| (name.to_owned(), value))),
+            folder: Some(folder.to_owned()),
+            service: RECORDER.to_owned(),
+            profile: Some(profile.to_owned()),
+            card: Some(microphone.card),
+            image: recorder.image.clone(),
+            network: recorder.network.clone(),
+            owner: recorder.owner.clone(),
+            environment: by_insertion(environment.into_iter().map(|(name, value)| (name.to_owned(), value))),
+            mounts: vec![Mount { source, destination: WORKSPACE.to_owned(), access: Access::ReadWrite }],
+            devices: vec!["/dev/snd"],
+            groups: vec!["audio"],
+            memory: recorder.memory,
+            cpu_quota: recorder.cpu_quota,
+            oom_score_adj: OOM_SCORE_ADJ,
+            restart_tries: recorder.restart_tries,
+            privileged: recorder.privileged,
             hash: String::new(),
-        };
-        spec.hash = fingerprint(spec.body().to_string())[..HASH_LENGTH].to_owned();
-        spec
+        }
+        .hashed()
+    }
+
+    /// The container of a worker. It is expendable: without privileges and devices, and the kernel kills it before a
+    /// Recorder when memory runs out.
+    #[must_use]
+    pub fn worker(settings: &WorkerSettings, worker: &Worker) -> Self {
+        let name = &worker.name;
+        let folder = |folder: &str| settings.workspace.join(folder).to_string_lossy().into_owned();
+        let mount = |source: &str, access| Mount { source: folder(source), destination: format!("/data/{source}"), access };
+        let mut environment = worker.environment.clone();
+        environment.extend([(INSTANCE, name), (REDIS_URL, &settings.redis_url)].map(|(name, value)| (name.to_owned(), value.clone())));
+        if worker.database {
+            environment.extend(settings.database.clone());
+        }
+        let recordings = (worker.recordings == Recordings::Read).then(|| mount("recorder", Access::ReadOnly));
+        let own = worker.workspace.then(|| mount(name, Access::ReadWrite));
+        Self {
+            name: worker.container_name(),
+            device: name.clone(),
+            folder: worker.workspace.then(|| name.clone()),
+            service: name.clone(),
+            profile: None,
+            card: None,
+            image: worker.image.clone(),
+            network: settings.network.clone(),
+            owner: settings.owner.clone(),
+            environment,
+            mounts: recordings.into_iter().chain(own).collect(),
+            devices: Vec::new(),
+            groups: Vec::new(),
+            memory: worker.memory,
+            cpu_quota: worker.cpu_quota,
+            oom_score_adj: worker.oom_score_adj.into(),
+            restart_tries: WORKER_RESTARTS,
+            privileged: false,
+            hash: String::new(),
+        }
+        .hashed()
+    }
+
+    fn hashed(mut self) -> Self {
+        self.hash = fingerprint(self.body().to_string())[..HASH_LENGTH].to_owned();
+        self
     }
 
     /// Whether a new spec from these inputs would be the same; the settings do not change while the program runs.
     #[must_use]
     pub fn is_of(&self, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> bool {
-        self.folder == folder
-            && self.profile == profile
-            && self.env.get(DEVICE).is_some_and(|device| *device == microphone.alsa_device())
-            && self.env.get(CONFIG_JSON).is_some_and(|text| text == config_json)
+        self.folder.as_deref() == Some(folder)
+            && self.profile.as_deref() == Some(profile)
+            && self.environment.get(DEVICE).is_some_and(|device| *device == microphone.alsa_device())
+            && self.environment.get(CONFIG_JSON).is_some_and(|text| text == config_json)
     }
 
-    /// ALSA card index.
+    /// ALSA card index of a Recorder.
     #[must_use]
-    pub fn card(&self) -> u32 {
+    pub fn card(&self) -> Option<u32> {
         self.card
+    }
+
+    /// Service: [`RECORDER`], or the name of the worker.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.service
     }
 
     /// Sixteen hexadecimal digits over all but the labels.
@@ -167,65 +263,65 @@ impl Spec {
     /// Image name.
     #[must_use]
     pub fn image(&self) -> &str {
-        &self.recorder.image
+        &self.image
     }
 
     /// Network name.
     #[must_use]
     pub fn network(&self) -> &str {
-        &self.recorder.network
+        &self.network
     }
 
     /// Value of the owner label.
     #[must_use]
     pub fn owner(&self) -> &str {
-        &self.recorder.owner
+        &self.owner
     }
 
     /// The labels, by full name.
     #[must_use]
     pub fn labels(&self) -> BTreeMap<String, String> {
         let labels = [
-            ("tier", "2"),
-            ("owner", &self.recorder.owner),
-            ("service", "recorder"),
+            ("tier", TIER_2),
+            ("owner", &self.owner),
+            ("service", &self.service),
             ("device_id", &self.device),
-            ("profile", &self.profile),
             ("config_hash", &self.hash),
         ];
-        by_insertion(labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
+        let profile = self.profile.as_deref().map(|profile| ("profile", profile));
+        by_insertion(labels.into_iter().chain(profile).map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
     }
 
     /// Everything but the labels. Keys are sorted, so equal specs produce equal text.
     fn body(&self) -> Value {
-        let parts = &self.recorder;
+        let mount = |mount: &Mount| {
+            let access = if mount.access == Access::ReadOnly { "ro" } else { "rw" };
+            json!({ "type": "bind", "source": mount.source, "destination": mount.destination, "options": ["rbind", access, "z"] })
+        };
+        // A bind mount instead of a device: microphones that are connected later appear in the running container.
+        let device = |device: &&str| json!({ "type": "bind", "source": device, "destination": device, "options": ["rbind", "rw"] });
         let mut body = json!({
             "name": self.name,
-            "image": parts.image,
-            "env": self.env,
-            "privileged": parts.privileged,
-            "groups": ["audio"],
-            "mounts": [
-                { "type": "bind", "source": parts.source, "destination": WORKSPACE, "options": ["rbind", "rw", "z"] },
-                // A bind mount instead of a device: microphones that are connected later appear in the running
-                // container.
-                { "type": "bind", "source": "/dev/snd", "destination": "/dev/snd", "options": ["rbind", "rw"] },
-            ],
+            "image": self.image,
+            "env": self.environment,
+            "privileged": self.privileged,
+            "groups": self.groups,
+            "mounts": self.mounts.iter().map(mount).chain(self.devices.iter().map(device)).collect::<Value>(),
             "netns": { "nsmode": "bridge" },
-            "networks": { parts.network.as_str(): {} },
+            "networks": { self.network.as_str(): {} },
             "restart_policy": "on-failure",
-            "restart_tries": parts.restart_tries,
+            "restart_tries": self.restart_tries,
             "resource_limits": {
-                "memory": { "limit": parts.memory },
-                "cpu": { "period": CPU_PERIOD_US, "quota": parts.cpu_quota },
+                "memory": { "limit": self.memory },
+                "cpu": { "period": CPU_PERIOD_US, "quota": self.cpu_quota },
             },
-            "oom_score_adj": OOM_SCORE_ADJ,
+            "oom_score_adj": self.oom_score_adj,
             "stop_signal": 15,
             "stop_timeout": STOP_TIMEOUT_S,
             "image_volume_mode": "ignore",
             "log_configuration": { "driver": "k8s-file", "size": LOG_BYTES },
         });
-        if parts.restart_tries == 0 {
+        if self.restart_tries == 0 {
             // Podman takes 0 as "no limit".
             body["restart_policy"] = "no".into();
             body.as_object_mut().map(|fields| fields.remove("restart_tries"));
@@ -240,7 +336,7 @@ impl Spec {
         let mut request = self.body();
         request["name"] = name.into();
         request["labels"] = json!(self.labels());
-        if !self.recorder.privileged && !engine.rootless {
+        if !self.devices.is_empty() && !self.privileged && !engine.rootless {
             // Without privileges the device control group must allow the devices of the bind mount, too. A rootless
             // engine cannot set that; there only the permissions of the files apply.
             request["device_cgroup_rule"] = json!([{ "allow": true, "type": "c", "major": ALSA_MAJOR, "access": "rwm" }]);
@@ -248,7 +344,9 @@ impl Spec {
         if engine.rootless {
             // The group `audio` in the container is not a group of the host; crun can keep the user's own groups
             // instead.
-            request["annotations"] = json!({ "run.oci.keep_original_groups": "1" });
+            if !self.groups.is_empty() {
+                request["annotations"] = json!({ "run.oci.keep_original_groups": "1" });
+            }
             if engine.version < CLAMPS_OOM_SCORE {
                 request.as_object_mut().map(|fields| fields.remove("oom_score_adj"));
             }
@@ -256,17 +354,16 @@ impl Spec {
         request
     }
 
-    /// The differences between this spec and a container as `inspect` shows it that matter to the recording, one phrase
-    /// a field; see [`difference`]. Values that can contain secrets are not shown.
+    /// The differences between this spec and a container as `inspect` shows it that matter, one phrase a field;
+    /// see [`difference`]. Values that can contain secrets are not shown.
     #[must_use]
     pub fn differences(&self, inspect: &Value) -> Vec<String> {
-        let parts = &self.recorder;
         let mut found = Vec::new();
         let text = |pointer: &str| inspect.pointer(pointer).map(difference::plain).unwrap_or_default();
         let number = |pointer: &str| inspect.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
         let image = text("/ImageName");
-        if !difference::is_same_image(&image, &parts.image) {
-            found.push(difference::phrase("image", &image, &parts.image));
+        if !difference::is_same_image(&image, &self.image) {
+            found.push(difference::phrase("image", &image, &self.image));
         }
         let mut compare = |field: &str, before: &str, after: &str| {
             if before != after {
@@ -275,29 +372,35 @@ impl Spec {
         };
         let period = Some(number("/HostConfig/CpuPeriod")).filter(|period| *period > 0).unwrap_or(CPU_PERIOD_US);
         let cpu_quota = number("/HostConfig/CpuQuota").saturating_mul(CPU_PERIOD_US) / period;
-        compare("memory", &number("/HostConfig/Memory").to_string(), &parts.memory.to_string());
-        compare("cpu_quota", &cpu_quota.to_string(), &parts.cpu_quota.to_string());
-        compare("restart_tries", &text("/HostConfig/RestartPolicy/MaximumRetryCount"), &parts.restart_tries.to_string());
-        compare("privileged", &text("/HostConfig/Privileged"), &parts.privileged.to_string());
+        compare("memory", &number("/HostConfig/Memory").to_string(), &self.memory.to_string());
+        compare("cpu_quota", &cpu_quota.to_string(), &self.cpu_quota.to_string());
+        compare("restart_tries", &text("/HostConfig/RestartPolicy/MaximumRetryCount"), &self.restart_tries.to_string());
+        compare("privileged", &text("/HostConfig/Privileged"), &self.privileged.to_string());
         let networks = inspect.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
         let networks: Vec<&str> = networks.into_iter().flat_map(|map| map.keys().map(String::as_str)).collect();
-        compare("network", &networks.join(" "), &parts.network);
-        let mut mounts = inspect.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
-        let mount = mounts.find(|mount| mount["Destination"] == WORKSPACE).unwrap_or(&Value::Null);
-        let source = mount["Source"].as_str().unwrap_or_default();
-        // Not as text: `//` and a `/` at the end change nothing.
-        if Path::new(source) != Path::new(&parts.source) {
-            compare("workspace", source, &parts.source);
-        } else if mount["RW"] == false {
-            compare("workspace", "read-only", "read-write");
+        compare("network", &networks.join(" "), &self.network);
+        let none = Value::Null;
+        for Mount { source, destination, access } in &self.mounts {
+            let mut mounts = inspect.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
+            let mount = mounts.find(|mount| mount["Destination"] == *destination).unwrap_or(&none);
+            let field = if destination == WORKSPACE { "workspace" } else { destination };
+            let before = mount["Source"].as_str().unwrap_or_default();
+            // Not as text: `//` and a `/` at the end change nothing.
+            if Path::new(before) != Path::new(source) {
+                compare(field, before, source);
+                continue;
+            }
+            let before = if mount["RW"] == false { Access::ReadOnly } else { Access::ReadWrite };
+            compare(field, before.words(), access.words());
         }
         let env = inspect.pointer("/Config/Env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let env: BTreeMap<&str, &str> = by_insertion(env.filter_map(|pair| pair.split_once('=')));
-        for (name, after) in &self.env {
+        for (name, after) in &self.environment {
             let before = env.get(name.as_str()).copied().unwrap_or_default();
             match name.as_str() {
                 _ if before == after => {}
-                "SILVASONIC_REDIS_URL" => found.push(format!("{name} (hidden)")),
+                // The variables of a worker are anything.
+                name if !PUBLIC.contains(&name) => found.push(format!("{name} (hidden)")),
                 CONFIG_JSON => found.extend(difference::of_configurations(before, after, keys(inspect))),
                 _ => found.push(difference::phrase(name, before, after)),
             }
@@ -330,23 +433,89 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn spec(device: &str, card: u32) -> Spec {
+    pub(crate) fn spec(device: &str, card: u32) -> Tier2ServiceSpec {
         let microphone = Microphone { card, pcm: 0, name: "m".to_owned(), usb: None };
-        Spec::new(&recorder(), device, &microphone, &format!("p-{device}"), "p", r#"{"audio":{"sample_rate":384000}}"#.to_owned())
+        Tier2ServiceSpec::recorder(
+            &recorder(),
+            device,
+            &microphone,
+            &format!("p-{device}"),
+            "p",
+            r#"{"audio":{"sample_rate":384000}}"#.to_owned(),
+        )
     }
 
     fn engine(rootless: bool, version: Version) -> Engine {
         Engine { version, rootless, runtime: "crun".to_owned(), cgroups: "v2".to_owned() }
     }
 
-    fn inspect_of(spec: &Spec) -> Value {
+    fn inspect_of(spec: &Tier2ServiceSpec) -> Value {
         json!({
             "Name": spec.name, "ImageName": "localhost/rec:1",
             "HostConfig": { "Privileged": true, "Memory": 512 << 20, "CpuQuota": 100_000, "RestartPolicy": { "MaximumRetryCount": 5 } },
             "NetworkSettings": { "Networks": { "net": {} } },
             "Mounts": [{ "Destination": "/app/workspace", "Source": "/data/recorder/p-a", "RW": true }],
-            "Config": { "Env": spec.env.iter().map(|(name, value)| format!("{name}={value}")).chain(["TERM=xterm".to_owned()]).collect::<Vec<_>>() },
+            "Config": { "Env": spec.environment.iter().map(|(name, value)| format!("{name}={value}")).chain(["TERM=xterm".to_owned()]).collect::<Vec<_>>() },
         })
+    }
+
+    #[test]
+    fn the_hash_of_a_recorder_is_that_of_earlier_versions() {
+        let with = |tries, privileged| {
+            let settings = RecorderSettings { restart_tries: tries, privileged, ..recorder() };
+            let microphone = Microphone { card: 2, pcm: 0, name: "m".to_owned(), usb: None };
+            Tier2ServiceSpec::recorder(&settings, "a", &microphone, "p-a", "p", r#"{"audio":{"sample_rate":384000}}"#.to_owned())
+                .hash()
+                .to_owned()
+        };
+        assert_eq!([with(5, true), with(0, true), with(5, false)], ["0d506e1ec4d35b91", "3ee44ac381cd06c4", "c40ce4906b84087c"]);
+    }
+
+    /// A worker that declares all that it may.
+    pub(crate) fn worker(name: &str) -> Worker {
+        Worker {
+            name: name.to_owned(),
+            image: "localhost/worker:1".to_owned(),
+            memory: 512 << 20,
+            cpu_quota: 100_000,
+            oom_score_adj: 500,
+            environment: BTreeMap::from([("THRESHOLD".to_owned(), "0.7".to_owned()), (INSTANCE.to_owned(), "x".to_owned())]),
+            recordings: Recordings::Read,
+            workspace: true,
+            database: true,
+            enabled: true,
+        }
+    }
+
+    pub(crate) fn worker_settings() -> WorkerSettings {
+        WorkerSettings {
+            network: "net".to_owned(),
+            owner: "controller".to_owned(),
+            workspace: PathBuf::from("/data"),
+            redis_url: "redis://:secret@h/0".to_owned(),
+            database: BTreeMap::from([("POSTGRES_PASSWORD".to_owned(), "secret".to_owned())]),
+        }
+    }
+
+    #[test]
+    fn a_worker_has_no_privileges_and_sees_recordings_read_only() {
+        let spec = Tier2ServiceSpec::worker(&worker_settings(), &worker("birdnet"));
+        let request = spec.create_request(&engine(false, Version(5, 4, 2)), "n");
+        assert_eq!((spec.name.as_str(), spec.service(), spec.device.as_str()), ("silvasonic-birdnet", "birdnet", "birdnet"));
+        assert_eq!((&request["privileged"], &request["groups"], request.get("device_cgroup_rule")), (&json!(false), &json!([]), None));
+        assert_eq!(request["oom_score_adj"], 500);
+        assert_eq!(
+            request["mounts"],
+            json!([
+                { "type": "bind", "source": "/data/recorder", "destination": "/data/recorder", "options": ["rbind", "ro", "z"] },
+                { "type": "bind", "source": "/data/birdnet", "destination": "/data/birdnet", "options": ["rbind", "rw", "z"] },
+            ])
+        );
+        let names = ["POSTGRES_PASSWORD", "SILVASONIC_INSTANCE_ID", "SILVASONIC_REDIS_URL", "THRESHOLD"];
+        let values = ["secret", "birdnet", "redis://:secret@h/0", "0.7"];
+        assert_eq!(request["env"], names.into_iter().zip(values).map(|(name, value)| (name.to_owned(), json!(value))).collect::<Value>());
+        assert_eq!(request["labels"].as_object().unwrap().len(), 5);
+        assert_eq!(format!("{:?}", worker_settings()), "workers of controller on net, /data");
     }
 
     #[test]
@@ -361,8 +530,8 @@ pub(crate) mod tests {
     fn another_pcm_of_the_card_is_another_spec() {
         let (config, other) = (r#"{"audio":{"sample_rate":384000}}"#, Microphone { card: 0, pcm: 1, name: "m".to_owned(), usb: None });
         assert!(!spec("a", 0).is_of(&other, "p-a", "p", config));
-        let changed = Spec::new(&recorder(), "a", &other, "p-a", "p", config.to_owned());
-        assert_eq!(changed.env[DEVICE], "hw:0,1");
+        let changed = Tier2ServiceSpec::recorder(&recorder(), "a", &other, "p-a", "p", config.to_owned());
+        assert_eq!(changed.environment[DEVICE], "hw:0,1");
         assert_ne!(changed.hash(), spec("a", 0).hash());
     }
 
@@ -370,7 +539,7 @@ pub(crate) mod tests {
     fn no_retries_are_another_policy_as_podman_takes_zero_as_no_limit() {
         let with = |tries| {
             let mut spec = spec("a", 0);
-            spec.recorder.restart_tries = tries;
+            spec.restart_tries = tries;
             let request = spec.create_request(&engine(false, Version(4, 3, 1)), "n");
             (request["restart_policy"].clone(), request.get("restart_tries").cloned())
         };
@@ -392,9 +561,9 @@ pub(crate) mod tests {
     fn a_container_as_the_python_controller_creates_it_does_not_differ() {
         let microphone = Microphone { card: 0, pcm: 0, name: "m".to_owned(), usb: None };
         let config = r#"{"audio":{"channels":1,"format":"S16LE","sample_rate":384000},"processing":{"chunk_size":4096,"gain_db":0.0,"highpass_filter_hz":null},"stream":{"live_stream_enabled":false,"processed_enabled":true,"raw_enabled":true,"segment_duration_s":10}}"#;
-        let mut spec = Spec::new(&recorder(), "a", &microphone, "p-a", "p", config.to_owned());
-        spec.recorder.image = "rec:1".to_owned();
-        spec.recorder.source = "/data//recorder/p-a/".to_owned();
+        let mut spec = Tier2ServiceSpec::recorder(&recorder(), "a", &microphone, "p-a", "p", config.to_owned());
+        spec.image = "rec:1".to_owned();
+        spec.mounts[0].source = "/data//recorder/p-a/".to_owned();
         let mut inspect = inspect_of(&spec);
         inspect["Name"] = "another".into();
         inspect["HostConfig"]["CpuPeriod"] = 50_000.into();
@@ -413,8 +582,8 @@ pub(crate) mod tests {
         assert_eq!(spec.differences(&inspect), Vec::<String>::new());
         // A key that the Python Controller does not pass on is one that only a container of ours can lack.
         let more = config.replace("\"channels\"", "\"mine\":1,\"channels\"");
-        let mut spec = Spec::new(&recorder(), "a", &microphone, "p-a", "p", more);
-        spec.recorder.image = "rec:1".to_owned();
+        let mut spec = Tier2ServiceSpec::recorder(&recorder(), "a", &microphone, "p-a", "p", more);
+        spec.image = "rec:1".to_owned();
         assert_eq!(spec.differences(&inspect), Vec::<String>::new());
         inspect["Config"]["Labels"] = json!({ CONFIG_HASH: "0123456789abcdef" });
         assert_eq!(spec.differences(&inspect), ["audio.mine (none) -> 1"]);
@@ -459,9 +628,9 @@ pub(crate) mod tests {
         let old = spec("a", 0);
         assert_eq!(old.differences(&inspect_of(&old)), Vec::<String>::new());
         let mut new = spec("a", 1);
-        new.recorder.memory = 1;
-        new.env.insert("SILVASONIC_REDIS_URL".to_owned(), "redis://:other@h/0".to_owned());
-        new.env.insert("SILVASONIC_RECORDER_CONFIG_JSON".to_owned(), r#"{"audio":{"sample_rate":192000}}"#.to_owned());
+        new.memory = 1;
+        new.environment.insert("SILVASONIC_REDIS_URL".to_owned(), "redis://:other@h/0".to_owned());
+        new.environment.insert("SILVASONIC_RECORDER_CONFIG_JSON".to_owned(), r#"{"audio":{"sample_rate":192000}}"#.to_owned());
         assert_eq!(
             new.differences(&inspect_of(&old)),
             [

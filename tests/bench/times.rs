@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use silvasonic_controller::config::Config;
 use silvasonic_controller::decide::device::Microphone;
-use silvasonic_controller::decide::spec::Spec;
+use silvasonic_controller::decide::spec::Tier2ServiceSpec;
 use silvasonic_controller::podman::client::Podman;
 
 use super::it::station::{Station, eventually};
@@ -31,7 +31,7 @@ fn own_requests(station: &Station, count: u32, podman: &Podman) -> Vec<Value> {
         let folder = format!("own-{n}");
         fs::create_dir_all(station.workspace().join("recorder").join(&folder)).unwrap();
         let microphone = Microphone { card: n, pcm: 0, name: "bench".to_owned(), usb: None };
-        let spec = Spec::new(&recorder, &folder, &microphone, &folder, "bench", config.to_string());
+        let spec = Tier2ServiceSpec::recorder(&recorder, &folder, &microphone, &folder, "bench", config.to_string());
         spec.create_request(&engine, &spec.name)
     };
     (0..count).map(request).collect()
