@@ -1,7 +1,7 @@
 # What developers type, one target at a time. Tests and `make run` need root for Podman's sandbox: sudo is used when we are not root.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-SOURCES := $(shell find src profiles defaults.yml Cargo.toml Cargo.lock -type f 2>/dev/null)
+SOURCES := $(shell find src profiles workers defaults.yml Cargo.toml Cargo.lock -type f 2>/dev/null)
 # with a Podman of your own (SILVASONIC_CONTAINER_SOCKET), `make run` does without root
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 RUN_SUDO := $(if $(SILVASONIC_CONTAINER_SOCKET),,$(SUDO))

@@ -217,6 +217,8 @@ pub(crate) fn environment(data: &[u8]) {
             ("SILVASONIC_HEARTBEAT_INTERVAL_S", seconds(config.heartbeat)),
             ("SILVASONIC_HOST_ROOT", path(&config.host_root)),
             ("SILVASONIC_CONFIG_DIR", config.config_dir.as_ref().map(path).unwrap_or_default()),
+            ("SILVASONIC_SHED_MEMORY_PERCENT", config.shed.memory.to_string()),
+            ("SILVASONIC_SHED_DISK_PERCENT", config.shed.disk.to_string()),
             ("SILVASONIC_FALLBACK_PROFILE", config.fallback_profile.clone().unwrap_or_default()),
             ("SILVASONIC_OWNER", recorder.owner.clone()),
             ("SILVASONIC_SHUTDOWN", format!("{:?}", config.shutdown).to_lowercase()),

@@ -1,7 +1,10 @@
-//! The built-in defaults and profiles, used without `SILVASONIC_CONFIG_DIR`.
+//! The built-in defaults, profiles and workers, used without `SILVASONIC_CONFIG_DIR`.
 
 /// `defaults.yml`
 pub const DEFAULTS: &str = include_str!("../defaults.yml");
+
+/// The files of `workers/`: name and text.
+pub const WORKERS: &[(&str, &str)] = &[("birdnet.yml", include_str!("../workers/birdnet.yml"))];
 
 macro_rules! profiles {
     ($($name:literal),* $(,)?) => {

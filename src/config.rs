@@ -6,6 +6,7 @@
 //! as the carriage return of a file from Windows, is ignored, except in the password. Invariant: no fault contains a
 //! secret (the database password, a password in the Redis URL).
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::linux::net::SocketAddrExt;
@@ -16,13 +17,16 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::collect::by_insertion;
+use crate::decide::pressure::ShedLimits;
 use crate::decide::spec::RecorderSettings;
+use crate::decide::worker::{WorkerSettings, cpu_quota, memory_bytes};
 use crate::text::is_invisible;
 
 /// Every variable with its default and meaning, in the order of the README's table.
 pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock", "Podman API socket"),
-    ("SILVASONIC_NETWORK", "silvasonic-net", "network that Recorder containers join"),
+    ("SILVASONIC_NETWORK", "silvasonic-net", "network that Recorders and workers join"),
     ("SILVASONIC_DB_HOST", "localhost", "PostgreSQL host, or a socket directory when it starts with `/`; older name POSTGRES_HOST"),
     ("SILVASONIC_DB_PORT", "5432", "PostgreSQL port; older name POSTGRES_PORT"),
     ("POSTGRES_USER", "silvasonic", "database user"),
@@ -53,15 +57,17 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     (
         "SILVASONIC_CONFIG_DIR",
         "/app/config if not empty, else built-in copy",
-        "folder with defaults.yml, defaults.override.yml and profiles/*.yml",
+        "folder with defaults.yml, defaults.override.yml, profiles/*.yml and workers/*.yml",
     ),
     (
         "SILVASONIC_FALLBACK_PROFILE",
         "none",
         "profile with which a microphone is enrolled automatically that no profile matches, such as `generic_usb`",
     ),
+    ("SILVASONIC_SHED_MEMORY_PERCENT", "0", "use of the host's memory at which workers are stopped, 0-100; 0 = never"),
+    ("SILVASONIC_SHED_DISK_PERCENT", "0", "use of the workspace's disk at which workers are stopped, 0-100; 0 = never"),
     ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
-    ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders: `stop`, or `keep` to adopt them at the next start"),
+    ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders and workers: `stop`, or `keep` to adopt them at the next start"),
     ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", "seconds for the whole shutdown, 3-600; Recorders get 10 s of them, or what is left"),
     ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace, in any case; also `warning` and `critical`"),
     (
@@ -84,6 +90,9 @@ const WITHOUT_MEANING: [&str; 4] = [
 const MOUNTED_HOST: &str = "/host";
 const MOUNTED_CONFIG: &str = "/app/config";
 
+/// The name that Podman gives the host in containers.
+const HOST_OF_CONTAINERS: &str = "host.containers.internal";
+
 /// Set by a process that replaces itself: the id of that process, which stays the same. Not a setting.
 pub const REPLACED: &str = "SILVASONIC_REPLACED";
 
@@ -100,6 +109,10 @@ pub struct Config {
     pub port: u16,
     /// Settings of all Recorder containers.
     pub recorder: RecorderSettings,
+    /// Settings of all workers.
+    pub workers: WorkerSettings,
+    /// When workers are stopped.
+    pub shed: ShedLimits,
     /// Path of the Recorder folder in this process's file system.
     pub workspace_local: PathBuf,
     /// Tick of the main loop.
@@ -146,6 +159,21 @@ pub struct DatabaseSettings {
 }
 
 impl DatabaseSettings {
+    /// The variables with which a container connects. The port is left out if it is the usual one: the Python Controller
+    /// sets none.
+    fn as_containers_reach_it(&self) -> BTreeMap<String, String> {
+        let is_local = self.host.starts_with('/') || ["localhost", "127.0.0.1", "::1"].contains(&self.host.to_ascii_lowercase().as_str());
+        let host = if is_local { HOST_OF_CONTAINERS } else { &self.host };
+        let port = (self.port != 5432).then(|| ("SILVASONIC_DB_PORT", self.port.to_string()));
+        let variables = [
+            ("SILVASONIC_DB_HOST", host.to_owned()),
+            ("POSTGRES_USER", self.user.clone()),
+            ("POSTGRES_PASSWORD", self.password.clone()),
+            ("POSTGRES_DB", self.name.clone()),
+        ];
+        by_insertion(variables.into_iter().chain(port).map(|(name, value)| (name.to_owned(), value)))
+    }
+
     /// What looks like a mistake in the password, which is used as given. Does not contain the password.
     #[must_use]
     pub fn password_flaw(&self) -> Option<String> {
@@ -248,7 +276,15 @@ impl Config {
         let workspace = env.path("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace");
         let redis_url = env.redis_url("SILVASONIC_REDIS_URL", "redis://localhost:6379/0");
         let recorder_redis_url = env.redis_url("SILVASONIC_RECORDER_REDIS_URL", &from_containers(&redis_url));
-        let config = Config {
+        let mut config = Config {
+            workers: WorkerSettings {
+                network: String::new(),
+                owner: String::new(),
+                workspace: workspace.clone(),
+                redis_url: recorder_redis_url.clone(),
+                database: BTreeMap::new(),
+            },
+            shed: ShedLimits { memory: env.percent("SILVASONIC_SHED_MEMORY_PERCENT"), disk: env.percent("SILVASONIC_SHED_DISK_PERCENT") },
             socket: env.path("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock"),
             database: DatabaseSettings {
                 host: env.text("SILVASONIC_DB_HOST", Some("POSTGRES_HOST"), "localhost", HOST, is_host),
@@ -315,6 +351,9 @@ impl Config {
             supervisor: env.supervisor(),
             launch: env.launch(),
         };
+        config.workers.network.clone_from(&config.recorder.network);
+        config.workers.owner.clone_from(&config.recorder.owner);
+        config.workers.database = config.database.as_containers_reach_it();
         if env.faults.is_empty() {
             Ok(config)
         } else {
@@ -417,6 +456,10 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         self.parsed(name, None, default, expected, |text| number_within(text, least, most).map(Duration::from_secs_f64))
     }
 
+    fn percent(&mut self, name: &'static str) -> u8 {
+        self.parsed(name, None, "0", "a whole number from 0 to 100", |text| text.parse().ok().filter(|percent| *percent <= 100))
+    }
+
     fn path(&mut self, name: &'static str, default: &str) -> PathBuf {
         self.parsed(name, None, default, ABSOLUTE, absolute_path)
     }
@@ -506,7 +549,7 @@ fn from_containers(url: &str) -> String {
     if !authority[start..end].eq_ignore_ascii_case("localhost") {
         return url.to_owned();
     }
-    format!("{scheme}://{}host.containers.internal{}", &rest[..start], &rest[end..])
+    format!("{scheme}://{}{HOST_OF_CONTAINERS}{}", &rest[..start], &rest[end..])
 }
 
 /// As Python's `logging` names the levels, too.
@@ -545,27 +588,6 @@ fn is_host(text: &str) -> bool {
 
 fn number_within(text: &str, least: f64, most: f64) -> Option<f64> {
     text.parse().ok().filter(|number: &f64| (least..=most).contains(number))
-}
-
-/// `512m` -> 536870912; the same units as in `podman run --memory`.
-fn memory_bytes(text: &str) -> Option<u64> {
-    const LEAST: u64 = 6 << 20; // With less, runc and crun fail at start, not at create.
-    let lower = text.to_ascii_lowercase();
-    let (digits, shift) = match lower.char_indices().last()? {
-        (at, 'b') => (&lower[..at], 0),
-        (at, 'k') => (&lower[..at], 10),
-        (at, 'm') => (&lower[..at], 20),
-        (at, 'g') => (&lower[..at], 30),
-        _ => (lower.as_str(), 0),
-    };
-    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
-    (LEAST..=i64::MAX.unsigned_abs()).contains(&bytes).then_some(bytes)
-}
-
-/// Cores -> microseconds per period of 100 ms; the kernel accepts whole numbers from 1000 on.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0.01..=512 cores fit")]
-fn cpu_quota(cores: f64) -> u64 {
-    (cores * 100_000.0).round() as u64
 }
 
 #[cfg(test)]
@@ -654,6 +676,18 @@ mod tests {
     }
 
     #[test]
+    fn workers_get_the_database_as_containers_reach_it() {
+        for (host, port, expected) in [
+            ("database", "5432", vec!["silvasonic", "silvasonic", "silvasonic", "database"]),
+            ("localhost", "5433", vec!["silvasonic", "silvasonic", "silvasonic", HOST_OF_CONTAINERS, "5433"]),
+            ("/run/postgresql", "5432", vec!["silvasonic", "silvasonic", "silvasonic", HOST_OF_CONTAINERS]),
+        ] {
+            let config = read(&[("SILVASONIC_DB_HOST", host), ("SILVASONIC_DB_PORT", port)]).unwrap();
+            assert_eq!(config.workers.database.values().collect::<Vec<_>>(), expected, "{host}");
+        }
+    }
+
+    #[test]
     fn the_log_is_json_if_one_of_two_variables_says_so() {
         for (mode, format, expected) in [
             ("", "", LogFormat::Text),
@@ -700,6 +734,8 @@ mod tests {
             ("SILVASONIC_HOST_ROOT", "x"),
             ("SILVASONIC_CONFIG_DIR", "x"),
             ("SILVASONIC_FALLBACK_PROFILE", "a b"),
+            ("SILVASONIC_SHED_MEMORY_PERCENT", "101"),
+            ("SILVASONIC_SHED_DISK_PERCENT", "-1"),
             ("SILVASONIC_OWNER", "-x"),
             ("SILVASONIC_SHUTDOWN", "maybe"),
             ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "2"),

@@ -15,12 +15,15 @@ use serde_json::{Map, Value};
 
 use crate::builtin;
 use crate::decide::profile::Profile;
+use crate::decide::worker::Worker;
 use crate::text::shown;
 use crate::yaml::{self, YamlFault};
 
 /// The settings files, in the order in which they are merged.
 const SETTINGS: [&str; 2] = [DEFAULTS, "defaults.override.yml"];
 const DEFAULTS: &str = "defaults.yml";
+/// The folder with the declarations of workers.
+const WORKERS: &str = "workers";
 /// bcrypt ignores all bytes after these.
 const PASSWORD_LIMIT: usize = 72;
 
@@ -211,6 +214,40 @@ impl ConfigFolder {
             }
         }
         Ok((profiles.into_iter().map(|(_, profile)| profile).collect(), faults))
+    }
+
+    /// The declared workers, and one line for each fault of the other files. A built-in worker is replaced by a file with
+    /// its name, also if that file has a fault.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn read_workers(&self) -> Result<(Vec<Worker>, Vec<String>), String> {
+        let built_in = builtin::WORKERS.iter().map(|(name, text)| (format!("{WORKERS}/{name}"), Ok((*text).to_owned())));
+        let folder = self.0.as_ref().map(|folder| folder.join(WORKERS));
+        let sources = match folder {
+            Some(folder) if !matches!(fs::metadata(&folder), Err(error) if error.kind() == ErrorKind::NotFound) => {
+                yaml_files(&folder, &format!("{WORKERS}/"))?
+            }
+            _ => Vec::new(),
+        };
+        let stem = |name: &str| Path::new(name).file_stem().map(OsStr::to_ascii_lowercase);
+        let given: BTreeSet<_> = sources.iter().map(|source| stem(&source.name)).collect();
+        let all = sources.into_iter().map(|source| (source.name, source.text));
+        let (mut workers, mut faults): (Vec<(String, Worker)>, Vec<String>) = (Vec::new(), Vec::new());
+        for (is_file, (name, text)) in all.map(|one| (true, one)).chain(built_in.map(|one| (false, one))) {
+            match text.map_err(|fault| vec![fault]).and_then(|text| Ok((Worker::from_yaml(&text)?, text))) {
+                Ok((worker, text)) => match workers.iter().find(|(_, known)| known.name == worker.name) {
+                    Some((other, _)) if is_file => {
+                        let what = format!("name: {other} declares {}, too", worker.name);
+                        faults.push(YamlFault { line: yaml::line_of(&text, "name"), what }.in_file(&name));
+                    }
+                    None if is_file || !given.contains(&stem(&name)) => workers.push((name, worker)),
+                    _ => {}
+                },
+                Err(found) => faults.extend(found.iter().map(|fault| fault.in_file(&name))),
+            }
+        }
+        Ok((workers.into_iter().map(|(_, worker)| worker).collect(), faults))
     }
 
     pub(crate) fn profile_sources(&self) -> Result<Vec<Source>, String> {

@@ -7,6 +7,7 @@
 
 mod act;
 mod hang;
+mod workers;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
+use self::workers::Workers;
 use crate::config::{Config, Launch, Shutdown};
 use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
@@ -24,6 +26,7 @@ use crate::decide::hang::Replacement;
 use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
+use crate::decide::spec::Kind;
 use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
@@ -71,6 +74,7 @@ pub struct Controller {
     actions: Actions,
     specs: SpecCache,
     recorders: Recorders,
+    workers: Workers,
 
     logs: LogForwarder,
     limits: Limits,
@@ -108,7 +112,8 @@ impl Controller {
             database: DatabaseState::start(&config, events)?,
             containers: ContainersState::start(&podman, &config, events)?,
             hardware: HardwareState::new(&config, prober, events),
-            actions: Actions::new(&podman, &config, events),
+            workers: Workers::new(&podman, &config, events),
+            actions: Actions::new(Kind::Recorder, &podman, &config, events),
             specs: SpecCache::new(config.recorder.clone()),
             recorders: Recorders::default(),
             logs: LogForwarder::new(&podman, publisher),
@@ -126,6 +131,7 @@ impl Controller {
             let now = Instant::now();
             self.database.poll(now);
             if self.nudges.take(now) {
+                self.workers.history.nudged();
                 self.database.ask_again();
                 self.containers.request(&self.actions);
                 self.observe();
@@ -199,18 +205,24 @@ impl Controller {
             }
             Event::Rows { generation, rows } => self.database.answered(generation, rows),
             Event::Saved(rows) => self.database.loaded(rows),
-            Event::SeedFiles => self.database.seed_files_read(),
+            Event::SeedFiles(workers) => self.database.seed_files_read(workers),
             Event::Containers { sequence, containers, engine } => {
                 if containers.is_ok() && self.containers.list.is_none() {
                     // Workspace names waited for it.
                     self.database.observed();
                 }
                 self.containers.answered(sequence, containers, engine, &self.actions);
-                if let Ok(containers) = self.containers.containers() {
+                if self.workers.actions.are_ahead_of(sequence) {
+                    self.containers.request(&self.actions);
+                }
+                if let (Ok(containers), Ok(others)) = (self.containers.containers(), self.containers.others()) {
                     // While many actions are under way, following a log would delay them. It can begin later, as a log
                     // is read from its beginning.
                     if !self.actions.are_many() && self.leadership.may_act(Instant::now()) {
-                        self.logs.update(containers);
+                        match others {
+                            [] => self.logs.update(containers),
+                            others => self.logs.update(&[containers, others].concat()),
+                        }
                     }
                     self.limits.check(containers).iter().for_each(|line| warn!("{line}"));
                 }
@@ -218,13 +230,15 @@ impl Controller {
             Event::Compared(comparisons) => {
                 self.containers.compared(&comparisons, Instant::now());
                 for Comparison { container, spec, differences } in comparisons {
+                    let history = if spec.kind() == Kind::Recorder { &mut self.recorders } else { &mut self.workers.history };
                     if let Ok(differences) = differences {
-                        self.recorders.compared(container, &spec, differences);
+                        history.compared(container, &spec, differences);
                     }
                 }
             }
             Event::Lock(standing) => self.note_standing(standing),
-            Event::Done { action, result, took } => self.finish(&action, result, took),
+            Event::Done { kind: Kind::Recorder, action, result, took } => self.finish(&action, result, took),
+            Event::Done { kind: Kind::Worker, action, result, took } => self.finish_worker(&action, result, took),
         }
     }
 
@@ -276,12 +290,13 @@ impl Controller {
             info!("stopping; Recorders continue to run");
             self.shutdown = Some(Instant::now());
         } else {
-            info!("stopping all Recorders");
+            info!("stopping all Recorders and workers");
             let deadline = Instant::now() + self.config.shutdown_timeout.saturating_sub(EXIT_MARGIN);
             self.shutdown = Some(deadline);
 
             self.recorders.stopping();
             self.actions.stop_starting(deadline);
+            self.workers.stop(deadline);
             // Only a new list shows whether any container remains.
             self.containers.forget();
             self.config.interval = self.config.interval.min(Duration::from_secs(1));
@@ -301,11 +316,14 @@ impl Controller {
             }
             return true;
         }
-        if !self.actions.is_empty() || self.containers.is_under_way() {
+        if !self.actions.is_empty() || !self.workers.actions.is_empty() || self.containers.is_under_way() {
             return false;
         }
         // While the containers are unknown, some may run: a list is requested at each tick until the deadline.
-        self.containers.list.as_ref().is_some_and(|list| list.containers.is_empty() && !self.actions.are_ahead_of(list.sequence))
+        self.containers.list.as_ref().is_some_and(|list| {
+            let is_ahead = [&self.actions, &self.workers.actions].iter().any(|actions| actions.are_ahead_of(list.sequence));
+            list.containers.is_empty() && list.others.is_empty() && !is_ahead
+        })
     }
 
     /// Updates the health components, and sends the heartbeat when it is due.
@@ -318,7 +336,8 @@ impl Controller {
         // Not before it is known who leads: the heartbeat would present this Controller as the leader.
         if is_due && (self.leadership.is_standby() || self.leadership.may_act(now)) {
             let meta = self.known().meta();
-            self.heartbeat.report(&facts, meta, now);
+            let usage = self.heartbeat.report(&facts, meta, now);
+            self.workers.measured(usage, now);
         } else {
             self.heartbeat.update_board(&facts);
         }
@@ -331,6 +350,7 @@ impl Controller {
             containers: &self.containers,
             actions: &self.actions,
             recorders: &self.recorders,
+            workers: &self.workers.report,
             leadership: &self.leadership,
             history: &self.history,
             specs: &mut self.specs,

@@ -10,7 +10,8 @@ use crate::decide::container::{Container, Engine};
 use crate::decide::leadership::Standing;
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
-use crate::decide::spec::Tier2ServiceSpec;
+use crate::decide::spec::{Kind, Tier2ServiceSpec};
+use crate::decide::worker::Worker;
 
 /// Why the database sent no rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +60,8 @@ pub enum Event {
     },
     /// The rows that an earlier run saved were read, `None` if there are none.
     Saved(Option<Vec<Row>>),
-    /// The files that contain what is seeded were read.
-    SeedFiles,
+    /// The files that contain what is seeded were read; the declared workers, if they are known.
+    SeedFiles(Option<Vec<Worker>>),
     /// A list of containers, or why it failed.
     Containers {
         /// Number of the request.
@@ -76,6 +77,8 @@ pub enum Event {
     Lock(Standing),
     /// An action ended.
     Done {
+        /// Whether it is for a Recorder or a worker.
+        kind: Kind,
         /// The action.
         action: Box<Action>,
         /// Its result, or why it failed.

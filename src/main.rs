@@ -12,7 +12,7 @@ use log::{Log, debug, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::sh::Typed;
-use silvasonic_controller::cli::{check, completions, curl, devices, health, logs, man, profiles, sh};
+use silvasonic_controller::cli::{check, completions, curl, devices, health, logs, man, profiles, sh, workers};
 use silvasonic_controller::config::{Config, Launch, LogFormat, SettingFault};
 use silvasonic_controller::config_folder::ConfigFolder;
 use silvasonic_controller::controller::{Controller, End};
@@ -85,6 +85,7 @@ fn execute(given: &Arguments) -> Result<ExitCode, ExitCode> {
         Command::Enroll | Command::Ignore | Command::Reset | Command::Enable | Command::Disable => {
             finish(devices::decide(&settings()?, given))
         }
+        Command::Workers => finish(workers::show(&settings()?, given)),
         Command::Check => finish(Ok(check::check(read_settings(), given.format()))),
         Command::Scan => finish(scan(&settings()?, given)),
         Command::CheckProfiles => finish(profiles::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),

@@ -32,6 +32,8 @@ pub struct Known<'a> {
     pub actions: &'a Actions,
     /// The history of the Recorders.
     pub recorders: &'a Recorders,
+    /// What the heartbeat says about workers.
+    pub workers: &'a Map<String, Value>,
     /// The last decisions.
     pub history: &'a History,
     /// The specs.
@@ -62,7 +64,8 @@ impl Known<'_> {
         let devices: Map<String, Value> = by_insertion(reasons.into_iter().map(entry));
         let ends = self.recorders.ends();
         let ends = (!ends.is_empty()).then(|| ("ends".to_owned(), ends.into()));
-        by_insertion([("devices".to_owned(), devices.into())].into_iter().chain(ends))
+        let workers = (!self.workers.is_empty()).then(|| ("workers".to_owned(), self.workers.clone().into()));
+        by_insertion([("devices".to_owned(), devices.into())].into_iter().chain(ends).chain(workers))
     }
 
     /// The components of health checks, and the activity of the station.
@@ -99,6 +102,9 @@ impl Known<'_> {
             let capture = self.hardware.proof(&id).map(|proof| format!("; PCM {proof}")).unwrap_or_default();
             let busy = if self.actions.has(&id) { "; an action is under way" } else { "" };
             lines.push(format!("microphone {}: {}{capture}{busy}", shown(&id), reason.text));
+        }
+        for (name, worker) in self.workers {
+            lines.push(format!("worker {name}: {}", worker["reason"].as_str().unwrap_or_default()));
         }
         lines.extend(self.history.lines());
         lines.push("end".to_owned());

@@ -31,6 +31,8 @@ pub enum Command {
     Enable,
     /// Suspend recording a microphone.
     Disable,
+    /// Show workers and why they run or not.
+    Workers,
     /// Check everything that a station needs.
     Check,
     /// Show the connected microphones.
@@ -179,16 +181,25 @@ pub const COMMANDS: &[CommandSpec] = &[
         words: "enable",
         operands: &[ID],
         options: &[],
-        about: "resume recording a microphone",
-        more: "",
+        about: "resume recording a microphone, or running a worker",
+        more: "ID is that of a microphone, or the name of a worker.",
     },
     CommandSpec {
         command: Command::Disable,
         words: "disable",
         operands: &[ID],
         options: &[],
-        about: "suspend recording a microphone",
-        more: "The enrolment does not change.",
+        about: "suspend recording a microphone, or running a worker",
+        more: "ID is that of a microphone, whose enrolment does not change, or the name of a worker.",
+    },
+    CommandSpec {
+        command: Command::Workers,
+        words: "workers",
+        operands: &[],
+        options: &[JSON],
+        about: "show all workers, and why each runs or not",
+        more: "Reads the declarations, database and Podman, so it works without a running Controller. What a worker waits for is \
+               read from the last heartbeat of the Controller.",
     },
     CommandSpec {
         command: Command::Check,
@@ -561,7 +572,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_first_wrong_word_and_what_was_expected() {
-        let commands = "expected run, logs, devices, enroll, ignore, reset, enable, disable, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
+        let commands = "expected run, logs, devices, enroll, ignore, reset, enable, disable, workers, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
         let table = [
             ("log", format!("{commands} \"log\"; see --help")),
             ("profiles", format!("{commands} \"profiles\"; see --help")),

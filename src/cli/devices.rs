@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cache;
 use crate::cli::arguments::{Arguments, Command, Format};
+use crate::cli::workers;
 use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::lister::{compare, recorders};
@@ -91,7 +92,18 @@ pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), St
 pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
     let mut db = connection::Connection::connect_for_command(&config.database).map_err(|why| cannot_read(&why))?;
     let registry = Registry::read(&db.snapshot().map_err(|error| cannot_read(&reason(&error)))?, None);
-    let id = find_id(&registry, given.value("ID").unwrap_or_default())?;
+    let typed = given.value("ID").unwrap_or_default();
+    if let (Some(name), switch) = (workers::find(config, &registry, typed), given.command) {
+        let enabled = match switch {
+            Command::Enable => true,
+            Command::Disable => false,
+            _ => return Err(format!("{name} is a worker; it can be enabled or disabled")),
+        };
+        db.switch_service(&name, enabled).map_err(|error| format!("{name}: {}", reason(&error)))?;
+        let outcome = if enabled { "enabled" } else { "disabled" };
+        return Ok((true, format!("worker {name} is {outcome}{}\n", nudge(config))));
+    }
+    let id = find_id(&registry, typed)?;
     let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
     let profile = given.value("PROFILE").map(str::to_owned).or_else(|| device?.profile.clone());
     let (decision, outcome) = match given.command {
@@ -113,14 +125,18 @@ pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), 
         _ => (Decision::Disable, "disabled".to_owned()),
     };
     db.decide(&id, &decision).map_err(|error| format!("{id}: {}", reason(&error)))?;
+    Ok((true, format!("{id} is {outcome}{}\n", nudge(config))))
+}
+
+/// Nudges the Controller. Returns a phrase if no Controller received that.
+fn nudge(config: &Config) -> &'static str {
     let nudged = connect(&config.redis_url)
         .and_then(|mut redis| redis::cmd("PUBLISH").arg(nudge::CHANNEL).arg(nudge::PAYLOAD).query::<i64>(&mut redis));
-    let delay = match nudged {
+    match nudged {
         Ok(1..) => "",
         Ok(_) => "; no Controller received the nudge",
         Err(_) => "; Redis is unavailable, so it takes effect at the next tick of a running Controller",
-    };
-    Ok((true, format!("{id} is {outcome}{delay}\n")))
+    }
 }
 
 /// The id that equals `typed`, or the only id that begins with it.
@@ -139,7 +155,7 @@ fn find_id(registry: &Registry, typed: &str) -> Result<String, String> {
     }
 }
 
-fn cannot_read(why: &str) -> String {
+pub(super) fn cannot_read(why: &str) -> String {
     format!("cannot read PostgreSQL: {why}")
 }
 
@@ -189,7 +205,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let containers = containers.as_deref().map_err(String::as_str);
     let holds = by_insertion(plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())));
     let input = ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers };
-    let reported = heartbeat(config);
+    let reported = heartbeat(config, "devices");
     let rows = reasons(&input).into_iter().map(|(id, reason)| {
         let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
         let microphone = online(&presences, &id);
@@ -254,13 +270,13 @@ pub(super) fn presences(config: &Config, registry: &Registry, notes: &mut Vec<St
     presences
 }
 
-/// `meta.devices` of the last heartbeat of the Controller; empty if there is none.
-fn heartbeat(config: &Config) -> Map<String, Value> {
+/// A section of `meta` in the last heartbeat of the Controller; empty if there is none.
+pub(super) fn heartbeat(config: &Config, section: &str) -> Map<String, Value> {
     let read = || -> Option<Map<String, Value>> {
         let mut redis = connect(&config.redis_url).ok()?;
         let text: String = redis::cmd("GET").arg(HEARTBEAT_KEY).query(&mut redis).ok()?;
         let heartbeat: Value = from_python(&text).ok()?;
-        heartbeat["meta"]["devices"].as_object().cloned()
+        heartbeat["meta"][section].as_object().cloned()
     };
     read().unwrap_or_default()
 }

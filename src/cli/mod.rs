@@ -13,3 +13,4 @@ pub mod profiles;
 pub mod scan;
 pub mod sh;
 mod takeover;
+pub mod workers;

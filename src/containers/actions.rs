@@ -17,6 +17,7 @@ use crate::containers::execute::Executor;
 use crate::containers::folders::Folders;
 use crate::decide::action::{Action, Rank, Task};
 use crate::decide::container::Engine;
+use crate::decide::spec::Kind;
 use crate::descriptors;
 use crate::event::Event;
 use crate::logs::forwarder::Drainer;
@@ -35,6 +36,7 @@ const MANY: usize = 3;
 
 /// Actions under way, and those that ended but whose outcome is not in a list yet.
 pub struct Actions {
+    kind: Kind,
     podman: Podman,
     folders: Folders,
     events: SyncSender<Event>,
@@ -67,12 +69,16 @@ struct UnderWay {
 }
 
 impl Actions {
-    /// No actions yet.
+    /// No actions for containers of this kind yet.
     #[must_use]
-    pub fn new(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> Self {
+    pub fn new(kind: Kind, podman: &Podman, config: &Config, events: &SyncSender<Event>) -> Self {
         Self {
+            kind,
             podman: podman.clone(),
-            folders: Folders::new(config.workspace_local.clone()),
+            folders: match kind {
+                Kind::Recorder => Folders::new(config.workspace_local.clone()),
+                Kind::Worker => Folders::of_workers(config.workers.workspace.clone()),
+            },
             events: events.clone(),
             under_way: BTreeMap::new(),
             unlisted: BTreeMap::new(),
@@ -82,9 +88,12 @@ impl Actions {
         }
     }
 
-    /// Whether an action may start now. If not, the next plan contains it again.
+    /// Whether an action may start now: for workers only one at a time, except stops. If not, the next plan contains it again.
     #[must_use]
     pub fn have_room_for(&self, action: &Action) -> bool {
+        if self.kind == Kind::Worker && action.rank() != Rank::Stop {
+            return self.under_way.is_empty();
+        }
         let starts = self.under_way.values().filter(|other| other.rank == Rank::Start && other.since.elapsed() < SLOW_START);
         action.rank() != Rank::Start || starts.count() < self.starts
     }
@@ -102,13 +111,14 @@ impl Actions {
             is_stopping: Arc::clone(&self.is_stopping),
             stop_timeout: self.stop_timeout(),
         };
-        let (events, device, since) = (self.events.clone(), action.device.clone(), Instant::now());
+        let (events, kind) = (self.events.clone(), self.kind);
+        let (device, since) = (action.device.clone(), Instant::now());
         let is_replacement = matches!(action.task, Task::Replace { .. });
         let entry = UnderWay { rank: action.rank(), is_replacement, since, is_abandoned: false };
         let run = move || {
             let result = executor.execute(&action);
             // Fails only while the program ends.
-            let _ = events.send(Event::Done { action: Box::new(action), result, took: since.elapsed() });
+            let _ = events.send(Event::Done { kind, action: Box::new(action), result, took: since.elapsed() });
         };
         thread::Builder::new().name("action".to_owned()).stack_size(256 << 10).spawn(run)?;
         self.under_way.insert(device, entry);

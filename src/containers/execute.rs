@@ -26,7 +26,7 @@ use crate::containers::folders::Folders;
 use crate::decide::action::{Action, Done, Failure, OldContainer, Removal, Task};
 use crate::decide::container::Engine;
 use crate::decide::plan::old_name;
-use crate::decide::spec::{OWNER, SERVICE, Tier2ServiceSpec};
+use crate::decide::spec::{Kind, OWNER, SERVICE, Tier2ServiceSpec};
 use crate::logs::forwarder::Drainer;
 use crate::podman::client::{Outcome, Podman};
 use crate::podman::error::{Error, cause};
@@ -301,6 +301,11 @@ impl Executor {
             false => format!("{} is not replaced", spec.name),
         };
         let missing = |why: String| Failure::Prerequisite(format!("{what}: {why}"));
+        if error.is_cause(cause::NO_IMAGE) && spec.kind() == Kind::Worker {
+            // A station need not have the image of every worker.
+            let why = format!("worker {} waits for its image {}: build or load it, or disable the worker", spec.device, spec.image());
+            return Failure::Prerequisite(why);
+        }
         if error.is_cause(cause::NO_IMAGE) {
             return missing(format!("image {} is not in Podman's local storage; build or load it (podman image ls)", spec.image()));
         }

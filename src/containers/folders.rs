@@ -28,6 +28,7 @@ type Answer = Receiver<(Result<(), String>, Instant)>;
 #[derive(Clone, Debug)]
 pub struct Folders {
     workspace: PathBuf,
+    make: fn(&Path, &Path) -> io::Result<()>,
     /// The attempts without an answer at their time limit.
     late: Arc<Mutex<BTreeMap<String, Answer>>>,
 }
@@ -36,7 +37,15 @@ impl Folders {
     /// Creates folders in this one.
     #[must_use]
     pub fn new(workspace: PathBuf) -> Self {
-        Self { workspace, late: Arc::default() }
+        Self { workspace, make, late: Arc::default() }
+    }
+
+    /// Creates folders of workers in this one. This process may not see the workspace of the host: then the folders must
+    /// exist, and Podman says so if one does not.
+    #[must_use]
+    pub fn of_workers(workspace: PathBuf) -> Self {
+        let make = |workspace: &Path, path: &Path| if workspace.is_dir() { make(workspace, path) } else { Ok(()) };
+        Self { make, ..Self::new(workspace) }
     }
 
     /// Creates a folder unless it exists.
@@ -44,7 +53,7 @@ impl Folders {
     /// # Errors
     /// Path and cause.
     pub fn make(&self, folder: &str) -> Result<(), String> {
-        self.make_by(folder, LIMIT, make)
+        self.make_by(folder, LIMIT, self.make)
     }
 
     fn make_by(&self, folder: &str, limit: Duration, make: fn(&Path, &Path) -> io::Result<()>) -> Result<(), String> {

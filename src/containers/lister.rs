@@ -23,7 +23,7 @@ use crate::cache::{self, ENGINE};
 use crate::config::Config;
 use crate::decide::container::{Container, Engine, State, Version};
 use crate::decide::difference;
-use crate::decide::spec::{OWNER, RecorderSettings, SERVICE, Tier2ServiceSpec};
+use crate::decide::spec::{OWNER, RECORDER, RecorderSettings, SERVICE, TIER, TIER_2, Tier2ServiceSpec};
 use crate::event::{Comparison, Event};
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
@@ -167,7 +167,7 @@ impl ListerThread {
                 self.keep(engine);
             }
         }
-        let mut containers = recorders(&self.engine_cache.podman, &self.engine_cache.recorder.owner)?;
+        let mut containers = tier2(&self.engine_cache.podman, &self.engine_cache.recorder.owner)?;
         for container in containers.iter_mut().filter(|container| container.state == State::Exited && container.exit_code != 0) {
             // For the log only: an error here must not fail the list.
             container.out_of_memory = self.engine_cache.podman.ran_out_of_memory(&container.id).unwrap_or(false);
@@ -251,16 +251,33 @@ impl EngineCache {
     }
 }
 
-/// All Recorder containers of an owner, running or not. Other services of a station carry the same owner label; this
-/// program does not manage them.
+/// All Tier 2 containers of an owner, running or not: first the Recorders, then those of other services. Tier 1
+/// containers may carry the same owner label; this program does not manage them.
+///
+/// # Errors
+/// If Podman cannot list them.
+pub fn tier2(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> {
+    let mut containers = podman.list(OWNER, owner)?;
+    let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
+    containers.retain(|container| is(container, OWNER, owner) && (is(container, TIER, TIER_2) || is_recorder(container)));
+    containers.sort_by_key(|container| !is_recorder(container));
+    Ok(containers)
+}
+
+/// All Recorder containers of an owner, running or not.
 ///
 /// # Errors
 /// If Podman cannot list them.
 pub fn recorders(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> {
-    let mut containers = podman.list(OWNER, owner)?;
-    let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
-    containers.retain(|container| is(container, OWNER, owner) && is(container, SERVICE, "recorder"));
+    let mut containers = tier2(podman, owner)?;
+    containers.retain(is_recorder);
     Ok(containers)
+}
+
+/// Whether a container records.
+#[must_use]
+pub fn is_recorder(container: &Container) -> bool {
+    container.labels.get(SERVICE).is_some_and(|service| service == RECORDER)
 }
 
 /// Compares containers with their specs. After the first error the others are not inspected: Podman may hang.

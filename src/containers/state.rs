@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::actions::Actions;
-use crate::containers::lister::Lister;
+use crate::containers::lister::{Lister, is_recorder};
 use crate::containers::liveness::Liveness;
 use crate::containers::watch::Watch;
 use crate::decide::container::{Container, Engine, State};
@@ -47,8 +47,10 @@ const STUCK: Duration = Duration::from_secs(20);
 pub struct List {
     /// Number of the request.
     pub sequence: u64,
-    /// All our containers.
+    /// All our Recorders.
     pub containers: Arc<[Container]>,
+    /// All our Tier 2 containers of other services.
+    pub others: Arc<[Container]>,
 }
 
 /// Requests lists from Podman, and keeps the last one.
@@ -180,7 +182,9 @@ impl ContainersState {
                 self.received = now;
                 self.liveness.update(&mut containers, now);
                 self.note_transitional(&containers, actions, now);
-                self.list = Some(List { sequence, containers: containers.into() });
+                let first_other = containers.iter().position(|container| !is_recorder(container)).unwrap_or(containers.len());
+                let others = containers.split_off(first_other).into();
+                self.list = Some(List { sequence, containers: containers.into(), others });
             }
         }
         // If an action ended after this list was requested, its outcome is in the next one.
@@ -243,7 +247,7 @@ impl ContainersState {
         self.list = None;
     }
 
-    /// All our containers, or why they are unknown.
+    /// All our Recorders, or why they are unknown.
     ///
     /// # Errors
     /// Why they are unknown.
@@ -253,6 +257,14 @@ impl ContainersState {
             (None, Err(why)) => Err(why),
             (None, Ok(())) => Err(NOT_YET),
         }
+    }
+
+    /// All our Tier 2 containers of other services, or why they are unknown.
+    ///
+    /// # Errors
+    /// Why they are unknown.
+    pub fn others(&self) -> Result<&[Container], &str> {
+        self.containers().map(|_| self.list.as_ref().map_or(&[][..], |list| &list.others))
     }
 
     /// The exit code of a container's last run. `Some(None)` if it will stay unknown; `None` while an event may still

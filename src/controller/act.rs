@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{debug, info, warn};
 
 use super::Controller;
+use super::workers::Turn;
 use crate::containers::state::List;
 use crate::decide::action::{Action, Done, Failure};
 use crate::decide::container::Container;
@@ -23,7 +24,7 @@ impl Controller {
             return;
         }
         self.database.lead();
-        let Some(List { sequence, containers }) = self.containers.list.clone() else { return };
+        let Some(List { sequence, containers, others }) = self.containers.list.clone() else { return };
         self.actions.listed(sequence);
         let Some((desired, desired_complete)) = self.desired(&containers) else { return };
         let busy = self.actions.busy();
@@ -43,12 +44,15 @@ impl Controller {
             wall: SystemTime::now(),
         });
         self.note_plan(&plan, &containers, &desired);
+        let is_calm = plan.actions.is_empty() && plan.compare.is_empty();
         self.containers.compare(plan.compare, now);
         if plan.actions.is_empty() || self.containers.is_fresh(now) {
             plan.actions.into_iter().for_each(|action| self.start(action));
         } else {
             self.containers.request(&self.actions);
         }
+        let turn = if is_calm && self.actions.is_empty() { Turn::Workers } else { Turn::Recorders };
+        self.act_on_workers(&others, sequence, turn, now);
     }
 
     /// The desired state, and whether it is complete; `None` until the database has responded for the first time.

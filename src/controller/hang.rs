@@ -29,13 +29,13 @@ impl Controller {
             database: self.database.hung_threads(),
             scans: self.hardware.hung_scans(),
             podman: usize::from(self.containers.is_hung()),
-            actions: self.actions.hung(),
+            actions: self.actions.hung() + self.workers.actions.hung(),
             publisher: usize::from(self.heartbeat.is_hung()),
             nudge: usize::from(self.nudges.is_hung()),
         };
         let work = match self.shutdown {
             Some(_) => Work::Shutdown,
-            None if self.actions.only_hang() => Work::None,
+            None if self.actions.only_hang() && self.workers.actions.only_hang() => Work::None,
             None => Work::Actions,
         };
         let now = Instant::now();

@@ -50,6 +50,8 @@ pub struct Connection {
     client: Client,
     /// The prepared statement of [`Connection::snapshot`], which runs every second.
     pub(super) snapshot: Option<Statement>,
+    /// Whether the rows of workers cannot be read, so that the statement leaves them out.
+    pub(super) without_services: bool,
     /// Set when the rows cannot be read as text.
     pub(super) raw: Option<Raw>,
     /// Why calls cannot be ended at their deadline, if so.
@@ -114,7 +116,7 @@ impl Connection {
             flaw.map_or_else(|| reason(&error), |flaw| format!("{}; {flaw}", reason(&error)))
         })?;
         let unlimited = failure.lock().unwrap_or_else(PoisonError::into_inner).take().map(|why| why.to_string());
-        Ok(Self { client, snapshot: None, raw: None, unlimited, disconnecting: None, attached })
+        Ok(Self { client, snapshot: None, without_services: false, raw: None, unlimited, disconnecting: None, attached })
     }
 
     /// Makes sure that the server answers at all, with a socket of our own. Where a call to the library cannot be ended

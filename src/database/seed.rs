@@ -1,4 +1,4 @@
-//! The seeders: they insert the default settings, the profiles of this version and the admin user, where they are
+//! The seeders: they insert the default settings, the profiles of this version, the rows of workers and the admin user, where they are
 //! absent.
 //!
 //! Each seeder has its own transaction. When one fails, it is reported and retried; the others are not affected. What
@@ -18,6 +18,7 @@ use crate::config_folder::{self, ConfigFolder, FileFault};
 use crate::database::connection::{Connection, Transaction, reason};
 use crate::database::statements::{self, is_about_text};
 use crate::decide::profile::Profile;
+use crate::decide::worker::Worker;
 use crate::rate_limit::RateLimit;
 use crate::text::{ascii, ascii_map, ascii_value, shown};
 
@@ -28,6 +29,8 @@ const BCRYPT_COST: u32 = 12;
 pub struct Seeder {
     pending: BTreeSet<&'static str>,
     rate_limit: RateLimit,
+    /// Workers whose rows were there once: one that was deleted since is not inserted again.
+    workers: BTreeSet<String>,
     admin: Admin,
 }
 
@@ -48,6 +51,8 @@ pub struct Content {
     settings: Result<Sections, Vec<String>>,
     /// The profiles, and the faults of others.
     profiles: Result<(Vec<Profile>, Vec<String>), String>,
+    /// The workers, and the faults of others.
+    workers: Result<(Vec<Worker>, Vec<String>), String>,
     /// Name and password of the admin user, if there is one.
     credentials: Result<Option<(String, String)>, String>,
 }
@@ -60,8 +65,17 @@ impl Content {
         Self {
             settings: files.sections().map(|(sections, faults)| (sections, texts(faults))).map_err(texts),
             profiles: files.read_profiles(),
+            workers: files.read_workers(),
             credentials: files.credentials().map_err(|faults| texts(faults).join("; ")),
         }
+    }
+}
+
+impl Content {
+    /// The declared workers; `None` = unknown.
+    #[must_use]
+    pub fn workers(&self) -> Option<Vec<Worker>> {
+        self.workers.as_ref().ok().map(|(workers, _)| workers.clone())
     }
 }
 
@@ -80,7 +94,12 @@ impl Seeder {
 
     /// Creates missing tables and columns.
     pub fn schema(&mut self, db: &mut Connection) {
-        let result = db.complete_schema().map(|created| created.iter().for_each(|what| info!("database: created {what}")));
+        let result = db.complete_schema().map(|created| {
+            created.iter().for_each(|what| info!("database: created {what}"));
+            if created.iter().any(|what| what == "table managed_services") {
+                self.workers.clear();
+            }
+        });
         self.report("schema", result.map_err(|error| vec![reason(&error)]));
     }
 
@@ -123,6 +142,24 @@ impl Seeder {
             if faults.is_empty() { Ok(()) } else { Err(faults.clone()) }
         });
         self.report("profiles", result);
+    }
+
+    /// Inserts a row for each declared worker into `managed_services`, once while the program runs.
+    pub fn workers(&mut self, db: &mut Connection, content: &Content) {
+        let result = content.workers.as_ref().map_err(|why| vec![why.clone()]).and_then(|(workers, faults)| {
+            let insert = |transaction: &mut Transaction<'_>| {
+                for worker in workers.iter().filter(|worker| !self.workers.contains(&worker.name)) {
+                    if statements::insert_service(transaction, &worker.name, worker.enabled)? {
+                        info!("seeded worker {}: {}", worker.name, if worker.enabled { "enabled" } else { "disabled" });
+                    }
+                }
+                Ok(())
+            };
+            db.transaction(insert).map_err(|error| vec![reason(&error)])?;
+            self.workers.extend(workers.iter().map(|worker| worker.name.clone()));
+            if faults.is_empty() { Ok(()) } else { Err(faults.clone()) }
+        });
+        self.report("workers", result);
     }
 
     /// Inserts the admin user, or checks its password. To hash or verify a password takes 0.2 s or more, so a separate

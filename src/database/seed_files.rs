@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::config_folder::ConfigFolder;
 use crate::database::seed::Content;
+use crate::decide::worker::Worker;
 
 /// What was read longer ago is read again.
 const FRESH: Duration = Duration::from_secs(5);
@@ -17,6 +18,8 @@ const FRESH: Duration = Duration::from_secs(5);
 pub struct SeedFiles {
     folder: ConfigFolder,
     reading: Arc<Mutex<Reading>>,
+    /// Called at the end of each reading by the thread, with the declared workers, if they are known.
+    done: Arc<dyn Fn(Option<Vec<Worker>>) + Send + Sync>,
 }
 
 enum Reading {
@@ -27,14 +30,15 @@ enum Reading {
 }
 
 impl SeedFiles {
-    /// Nothing is read yet.
+    /// Nothing is read yet. `done` is called whenever the thread has read the files, with the declared workers, if they
+    /// are known.
     #[must_use]
-    pub fn new(folder: ConfigFolder) -> Self {
-        Self { folder, reading: Arc::new(Mutex::new(Reading::Idle)) }
+    pub fn new(folder: ConfigFolder, done: impl Fn(Option<Vec<Worker>>) + Send + Sync + 'static) -> Self {
+        Self { folder, reading: Arc::new(Mutex::new(Reading::Idle)), done: Arc::new(done) }
     }
 
-    /// Begins to read, unless that is under way. Calls `done` at the end.
-    pub fn request(&self, done: impl FnOnce() + Send + 'static) {
+    /// Begins to read, unless that is under way.
+    pub fn request(&self) {
         let mut reading = self.reading();
         if matches!(*reading, Reading::UnderWay) {
             return;
@@ -42,8 +46,9 @@ impl SeedFiles {
         let files = self.clone();
         let read = move || {
             let content = Content::read(&files.folder);
+            let workers = content.workers();
             *files.reading() = Reading::Done(content, Instant::now());
-            done();
+            (files.done)(workers);
         };
         let started = thread::Builder::new().name("config".to_owned()).stack_size(256 << 10).spawn(read);
         // Without a thread, the next call tries again.
@@ -64,7 +69,7 @@ impl SeedFiles {
                 Reading::Idle | Reading::Done(..) => {}
             }
         }
-        self.request(|| ());
+        self.request();
         None
     }
 

@@ -28,6 +28,7 @@ use crate::database::worker::{FILES, Request, SharedState, Worker};
 use crate::decide::container::Container;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
+use crate::decide::worker::Worker as DeclaredWorker;
 use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
 use crate::saver::Saver;
@@ -84,6 +85,8 @@ pub struct DatabaseState {
     files_until: Instant,
     /// Whether it was reported that this takes longer.
     is_reported: bool,
+    /// The declared workers; `None` while they are unknown.
+    pub workers: Option<Vec<DeclaredWorker>>,
     /// The parsed rows; `None` until the first state is known.
     pub registry: Option<Registry>,
     /// Whether the last read succeeded, or its error.
@@ -130,11 +133,14 @@ impl DatabaseState {
             }
         })?;
         let reads_disk = !folder.is_built_in();
-        let files = SeedFiles::new(folder);
+        let workers = if reads_disk { None } else { folder.read_workers().ok().map(|(workers, _)| workers) };
+        let files = SeedFiles::new(folder, {
+            let events = events.clone();
+            move |workers| drop(events.send(Event::SeedFiles(workers)))
+        });
         if reads_disk {
             unread.push(Files::Seeds);
-            let events = events.clone();
-            files.request(move || drop(events.send(Event::SeedFiles)));
+            files.request();
         }
         let shared = SharedState { refusals: Refusals::default(), settings, files };
         Ok(Self {
@@ -151,6 +157,7 @@ impl DatabaseState {
             rows: Vec::new(),
             saver,
             saved: None,
+            workers,
             unread,
             files_until: Instant::now() + FILES,
             is_reported: false,
@@ -323,7 +330,8 @@ impl DatabaseState {
     }
 
     /// Handles the end of reading the files that contain what is seeded.
-    pub fn seed_files_read(&mut self) {
+    pub fn seed_files_read(&mut self, workers: Option<Vec<DeclaredWorker>>) {
+        self.workers = workers.or_else(|| self.workers.take());
         self.files_read(Files::Seeds);
     }
 

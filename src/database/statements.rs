@@ -14,26 +14,38 @@ const ROW_LIMIT: i32 = 64 << 10;
 
 /// `last_seen` is read only of microphones that are offline: that of the others changes every hour.
 macro_rules! rows {
-    () => {
-        " FROM (
+    ($services:literal) => {
+        concat!(
+            " FROM (
       SELECT 'device' AS kind, name::text AS key,
         (row - CASE row->>'status' WHEN 'offline' THEN '' ELSE 'last_seen' END)::text AS body
         FROM (SELECT name, to_jsonb(d) AS row FROM devices d OFFSET 0) devices
       UNION ALL SELECT 'profile', slug::text, jsonb_build_object('config', config)::text FROM microphone_profiles
-      UNION ALL SELECT 'system', key::text, value::text FROM system_config WHERE key = 'system') rows
+      UNION ALL SELECT 'system', key::text, value::text FROM system_config WHERE key = 'system'",
+            $services,
+            ") rows
     WHERE key IS NOT NULL ORDER BY kind, key"
+        )
     };
 }
 
-/// The whole desired state, each row as text.
-const SNAPSHOT: &str = concat!("SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END", rows!());
+macro_rules! snapshots {
+    ($columns:literal) => {
+        [
+            concat!($columns, rows!(" UNION ALL SELECT 'service', name::text, to_jsonb(enabled)::text FROM managed_services")),
+            concat!($columns, rows!("")),
+        ]
+    };
+}
+
+/// The whole desired state, each row as text; first with the rows of workers, then without them.
+const SNAPSHOT: [&str; 2] = snapshots!("SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END");
 
 /// The same with the bytes that the database holds: PostgreSQL sends no row at all if one of them contains text that it
 /// cannot convert to UTF-8.
-const RAW_SNAPSHOT: &str = concat!(
+const RAW_SNAPSHOT: [&str; 2] = snapshots!(
     r"SELECT kind, decode(replace(key, E'\\', E'\\\\'), 'escape'), CASE WHEN octet_length(body) <= $1
-      THEN decode(replace(body, E'\\', E'\\\\'), 'escape') END",
-    rows!()
+      THEN decode(replace(body, E'\\', E'\\\\'), 'escape') END"
 );
 /// How rows are read that PostgreSQL cannot convert to UTF-8.
 #[derive(Debug)]
@@ -77,6 +89,12 @@ pub enum Decision {
     Disable,
 }
 
+/// Whether the server refused a table or column that is missing, or that this user may not read.
+fn is_about_access(error: &postgres::Error) -> bool {
+    let codes = [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN, SqlState::INSUFFICIENT_PRIVILEGE];
+    error.code().is_some_and(|code| codes.contains(code))
+}
+
 impl Connection {
     /// Reads the whole desired state in one statement. A row with text that is not valid in the encoding of the database
     /// has a fault, and the others are read.
@@ -90,15 +108,38 @@ impl Connection {
                 self.raw = Some(Raw { encoding: row.get(0), texts: BTreeMap::new() });
                 self.read_rows()
             }
+            // Workers matter less than Recorders: without their table, the other rows are read.
+            Err(error) if !self.without_services && is_about_access(&error) => {
+                self.without_services = true;
+                let rows = self.snapshot();
+                self.without_services = rows.is_ok();
+                rows
+            }
             result => result,
         }
+    }
+
+    /// The table of workers may exist now.
+    pub(super) fn services_created(&mut self) {
+        (self.without_services, self.snapshot) = (false, None);
+    }
+
+    /// Writes whether a worker is enabled, with the columns that the web interface uses.
+    ///
+    /// # Errors
+    /// The error of the server or the connection.
+    pub fn switch_service(&mut self, name: &str, enabled: bool) -> Result<(), postgres::Error> {
+        let statement = "INSERT INTO managed_services (name, enabled) VALUES ($1, $2)
+            ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled, updated_at = now()";
+        self.call(|client| client.execute(statement, &[&name, &enabled])).map(|_| ())
     }
 
     fn read_rows(&mut self) -> Result<Vec<Row>, postgres::Error> {
         let statement = match self.snapshot.take() {
             Some(statement) => statement,
             None => {
-                let text = if self.raw.is_some() { RAW_SNAPSHOT } else { SNAPSHOT };
+                let texts = if self.raw.is_some() { RAW_SNAPSHOT } else { SNAPSHOT };
+                let text = texts[usize::from(self.without_services)];
                 self.call(|client| client.prepare(text))?
             }
         };
@@ -293,6 +334,15 @@ pub fn complete_section(transaction: &mut Transaction<'_>, section: &str, fields
 pub fn recorded_devices(transaction: &mut Transaction<'_>) -> Result<i64, postgres::Error> {
     let statement = "SELECT count(*) FROM devices WHERE enabled AND enrollment_status = 'enrolled'";
     Ok(transaction.query(statement, &[])?.first().map_or(0, |row| row.get(0)))
+}
+
+/// Inserts the row of a worker unless it exists. Returns whether it was inserted.
+///
+/// # Errors
+/// The error of the server or the connection.
+pub fn insert_service(transaction: &mut Transaction<'_>, name: &str, enabled: bool) -> Result<bool, postgres::Error> {
+    let statement = "INSERT INTO managed_services (name, enabled) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+    Ok(transaction.execute(statement, &[&name, &enabled])? > 0)
 }
 
 /// Inserts one profile of this version unless its slug exists. Returns whether it was inserted.

@@ -308,6 +308,7 @@ impl WorkerThread {
             self.seeder.settings(db, &content, last.as_ref());
         }
         self.seeder.profiles(db, &content);
+        self.seeder.workers(db, &content);
         if round == Round::Later {
             self.seeder.admin(db, &content);
         }

@@ -23,11 +23,18 @@ pub struct Backoffs {
     /// The delay after the first failure, and after the second one; then it doubles.
     first: [Duration; 2],
     longest: Duration,
+    /// Time between two attempts while a prerequisite is missing.
+    prerequisite: Duration,
 }
 
 impl Default for Backoffs {
     fn default() -> Self {
-        Self { devices: BTreeMap::new(), first: [Duration::ZERO, Duration::from_secs(1)], longest: LONGEST }
+        Self {
+            devices: BTreeMap::new(),
+            first: [Duration::ZERO, Duration::from_secs(1)],
+            longest: LONGEST,
+            prerequisite: PREREQUISITE_RETRY,
+        }
     }
 }
 
@@ -53,7 +60,23 @@ impl Backoffs {
     /// For containers that differ right after their creation: 1 s, doubling up to 1 h.
     #[must_use]
     pub fn of_drifts() -> Self {
-        Self { devices: BTreeMap::new(), first: [Duration::from_secs(1), Duration::from_secs(2)], longest: LONGEST_DRIFT }
+        Self {
+            devices: BTreeMap::new(),
+            first: [Duration::from_secs(1), Duration::from_secs(2)],
+            longest: LONGEST_DRIFT,
+            ..Self::default()
+        }
+    }
+
+    /// For workers, which nobody misses for a minute.
+    #[must_use]
+    pub fn of_workers() -> Self {
+        Self { prerequisite: LONGEST, ..Self::default() }
+    }
+
+    /// Somebody may have provided what was missing: it is tried again at once.
+    pub fn retry_prerequisites(&mut self) {
+        self.devices.retain(|_, backoff| backoff.failures > 0);
     }
 
     fn delay(&self, failures: u32) -> Duration {
@@ -85,8 +108,9 @@ impl Backoffs {
     /// Records that an attempt was impossible because a prerequisite is missing. This is not a failure of the Recorder:
     /// it is retried at a constant rate, so that it succeeds soon after the prerequisite is available.
     pub fn prerequisite_missing(&mut self, device: &str, attempt: Attempt<'_>, now: Instant) -> Duration {
-        self.of(device, attempt, now).until = now + PREREQUISITE_RETRY;
-        PREREQUISITE_RETRY
+        let every = self.prerequisite;
+        self.of(device, attempt, now).until = now + every;
+        every
     }
 
     /// The failures with this spec; another spec begins without failures.

@@ -17,6 +17,7 @@ use crate::collect::by_insertion;
 use crate::decide::container::Container;
 use crate::decide::device::Microphone;
 use crate::decide::presence::{Presence, Presences};
+use crate::decide::pressure::Shortage;
 use crate::decide::registry::{Device, Enrollment, Registry};
 use crate::decide::spec::{DEVICE_ID, RecorderSettings, Tier2ServiceSpec};
 
@@ -44,6 +45,8 @@ pub enum StopReason {
     Ignored,
     /// It has no profile.
     NoProfile,
+    /// The host is short of something, and a worker gives way.
+    Shortage(Shortage),
     /// The Controller is asked to stop.
     Shutdown,
 }
@@ -51,6 +54,7 @@ pub enum StopReason {
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Shortage(shortage) => return write!(f, "{shortage}"),
             Self::Offline => "offline",
             Self::Disabled => "disabled",
             Self::Pending => "pending",
@@ -68,7 +72,7 @@ pub enum KeepReason {
     InvalidRow(String),
     /// The last known rows require a stop, but the database does not respond now.
     DatabaseUnavailable(StopReason),
-    /// The device has no row yet.
+    /// The device or worker has no row yet, or not any more.
     NoRow,
     /// The row is new, and neither the Controller nor a user has decided about it.
     Undecided,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::collect::by_insertion;
 use crate::decide::action::{Action, Cause, Done, Ending, Failure, Hold, Task};
-use crate::decide::backoff::Attempt;
+use crate::decide::backoff::{Attempt, Backoffs};
 use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
 use crate::decide::past::{Compared, Past, Rejected, Runs, has_hash_of};
@@ -171,7 +171,37 @@ pub enum Finished {
     Dropped(String),
 }
 
+impl Note {
+    /// The line for a worker instead of a Recorder.
+    #[must_use]
+    pub fn of_worker(&self) -> String {
+        match self {
+            Self::Ended { device, ending, next: Next::Restarted } => format!("worker {device} {ending}; Podman restarted it"),
+            Self::Ended { device, ending, next: Next::After(wait) } => {
+                format!("worker {device} {ending}; next start in {} s", wait.as_secs())
+            }
+            Self::Foreign { name, device } => {
+                format!("somebody else replaced worker {device}; the container {} is left running", shown(name))
+            }
+            Self::Held { device, hold } => format!("worker {device} waits: {hold}"),
+            Self::Renamed { from, to } => format!("{} was renamed back to {to}; it still runs", shown(from)),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl Recorders {
+    /// A history of workers: the same, but what is missing for one is tried less often.
+    #[must_use]
+    pub fn of_workers() -> Self {
+        Self { past: Past { failures: Backoffs::of_workers(), ..Past::default() }, ..Self::default() }
+    }
+
+    /// A user asks for a cycle: what was missing may be there now.
+    pub fn nudged(&mut self) {
+        self.past.failures.retry_prerequisites();
+    }
+
     /// The earlier events that a plan depends on.
     #[must_use]
     pub fn past(&self) -> &Past {

@@ -30,11 +30,11 @@ use crate::text::{ascii, ascii_map, ascii_value, shown};
 /// One row as it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Row {
-    /// `device`, `profile` or `system`.
+    /// `device`, `profile`, `service` or `system`.
     pub kind: String,
     /// Primary key.
     pub key: String,
-    /// The row, or for `system` its value, as JSON; `None` if it is too large or not readable.
+    /// The row, for `system` its value, or for `service` whether it is enabled, as JSON; `None` if it is too large or not readable.
     pub body: Option<String>,
     /// Why it is not readable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,6 +48,8 @@ pub struct Registry {
     pub devices: BTreeMap<String, Result<Device, String>>,
     /// Profiles by slug, or why a row is invalid.
     pub profiles: BTreeMap<String, Result<ProfileConfig, String>>,
+    /// Workers by name: whether each is enabled, or why a row is invalid.
+    pub services: BTreeMap<String, Result<bool, String>>,
     /// Station-wide settings.
     pub system: System,
     /// The faults of single rows, one line each, with row, value and allowed values.
@@ -213,6 +215,12 @@ impl Registry {
                         Err(why) => Some(why.clone()),
                     };
                     registry.profiles.insert(row.key.clone(), profile);
+                    fault
+                }
+                "service" => {
+                    let enabled = value.and_then(|value| value.as_bool().ok_or_else(|| "expected true or false".to_owned()));
+                    let fault = enabled.as_ref().err().cloned();
+                    registry.services.insert(row.key.clone(), enabled);
                     fault
                 }
                 "system" => {

@@ -17,6 +17,15 @@ use crate::decide::difference::{self, Keys};
 use crate::decide::worker::{Recordings, Worker, WorkerSettings};
 use crate::text::fingerprint;
 
+/// The kinds of Tier 2 containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Records one microphone.
+    Recorder,
+    /// Analyses or uploads.
+    Worker,
+}
+
 /// Namespace of all our labels.
 const LABEL: &str = "io.silvasonic.";
 
@@ -246,6 +255,12 @@ impl Tier2ServiceSpec {
     #[must_use]
     pub fn card(&self) -> Option<u32> {
         self.card
+    }
+
+    /// What kind of container it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        if self.service == RECORDER { Kind::Recorder } else { Kind::Worker }
     }
 
     /// Service: [`RECORDER`], or the name of the worker.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
+use crate::decide::pressure::Usage;
 use crate::health::board::{Activity, Board};
 use crate::health::host::Meter;
 use crate::health::sd_notify::Notifier;
@@ -37,6 +38,7 @@ pub struct Heartbeat {
     publisher: Publisher,
     meter: Meter,
     notifier: Notifier,
+    usage: Usage,
     interval: Duration,
     next: Instant,
 }
@@ -51,7 +53,7 @@ impl Heartbeat {
         ["containers", "lock", "redis"].into_iter().for_each(|component| board.include(component));
         let notifier = Notifier::new(config.supervisor.clone())?;
         let meter = Meter::new([&config.recorder.workspace, &config.workspace_local], prober);
-        Ok(Self { board, publisher, meter, notifier, interval: config.heartbeat, next: Instant::now() })
+        Ok(Self { board, publisher, meter, notifier, usage: Usage::default(), interval: config.heartbeat, next: Instant::now() })
     }
 
     /// When [`Heartbeat::report`] is due.
@@ -77,14 +79,15 @@ impl Heartbeat {
         self.publisher.is_hung()
     }
 
-    /// Updates the board and sends a heartbeat, with `more` in its `meta`.
-    pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) {
+    /// Updates the board and sends a heartbeat, with `more` in its `meta`. Returns the use of the host.
+    pub fn report(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) -> Usage {
         self.next = now + self.interval;
         let json = self.heartbeat(facts, more, now);
         match facts.activity {
             Activity::Standby => self.publisher.announce(json, self.ttl()),
             _ => self.publisher.heartbeat(json, self.ttl()),
         }
+        self.usage
     }
 
     /// Sends a last heartbeat, and waits for that until `deadline`.
@@ -105,6 +108,8 @@ impl Heartbeat {
     fn heartbeat(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) -> String {
         self.update_board(facts);
         let mut meta = self.meter.sample();
+        let percent = |field: &str| meta["host_resources"][field].as_f64();
+        self.usage = Usage { memory: percent("memory_percent"), disk: percent("storage_percent") };
         meta.extend(more);
         self.board.heartbeat(now, SystemTime::now(), meta).to_string()
     }

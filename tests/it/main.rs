@@ -56,6 +56,8 @@ mod notify;
 mod scan;
 // start, stop, crash and adoption
 mod start;
+// containers for analysis and upload: switched by a row, and never at the cost of a Recorder
+mod workers;
 // disks that are slow, and things in the place of our files and folders
 mod files;
 // two Controllers with one owner, and others that recreate our containers
