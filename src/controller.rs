@@ -153,6 +153,7 @@ impl Controller {
             }
         }
         self.logs.stop();
+        self.report_workers();
         let (facts, meta) = (self.known().facts(), self.known().meta());
         let deadline = Instant::now() + LAST_WRITES;
         self.heartbeat.finish(&facts, meta, deadline);
@@ -193,7 +194,10 @@ impl Controller {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Terminate => self.begin_shutdown(),
-            Event::Dump => self.known().dump().iter().for_each(|line| info!("dump: {line}")),
+            Event::Dump => {
+                self.report_workers();
+                self.known().dump().iter().for_each(|line| info!("dump: {line}"));
+            }
             Event::Nudge => self.nudges.arrived(),
             Event::Changed => self.containers.changed(&self.actions),
             Event::Hardware { generation, scan } => {
@@ -335,6 +339,7 @@ impl Controller {
         let is_due = now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.heartbeat.due();
         // Not before it is known who leads: the heartbeat would present this Controller as the leader.
         if is_due && (self.leadership.is_standby() || self.leadership.may_act(now)) {
+            self.report_workers();
             let meta = self.known().meta();
             let usage = self.heartbeat.report(&facts, meta, now);
             self.workers.measured(usage, now);

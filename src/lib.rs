@@ -20,7 +20,7 @@
 //! | [`hardware`]   | `/proc/asound`, sysfs              | scans, microphones online or offline, proof of capture         |
 //! | [`database`]   | PostgreSQL                         | connection, statements, seeding, the last answer               |
 //! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd, kind of mount   |
-//! | [`containers`] | the Recorder containers            | list, events, liveness, actions; the only code that changes them |
+//! | [`containers`] | the containers of Tier 2           | list, events, liveness, actions; the only code that changes them |
 //! | [`logs`]       | container logs                     | follow, cursor, lines                                          |
 //! | [`redis`]      | Redis                              | publisher, nudges                                              |
 //! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, notification, host metrics             |
@@ -60,7 +60,8 @@
 //!
 //! - Unknown is not empty: what cannot be read is an error or `None`, and never causes a stop, a rename or the state
 //!   "offline".
-//! - Only containers with our owner label and `service=recorder` are changed.
+//! - Only containers with our owner label are changed: Recorders, declared workers, and at a shutdown all of Tier 2.
+//! - A worker never delays, displaces or endangers a Recorder: it has a history and actions of its own.
 //! - Decisions are made from the whole state, never from a change; an empty plan means that nothing is left to do.
 //! - Podman's events only trigger a list: actions are planned from a recent list of containers.
 //! - The main loop waits only for its next tick and for events; a call that can block has a thread and a deadline.

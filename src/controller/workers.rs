@@ -45,7 +45,9 @@ pub(super) struct Workers {
     pub(super) history: Recorders,
     /// The last failure of each worker that was logged.
     told: BTreeMap<String, String>,
-    /// What the heartbeat says about them.
+    /// The state that the last plan was made for.
+    desired: BTreeMap<String, Desired>,
+    /// What the heartbeat says about them, see [`Controller::report_workers`].
     pub(super) report: Map<String, Value>,
 }
 
@@ -60,6 +62,7 @@ impl Workers {
             actions: Actions::new(Kind::Worker, podman, config, events),
             history: Recorders::of_workers(),
             told: BTreeMap::new(),
+            desired: BTreeMap::new(),
             report: Map::new(),
         }
     }
@@ -115,8 +118,6 @@ impl Controller {
         let actions = &self.workers.actions;
         let notes = self.workers.history.planned(&plan, &containers, &desired, |name| actions.has_unlisted(name));
         notes.iter().for_each(|note| self.log_worker(note));
-        let (registry, holds) = (self.database.registry.as_ref(), self.workers.history.holds());
-        self.workers.report = workers::reasons(&desired, registry, &holds, self.containers.others());
         if turn == Turn::Workers {
             self.containers.compare(plan.compare, now);
         }
@@ -127,6 +128,13 @@ impl Controller {
         } else {
             self.containers.request(&self.actions);
         }
+        self.workers.desired = desired;
+    }
+
+    /// Brings what the heartbeat says about workers up to date.
+    pub(super) fn report_workers(&mut self) {
+        let (registry, holds) = (self.database.registry.as_ref(), self.workers.history.holds());
+        self.workers.report = workers::reasons(&self.workers.desired, registry, &holds, self.containers.others());
     }
 
     /// The desired state, and the containers that it is about. While the Controller stops, these are all that it owns.

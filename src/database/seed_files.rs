@@ -26,7 +26,7 @@ enum Reading {
     Idle,
     UnderWay,
     /// What was read, and when.
-    Done(Content, Instant),
+    Done(Box<Content>, Instant),
 }
 
 impl SeedFiles {
@@ -47,7 +47,7 @@ impl SeedFiles {
         let read = move || {
             let content = Content::read(&files.folder);
             let workers = content.workers();
-            *files.reading() = Reading::Done(content, Instant::now());
+            *files.reading() = Reading::Done(Box::new(content), Instant::now());
             (files.done)(workers);
         };
         let started = thread::Builder::new().name("config".to_owned()).stack_size(256 << 10).spawn(read);
@@ -64,7 +64,7 @@ impl SeedFiles {
         {
             let mut reading = self.reading();
             match std::mem::replace(&mut *reading, Reading::Idle) {
-                Reading::Done(content, at) if at.elapsed() < FRESH => return Some(content),
+                Reading::Done(content, at) if at.elapsed() < FRESH => return Some(*content),
                 Reading::UnderWay => *reading = Reading::UnderWay,
                 Reading::Idle | Reading::Done(..) => {}
             }
