@@ -422,6 +422,11 @@ mod tests {
             Self(folder)
         }
 
+        fn workers(&self) -> (Vec<(String, String)>, Vec<String>) {
+            let (workers, faults) = ConfigFolder::new(Some(self.0.clone())).read_workers().unwrap();
+            (workers.into_iter().map(|worker| (worker.name, worker.image)).collect(), faults)
+        }
+
         fn profiles(&self) -> (Vec<String>, Vec<String>) {
             let (profiles, faults) = ConfigFolder::new(Some(self.0.clone())).read_profiles().unwrap();
             (profiles.into_iter().map(|profile| profile.slug).collect(), faults)
@@ -683,5 +688,25 @@ mod tests {
             ]
         );
         assert!(faults(json!({ "latitude": null, "longitude": 13.4 })).is_empty());
+    }
+
+    #[test]
+    fn a_file_takes_the_place_of_the_built_in_worker_also_if_it_has_a_fault() {
+        let built_in = ("birdnet".to_owned(), "localhost/silvasonic_birdnet:latest".to_owned());
+        let folder = Folder::with("workers", &[]);
+        assert_eq!(folder.workers(), (vec![built_in.clone()], Vec::new()));
+        fs::create_dir(folder.0.join("workers")).unwrap();
+        assert_eq!(folder.workers(), (vec![built_in.clone()], Vec::new()));
+        let write = |file: &str, text: &str| fs::write(folder.0.join("workers").join(file), text).unwrap();
+        write("mine.yml", "name: birdnet\nimage: mine\n");
+        assert_eq!(folder.workers().0, [("birdnet".to_owned(), "mine".to_owned())]);
+        write("other.yml", "name: birdnet\nimage: other\n");
+        assert_eq!(folder.workers().1, ["workers/other.yml:1: name: workers/mine.yml declares birdnet, too"]);
+        fs::remove_file(folder.0.join("workers/mine.yml")).unwrap();
+        write("other.yml", "name: bats\nimage: bats\n");
+        write("birdnet.yml", "name: birdnet\nimage: mine\ncpu: 1\n");
+        let (workers, faults) = folder.workers();
+        assert_eq!((workers.len(), faults.len()), (1, 1));
+        assert!(faults[0].starts_with("workers/birdnet.yml:3: cpu: expected one of name, "), "{faults:?}");
     }
 }

@@ -533,6 +533,39 @@ pub(crate) mod tests {
         assert_eq!(format!("{:?}", worker_settings()), "workers of controller on net, /data");
     }
 
+    proptest::proptest! {
+        /// Whatever a declaration contains: either it is refused, or the worker is harmless to Recorders.
+        #[test]
+        fn no_declared_worker_is_privileged_or_writes_to_a_recorder(
+            name in "[a-z0-9./_-]{0,12}|recorder|recorder-.{0,6}|database|birdnet",
+            oom in -2000i64..2000,
+            memory in "[0-9]{1,4}[kmgx]?",
+            recordings in "none|read|write",
+            extra in "|privileged: true\n|devices: [/dev/snd]\n|environment: [{] SILVASONIC_INSTANCE_ID: \"x\" [}]\n",
+            flags in proptest::array::uniform2(proptest::bool::ANY),
+            rootless in proptest::bool::ANY,
+        ) {
+            let [workspace, database] = flags;
+            let text = format!(
+                "name: \"{name}\"\nimage: i\noom_score_adj: {oom}\nmemory_limit: {memory}\nrecordings: {recordings}\nworkspace: {workspace}\ndatabase: {database}\n{extra}"
+            );
+            let Ok(worker) = Worker::from_yaml(&text) else { return Ok(()) };
+            let spec = Tier2ServiceSpec::worker(&worker_settings(), &worker);
+            let request = spec.create_request(&engine(rootless, Version(4, 9, 0)), &spec.name);
+            let of_a_recorder = |path: &str| Path::new(path).starts_with("/data/recorder") || Path::new("/data/recorder").starts_with(path);
+            for mount in request["mounts"].as_array().unwrap() {
+                let is_read_only = mount["options"].as_array().unwrap().contains(&json!("ro"));
+                proptest::prop_assert!(is_read_only || !of_a_recorder(mount["source"].as_str().unwrap()), "{}", mount);
+            }
+            proptest::prop_assert_eq!(&request["privileged"], &json!(false));
+            proptest::prop_assert!(request["oom_score_adj"].as_i64().unwrap() >= 0);
+            proptest::prop_assert!(request["resource_limits"]["memory"]["limit"].as_u64().unwrap() >= 6 << 20);
+            proptest::prop_assert_eq!(spec.kind(), Kind::Worker);
+            proptest::prop_assert!(!spec.name.starts_with("silvasonic-recorder"));
+            proptest::prop_assert_eq!(&request["env"][INSTANCE], &json!(worker.name));
+        }
+    }
+
     #[test]
     fn the_hash_follows_the_content_and_not_the_labels() {
         assert_eq!(spec("a", 0).hash(), spec("a", 0).hash());
