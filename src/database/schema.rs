@@ -65,8 +65,8 @@ impl Connection {
         let (missing, statements) = self.missing()?;
         if !statements.is_empty() {
             self.transaction(|transaction| transaction.batch_execute(&statements.join(";")))?;
-            self.services_created();
         }
+        self.services_completed();
         Ok(missing)
     }
 

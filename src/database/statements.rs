@@ -119,9 +119,11 @@ impl Connection {
         }
     }
 
-    /// The table of workers may exist now.
-    pub(super) fn services_created(&mut self) {
-        (self.without_services, self.snapshot) = (false, None);
+    /// The table of workers may be complete now.
+    pub(super) fn services_completed(&mut self) {
+        if std::mem::take(&mut self.without_services) {
+            self.snapshot = None;
+        }
     }
 
     /// Writes whether a worker is enabled, with the columns that the web interface uses.

@@ -232,7 +232,10 @@ fn completions_and_the_manual_page_are_made_of_the_table() {
     };
     let table = [
         (vec!["lo"], "logs"),
-        (vec![""], "run logs devices enroll ignore reset enable disable workers check scan profiles health completions man --help --version"),
+        (
+            vec![""],
+            "run logs devices enroll ignore reset enable disable workers check scan profiles health completions man --help --version",
+        ),
         (vec!["profiles", ""], "check"),
         (vec!["profiles", "check", "prof"], "profiles.d"),
         (vec!["logs", "--"], "--device --level --json --help"),
