@@ -112,7 +112,7 @@ fn a_worker_whose_creation_hangs_delays_no_recorder() {
 }
 
 #[test]
-fn a_worker_of_the_python_controller_is_adopted() {
+fn a_worker_of_the_python_controller_is_adopted_and_an_unknown_one_is_left_alone_until_the_end() {
     let station = Station::up();
     let image = station.image("silvasonic_birdnet", IDLE);
     let workspace = station.workspace();
@@ -139,9 +139,16 @@ fn a_worker_of_the_python_controller_is_adopted() {
     assert_eq!(status, 201, "{made}");
     assert_eq!(station.podman.post("/containers/silvasonic-birdnet/start", &Value::Null).0, 204);
     let mark = station.podman.mark("silvasonic-birdnet");
-    let controller = station.controller();
+    let labels = |owner: &str| json!({ "io.silvasonic.tier": "2", "io.silvasonic.owner": owner, "io.silvasonic.service": "other", "io.silvasonic.device_id": "other" });
+    station.podman.run("silvasonic-other", &image, &labels("controller"));
+    station.podman.run("foreign", &image, &labels("else"));
+    let mut controller = station.controller();
     controller.wait_log("silvasonic-birdnet is already running as desired; adopted", SOON);
     assert_eq!(station.podman.mark("silvasonic-birdnet"), mark);
+    station.podman.wait_running(SOON, &["silvasonic-birdnet", "silvasonic-other", "foreign"]);
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(12)), 0);
+    station.podman.wait_running(SOON, &["foreign"]);
 }
 
 #[test]
