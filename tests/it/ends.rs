@@ -101,9 +101,13 @@ fn a_killed_recorder_comes_back_also_if_the_processes_of_the_host_are_not_visibl
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);
     // As in a container without `pid: host`.
-    let command = station.controller_command_after(&["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"], &[]);
+    let namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let command = station.controller_command_after(&namespace, &[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
     let controller = Controller::run(command);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
+    // What ends before the Controller has seen it run is no end to it.
+    let is_seen = || station.heartbeat()?["meta"]["devices"]["0869-0389-034F6A21"]["recording"].as_bool();
+    eventually(SOON, "the Controller sees it", || is_seen().filter(|seen| *seen));
     let started = state(&station, ULTRAMIC, "StartedAt");
     // Podman restarts it.
     kill(&state(&station, ULTRAMIC, "Pid"));

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -34,8 +34,15 @@ fn slow(station: &Station) -> Controller {
     log_statements(station);
     let controller = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "60")]);
     eventually(SOON, "the subscription", || (station.redis.subscribers(NUDGE) == 1).then_some(()));
-    // One at the start, one because nudges may have been missed before the subscription.
-    eventually(SOON, "the first reads", || (reads(station) >= 2).then_some(()));
+    // One at the start, and one because nudges may have been missed before the subscription, unless they coincide.
+    let (mut seen, mut since) = (0, Instant::now());
+    eventually(SOON, "the end of the first reads", || {
+        let now = reads(station);
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+        (seen > 0 && since.elapsed() > Duration::from_secs(1)).then_some(())
+    });
     controller
 }
 
