@@ -47,8 +47,8 @@ fn a_missing_image_or_network_is_named_with_its_cure() {
     station.tree.set(&[Card::ultramic()]);
     let controller = station.controller();
     controller.wait_log("image localhost/silvasonic_recorder:latest is not in Podman's local storage: no Recorder can start", SOON);
-    let line = controller.wait_log("build or load it", SOON);
-    assert!(line.contains(ULTRAMIC), "{line}");
+    let line = controller.wait_log(&format!("{ULTRAMIC} cannot be created"), SOON);
+    assert!(line.contains("build or load it"), "{line}");
     station.podman.recorder_image();
     station.podman.wait_running(SOON, &[ULTRAMIC]);
 }
