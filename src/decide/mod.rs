@@ -22,6 +22,7 @@ pub mod recorders;
 pub mod registry;
 pub mod saved;
 pub mod scan;
+pub mod sessions;
 pub mod shares;
 pub mod spec;
 pub mod worker;
