@@ -45,6 +45,13 @@ pub const ENGINE: CacheFile = CacheFile {
     ignored: "ignoring the properties of Podman saved by an earlier run",
     unsaved: "cannot save the properties of Podman for the next start",
 };
+/// The sessions that the database does not have yet.
+pub const SESSIONS: CacheFile = CacheFile {
+    name: ".controller-sessions",
+    format: "silvasonic-controller sessions 1",
+    ignored: "ignoring the sessions saved by an earlier run",
+    unsaved: "cannot save the sessions that PostgreSQL does not have yet",
+};
 /// Longest file that is written and read, in bytes. A thousand devices take 1 MiB.
 const LIMIT: usize = json::SIZE;
 /// Longest content of such a file.

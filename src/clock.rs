@@ -1,6 +1,18 @@
-//! Wall-clock times as text.
+//! Wall-clock times as text and as numbers.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Microseconds since 1970.
+#[must_use]
+pub fn micros(time: SystemTime) -> i64 {
+    i64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The time that is so many microseconds after 1970.
+#[must_use]
+pub fn of_micros(micros: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+}
 
 /// `2026-01-31T12:00:00.000001Z`: ISO 8601, UTC, microseconds.
 #[must_use]

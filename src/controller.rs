@@ -31,6 +31,7 @@ use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
 use crate::history::History;
+use crate::ledger::{Ledger, RecordersAre};
 use crate::lock::{self, Held};
 use crate::logs::forwarder::LogForwarder;
 use crate::podman::client::Podman;
@@ -75,6 +76,7 @@ pub struct Controller {
     specs: SpecCache,
     recorders: Recorders,
     workers: Workers,
+    ledger: Ledger,
 
     logs: LogForwarder,
     limits: Limits,
@@ -101,6 +103,7 @@ impl Controller {
         // Before the other threads, so that it is subscribed before the first cycle ends.
         let nudges = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
+        let database = DatabaseState::start(&config, events)?;
         Ok(Self {
             inbox,
             next_tick: Instant::now(),
@@ -109,7 +112,8 @@ impl Controller {
             leadership: Leadership::new(Instant::now()),
             lock,
             replacement: Replacement::new((config.launch == Launch::Replacement).then(Instant::now)),
-            database: DatabaseState::start(&config, events)?,
+            ledger: Ledger::start(&config, database.sessions())?,
+            database,
             containers: ContainersState::start(&podman, &config, events)?,
             hardware: HardwareState::new(&config, prober, events),
             workers: Workers::new(&podman, &config, events),
@@ -157,6 +161,7 @@ impl Controller {
         let (facts, meta) = (self.known().facts(), self.known().meta());
         let deadline = Instant::now() + LAST_WRITES;
         self.heartbeat.finish(&facts, meta, deadline);
+        self.ledger.finish(deadline);
         self.database.finish(deadline);
         End::Stopped
     }
@@ -173,6 +178,7 @@ impl Controller {
         let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
         self.note_connections(&changes.unwrap_or_default());
         self.hardware.refresh_pcms(self.recorders.running().map(|(device, _)| device), self.database.registry.as_ref(), now);
+        self.keep_ledger(now);
         if self.leadership.is_decided(now) {
             self.database.ask(&self.hardware.presences, self.containers.containers().ok(), hardware, now);
         }
@@ -269,8 +275,17 @@ impl Controller {
         self.containers.request(&self.actions);
     }
 
+    /// Notes which microphones are recorded. A standby observes nothing: the ledger is that of the Controller that leads.
+    fn keep_ledger(&mut self, now: Instant) {
+        if self.leadership.may_act(now) {
+            let are = if self.containers.list.is_some() { RecordersAre::Known } else { RecordersAre::Unknown };
+            self.ledger.tick(&self.hardware, &self.recorders, are);
+        }
+    }
+
     /// Resets the failures of microphones that were connected or disconnected.
     fn note_connections(&mut self, changes: &Changes) {
+        self.ledger.note_connections(changes);
         for (id, _) in changes.iter().filter(|(_, change)| matches!(change, Transition::Appeared | Transition::Left)) {
             self.recorders.reconnected(id);
         }
@@ -286,6 +301,7 @@ impl Controller {
         if self.hardware.state.is_ok() && self.shutdown.is_none() {
             self.database.record(&self.hardware.presences, self.containers.containers().ok());
         }
+        self.database.write_sessions(Instant::now());
     }
 
     fn begin_shutdown(&mut self) {

@@ -79,6 +79,7 @@ impl Controller {
 
     /// Writes a note to the log and, unless it is only a hold, to the history.
     fn log(&mut self, note: &Note) {
+        self.ledger.note(note);
         match note {
             Note::Held { .. } => return debug!("{note}"),
             Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{note}"),
@@ -96,6 +97,7 @@ impl Controller {
         match self.actions.start(action.clone(), engine, self.logs.drainer()) {
             Ok(()) => {
                 self.recorders.begun(&action);
+                self.ledger.begun(&action);
                 self.rate_limit.inform("thread", "threads for actions can be started again", Instant::now());
             }
             // The next plan contains it again.
@@ -108,6 +110,7 @@ impl Controller {
         let now = Instant::now();
         let topic = format!("action {}", action.device);
         self.actions.ended(&action.device, self.containers.sequence);
+        self.ledger.finished(action, &result);
         match self.recorders.finished(action, result, took, now) {
             Finished::Done(note) => {
                 self.rate_limit.inform(&topic, &format!("microphone {}: works again", shown(&action.device)), now);

@@ -8,6 +8,7 @@ pub mod refusals;
 pub mod schema;
 pub mod seed;
 pub mod seed_files;
+pub mod sessions;
 pub mod state;
 pub mod statements;
 pub mod worker;

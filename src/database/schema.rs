@@ -54,6 +54,20 @@ const TABLES: &[Table] = &[
             ("updated_at", "TIMESTAMPTZ NOT NULL DEFAULT now()"),
         ],
     ),
+    (
+        "capture_sessions",
+        &[
+            ("id", "BIGINT PRIMARY KEY"),
+            ("device", "TEXT NOT NULL"),
+            ("container", "TEXT NOT NULL"),
+            ("started_at", "TIMESTAMPTZ NOT NULL"),
+            ("ended_at", "TIMESTAMPTZ NOT NULL"),
+            ("frames", "BIGINT NOT NULL"),
+            ("rate", "BIGINT NOT NULL"),
+            ("cause", "TEXT"),
+            ("clock", "JSONB NOT NULL"),
+        ],
+    ),
 ];
 
 impl Connection {

@@ -24,6 +24,7 @@ use crate::config_folder::ConfigFolder;
 use crate::database::last_settings::LastSettings;
 use crate::database::refusals::Refusals;
 use crate::database::seed_files::SeedFiles;
+use crate::database::sessions::SessionQueue;
 use crate::database::worker::{FILES, Request, SharedState, Worker};
 use crate::decide::container::Container;
 use crate::decide::presence::{Presence, Presences};
@@ -142,7 +143,7 @@ impl DatabaseState {
             unread.push(Files::Seeds);
             files.request();
         }
-        let shared = SharedState { refusals: Refusals::default(), settings, files };
+        let shared = SharedState { refusals: Refusals::default(), settings, files, sessions: SessionQueue::default() };
         Ok(Self {
             config: config.clone(),
             events: events.clone(),
@@ -393,6 +394,23 @@ impl DatabaseState {
         let changes = self.differences(presences, containers);
         if !changes.is_empty() {
             self.request(Request::Write(changes));
+        }
+    }
+
+    /// Sessions that are not written yet.
+    #[must_use]
+    pub fn sessions(&self) -> &SessionQueue {
+        &self.shared.sessions
+    }
+
+    /// Writes sessions that wait, unless a request is under way.
+    pub fn write_sessions(&mut self, now: Instant) {
+        if !self.leads || self.state.is_err() || self.worker.waiting_since().is_some() || self.shared.sessions.is_empty() {
+            return;
+        }
+        let rows = self.shared.sessions.due(|topic| self.shared.refusals.is_early(topic, now));
+        if !rows.is_empty() {
+            self.request(Request::Sessions(rows));
         }
     }
 

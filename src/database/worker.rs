@@ -21,7 +21,9 @@ use crate::database::last_settings::{Last, LastSettings};
 use crate::database::refusals::{Refusal, Refusals};
 use crate::database::seed::Seeder;
 use crate::database::seed_files::SeedFiles;
+use crate::database::sessions::{self, SessionQueue};
 use crate::decide::registry::{Row, RowChange};
+use crate::decide::sessions::SessionRow;
 use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
 use crate::text::shown;
@@ -52,6 +54,8 @@ pub enum Request {
     Write(Vec<RowChange>),
     /// Update `last_seen` of these devices.
     Touch(Vec<String>),
+    /// Write these sessions, then read.
+    Sessions(Vec<SessionRow>),
 }
 
 /// The requests that were not answered yet.
@@ -184,6 +188,8 @@ pub struct SharedState {
     pub settings: LastSettings,
     /// The files that contain what is seeded.
     pub files: SeedFiles,
+    /// Sessions that are not written yet.
+    pub sessions: SessionQueue,
 }
 
 /// A round of the seeders that is not complete yet.
@@ -244,6 +250,7 @@ impl WorkerThread {
             Request::Read | Request::Check => {}
             Request::Write(changes) => self.write(changes),
             Request::Touch(devices) => self.touch(&devices),
+            Request::Sessions(rows) => self.write_sessions(&rows),
         }
         self.read()
     }
@@ -268,6 +275,7 @@ impl WorkerThread {
         }
         if self.leads.load(Ordering::Acquire) {
             self.seed();
+            self.read_sessions();
         }
         let rows = self.with(Connection::snapshot).map_err(|why| self.no_rows(why))?;
         if self.rows.as_ref() == Some(&rows) {
@@ -379,6 +387,47 @@ impl WorkerThread {
             Ok(()) => drop(self.rate_limit.cleared("touch", Instant::now())),
             Err(why) => self.rate_limit.warn("touch", &format!("cannot update last_seen in the database: {why}"), Instant::now()),
         }
+    }
+
+    /// Reads once the sessions of an earlier run.
+    fn read_sessions(&mut self) {
+        let now = Instant::now();
+        if !self.shared.sessions.needs_earlier(now) {
+            return;
+        }
+        let rows = self.with(Connection::earlier_sessions);
+        match &rows {
+            Ok(_) => drop(self.rate_limit.cleared("sessions", now)),
+            Err(why) => self.rate_limit.warn("sessions", &format!("cannot read capture_sessions in the database; retrying: {why}"), now),
+        }
+        self.shared.sessions.read(rows.ok(), now);
+    }
+
+    /// Writes each session by itself; one that is refused is tried again after its own time.
+    fn write_sessions(&mut self, rows: &[SessionRow]) {
+        if self.with(|db| db.limit_locks(Some(LOCK))).is_err() {
+            return;
+        }
+        for row in rows {
+            let (result, now) = (self.with(|db| db.write_session(row)), Instant::now());
+            match result {
+                Ok(()) => {
+                    self.shared.sessions.written(row);
+                    self.shared.refusals.written(&sessions::topic(row), now);
+                    self.rate_limit.cleared("write session", now);
+                }
+                Err(why) => {
+                    self.shared.refusals.failed(&sessions::topic(row), Refusal::Refused, now);
+                    let line = format!("cannot write a session of {} to the database: {why}; retrying every 1 to 60 s", shown(&row.device));
+                    self.rate_limit.warn("write session", &line, now);
+                }
+            }
+            if self.db.is_none() {
+                return;
+            }
+        }
+        // An error shows in the read that follows.
+        let _ = self.with(|db| db.limit_locks(None));
     }
 
     fn no_rows(&self, why: String) -> NoRows {

@@ -355,8 +355,12 @@ impl Sessions {
         if *stream == Stream::Unknown || known.is_none() && *stream == Stream::Closed {
             return;
         }
-        let is_read = |counter: &Counter| known.and_then(|track| track.candidate.as_ref()).is_some_and(|known| known.counter == *counter);
-        if matches!(stream, Stream::Runs(counter) | Stream::Stands(counter) if is_read(counter)) {
+        let is_known = |counter: &Counter| {
+            let is_read = |candidate: &Candidate| candidate.counter.at == counter.at;
+            let is_older = |last: &Session| counter.at < last.last.at;
+            known.is_some_and(|track| track.candidate.as_ref().is_some_and(is_read) || track.last.as_ref().is_some_and(is_older))
+        };
+        if matches!(stream, Stream::Runs(counter) | Stream::Stands(counter) if is_known(counter)) {
             return;
         }
         let (counter, runs) = match stream {
@@ -425,6 +429,10 @@ impl Sessions {
         let Some(track) = self.tracks.get_mut(device) else { return };
         let Some(last) = track.last.as_mut().filter(|last| container.is_none_or(|id| short(id) == last.container)) else { return };
         let Some(known) = &mut last.cause else {
+            // At a start, each microphone was missing until the first scan.
+            if cause == Cause::Flap && last.written.is_none() {
+                return;
+            }
             if track.expected.as_ref().is_none_or(|(expected, _)| expected.rank() <= cause.rank()) {
                 track.expected = Some((cause, now.at));
             }
@@ -463,8 +471,9 @@ impl Sessions {
     }
 
     /// Handles rows that an earlier run wrote: those that are open are continued or closed. Rows that are known already
-    /// are ignored.
-    pub fn continue_from(&mut self, mut rows: Vec<SessionRow>, now: Now) {
+    /// are ignored. Returns the ids of those that became parts of others.
+    pub fn continue_from(&mut self, mut rows: Vec<SessionRow>, now: Now) -> Vec<i64> {
+        let mut merged = Vec::new();
         rows.sort_by_key(|row| row.ended);
         for mut row in rows {
             self.last_id = self.last_id.max(row.id);
@@ -482,25 +491,32 @@ impl Sessions {
                 self.closed.push(row);
                 continue;
             };
-            match &mut track.last {
-                None => track.last = Some(session),
-                // It was observed before these rows were read.
-                Some(last) => match session.since(&last.last).filter(|frames| session.lost(&last.last, *frames).is_none()) {
-                    Some(frames) if last.first.0.at >= session.last.at => {
-                        (last.id, last.begin, last.frames) = (session.id, session.begin, session.frames + frames);
-                        (last.container, last.first) = (session.container, session.first);
-                        last.is_changed = true;
-                    }
-                    _ => {
-                        track.spans.push((row.started, row.ended));
-                        row.cause = Some(Cause::Unknown.to_string());
-                        self.closed.push(row);
-                    }
-                },
+            let Some(last) = &mut track.last else {
+                track.last = Some(session);
+                continue;
+            };
+            // It was observed before these rows were read, or two rows are parts of one session.
+            let (before, after) = if session.last.at <= last.last.at { (&session, &*last) } else { (&*last, &session) };
+            match before.since(&after.last).filter(|frames| before.lost(&after.last, *frames).is_none()) {
+                Some(frames) => {
+                    let is_older = (session.begin, session.id) < (last.begin, last.id);
+                    let (kept, other) = if is_older { (&session, &*last) } else { (&*last, &session) };
+                    let all = if kept.last.at <= other.last.at { kept.frames + frames } else { kept.frames };
+                    let (end, cause) = (before.end.max(after.end), last.cause.clone());
+                    merged.push(other.id);
+                    let (last_read, offset) = (after.last.clone(), last.offset);
+                    *last = Session { frames: all, last: last_read, end, offset, cause, is_changed: true, ..kept.clone() };
+                }
+                None => {
+                    track.spans.push((row.started, row.ended));
+                    row.cause = Some(Cause::Unknown.to_string());
+                    self.closed.push(row);
+                }
             }
         }
         let oldest = now.a_day_ago();
         self.tracks.values_mut().for_each(|track| track.spans.retain(|(_, end)| *end >= oldest));
+        merged
     }
 
     /// The rows that must be written now: those that changed, and those that are open for a while.
@@ -771,6 +787,33 @@ mod tests {
                     assert_eq!(found, expected, "{rows_first}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_of_several_runs_without_a_database_are_one_session() {
+        for observed_first in [true, false] {
+            let mut rows = BTreeMap::new();
+            for run in 0..3 {
+                let mut sessions = Sessions::new("boot");
+                let at = 110.0 + 100.0 * f64::from(run);
+                reads(&mut sessions, &[(at, at - 100.0), (at + 5.0, at - 95.0)]);
+                write(&mut sessions, &mut rows, at + 5.0);
+            }
+            assert_eq!(shown(&rows), "100-115 open, 100-215 open, 100-315 open");
+            let (saved, last) = (rows.values().cloned().collect::<Vec<_>>(), [(410.0, 310.0), (415.0, 315.0)]);
+            let mut sessions = Sessions::new("boot");
+            if observed_first {
+                reads(&mut sessions, &last);
+                write(&mut sessions, &mut rows, 415.0);
+            }
+            for id in sessions.continue_from(saved, now(416.0)) {
+                assert!(rows.remove(&id).is_some());
+            }
+            reads(&mut sessions, &last);
+            write(&mut sessions, &mut rows, 420.0);
+            assert_eq!(shown(&rows), "100-415 open", "{observed_first}");
+            assert_eq!(rows.values().next().unwrap().frames, 315 * RATE as i64);
         }
     }
 

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use log::{debug, info, warn};
 use serde_json::{Value, json};
 
+use crate::clocks::Clocks;
 use crate::decide::profile::AudioFormat;
+use crate::decide::sessions::{Counter, Stream};
 use crate::fs as files;
 use crate::probe::{self, Marker, Prober, Question, State};
 use crate::text::shown;
@@ -51,6 +53,12 @@ pub struct Substream {
     format: Option<String>,
     channels: Option<u64>,
     rate: Option<u64>,
+    /// When the stream was started or stopped, in microseconds of a clock of the kernel.
+    trigger: Option<u64>,
+    /// Size of the buffer, in frames.
+    buffer: Option<u64>,
+    /// When this was read.
+    read: Option<Instant>,
 }
 
 /// Whether frames arrive.
@@ -122,6 +130,29 @@ impl Proof {
         Self { state, stream, differences }
     }
 
+    /// What this shows about the frames.
+    #[must_use]
+    pub fn stream(&self, clocks: &Clocks) -> Stream {
+        let Substream { owner, pointer, rate, trigger, buffer, read, .. } = &self.stream;
+        let counter = |trigger: Option<u64>| {
+            Some(Counter {
+                at: clocks.since_boot((*read)?),
+                pointer: (*pointer)?,
+                rate: (*rate)?,
+                // 0 is a process of another PID namespace.
+                owner: owner.filter(|owner| *owner > 0),
+                trigger,
+                boundary: buffer.and_then(Counter::boundary),
+            })
+        };
+        match &self.state {
+            PcmState::Closed => Stream::Closed,
+            PcmState::Unknown(_) => Stream::Unknown,
+            PcmState::Open | PcmState::Running => counter(*trigger).map_or(Stream::Unknown, Stream::Runs),
+            PcmState::Stalled(_) => counter(None).map_or(Stream::Unknown, Stream::Stands),
+        }
+    }
+
     /// As JSON.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -155,6 +186,9 @@ impl Substream {
             format: field(params, "format"),
             channels: number(params, "channels"),
             rate: number(params, "rate"),
+            trigger: field(status, "trigger_time").and_then(|time| micros(&time)),
+            buffer: number(params, "buffer_size"),
+            read: None,
         }
     }
 
@@ -174,6 +208,13 @@ impl Substream {
         compare("channels", self.channels.map(|channels| channels.to_string()), expected.channels.to_string());
         differences
     }
+}
+
+/// `30.690000000`, as microseconds.
+fn micros(seconds: &str) -> Option<u64> {
+    let (whole, decimals) = seconds.split_once('.')?;
+    let micros: u64 = format!("{decimals:0<6}").get(..6)?.parse().ok()?;
+    whole.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(micros)
 }
 
 /// Reads all substreams of the PCM below `root`. Their folders are searched once and kept in `known`.
@@ -203,6 +244,7 @@ fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
             continue;
         }
         let mut stream = Substream::parse(&status, &text("hw_params")?);
+        stream.read = Some(Instant::now());
         stream.holder = stream.owner.and_then(|pid| read_text(&PathBuf::from(format!("/proc/{pid}/comm"))).ok());
         stream.holder.iter_mut().for_each(|name| name.truncate(name.trim_end().len()));
         substreams.push(stream);
@@ -480,6 +522,29 @@ mod tests {
         assert!(state(2).is_err());
         assert_eq!(known.len(), 2);
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_proof_shows_the_counter_of_frames() {
+        let clocks = Clocks::read();
+        let mut proof = Proof::new(None, stream(|stream| stream.read = Some(Instant::now())), None);
+        let Stream::Runs(counter) = proof.stream(&clocks) else { panic!("{proof:?}") };
+        assert_eq!((counter.pointer, counter.rate, counter.owner, counter.trigger), (1_176_960, 384_000, Some(397), Some(30_690_000)));
+        proof.state = PcmState::Stalled("XRUN".to_owned());
+        assert_eq!(proof.stream(&clocks), Stream::Stands(Counter { trigger: None, ..counter }));
+        proof.state = PcmState::Unknown(String::new());
+        assert_eq!(proof.stream(&clocks), Stream::Unknown);
+        let times = [
+            ("30.69", Some(30_690_000)),
+            ("0.000000001", Some(0)),
+            ("1.1234567", Some(1_123_456)),
+            ("5", None),
+            ("x.y", None),
+            ("1.é", None),
+        ];
+        for (text, expected) in times {
+            assert_eq!(micros(text), expected, "{text}");
+        }
     }
 
     #[test]

@@ -183,7 +183,7 @@ fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
         "ok       microphones    1 connected",
         "ok       redis          ",
         "ok       profiles       ",
-        "warning  schema         missing: table microphone_profiles, table devices, table system_config, table managed_services, table users -> the Controller creates it at its start",
+        "warning  schema         missing: table microphone_profiles, table devices, table system_config, table managed_services, table users, table capture_sessions -> the Controller creates it at its start",
     ] {
         assert!(text.contains(line), "{line:?} in\n{text}");
     }

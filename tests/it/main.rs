@@ -26,6 +26,8 @@ mod shortage;
 mod hang;
 // a Controller that is killed at any moment
 mod kills;
+// when each microphone was recorded: sessions in the database
+mod ledger;
 // what a quiet second costs
 mod idle;
 // the threads of a running Controller

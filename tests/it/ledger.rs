@@ -1,0 +1,126 @@
+//! The ledger of a station: sessions in the table `capture_sessions`, from the first frame to the last one.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::live::log_statements;
+use super::station::{Station, eventually};
+use super::tree::Card;
+
+const SOON: Duration = Duration::from_secs(60);
+const RATE: u64 = 384_000;
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const DEVICE: &str = "0869-0389-034F6A21";
+
+/// The kernel's view of a stream that delivers frames since it was opened.
+struct Capture(Instant);
+
+impl Capture {
+    /// Shows how many frames there are by now, if the card is connected.
+    fn advance(&self, root: &Path) {
+        let frames = (self.0.elapsed().as_secs_f64() * RATE as f64) as u64;
+        let pid = std::process::id();
+        let status = format!("state: RUNNING\nowner_pid   : {pid}\ntrigger_time: 30.690000000\n-----\nhw_ptr      : {frames}\n");
+        let params = "access: RW_INTERLEAVED\nformat: S16_LE\nchannels: 1\nrate: 384000 (384000/1)\nbuffer_size: 192000\n";
+        self.write(root, &status, params);
+    }
+
+    fn write(&self, root: &Path, status: &str, params: &str) {
+        let folder = root.join("proc/asound/card0/pcm0c/sub0");
+        for (name, text) in [("hw_params", params), ("status", status)] {
+            // A reader must never see half of it.
+            if fs::write(folder.join("new"), text).is_ok() {
+                fs::rename(folder.join("new"), folder.join(name)).unwrap();
+            }
+        }
+    }
+
+    /// Frames arrive until `probe` finds something.
+    fn until<T>(&self, station: &Station, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+        eventually(SOON, what, || {
+            self.advance(&station.tree.present());
+            probe()
+        })
+    }
+}
+
+/// `seconds cause` of each session, in their order.
+fn sessions(station: &Station) -> Vec<(f64, Option<String>)> {
+    let rows = "SELECT extract(epoch from ended_at - started_at)::float8, cause FROM capture_sessions WHERE device = $1 ORDER BY id";
+    station.postgres.query(rows, &[&DEVICE]).iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+fn exists(station: &Station) -> bool {
+    station.postgres.value::<String>("SELECT to_regclass('capture_sessions')::text").is_some()
+}
+
+#[test]
+fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
+    let station = Station::up();
+    log_statements(&station);
+    station.tree.set(&[Card::ultramic()]);
+    let quick = [("SILVASONIC_RECONCILE_INTERVAL_S", "0.2"), ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")];
+    let mut controller = station.controller_with(&quick);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let capture = Capture(Instant::now());
+    let first = capture.until(&station, "a session", || exists(&station).then(|| sessions(&station).pop()).flatten());
+    assert_eq!(first.1, None);
+
+    // Nothing more is written while frames arrive.
+    let writes = || {
+        let log = fs::read_to_string(station.dir().join("postgres/log")).unwrap();
+        log.lines().filter(|line| line.contains("LOG:  execute") && line.contains("INSERT INTO capture_sessions")).count()
+    };
+    let read = capture.0.elapsed() + Duration::from_secs(6);
+    capture.until(&station, "two more reads", || (capture.0.elapsed() > read).then_some(()));
+    assert_eq!(writes(), 1);
+
+    // Another Controller continues the session, as no frame is missing.
+    controller.kill();
+    let _controller = station.controller_with(&quick);
+    let longer = capture.until(&station, "a longer session", || sessions(&station).pop().filter(|(seconds, _)| *seconds > first.0 + 1.0));
+    assert_eq!((sessions(&station).len(), longer.1), (1, None));
+
+    station.tree.set(&[]);
+    eventually(SOON, "its end", || (sessions(&station)[0].1.as_deref() == Some("unplugged")).then_some(()));
+    let row = &station.postgres.query("SELECT frames, rate, container, clock->>'boot' FROM capture_sessions", &[])[0];
+    let (seconds, _) = sessions(&station)[0].clone();
+    let (frames, rate): (i64, i64) = (row.get(0), row.get(1));
+    assert!((frames as f64 / rate as f64 - seconds).abs() < 1.0 && rate == RATE as i64, "{frames} frames in {seconds} s");
+    assert_eq!(row.get::<_, String>(2).len(), 12);
+
+    // A new stream is a new session.
+    station.tree.set(&[Card::ultramic().number(9)]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let capture = Capture(Instant::now());
+    capture.until(&station, "the next session", || (sessions(&station).len() == 2).then_some(()));
+    assert_eq!(sessions(&station)[1].1, None);
+}
+
+#[test]
+fn sessions_without_a_database_are_kept_and_written_later() {
+    let mut station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let quick = [("SILVASONIC_RECONCILE_INTERVAL_S", "0.2"), ("SILVASONIC_SHUTDOWN", "keep")];
+    let mut controller = station.controller_with(&quick);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let state = station.workspace().join("recorder/.controller-state");
+    eventually(SOON, "the saved state", || fs::read_to_string(&state).is_ok_and(|text| text.contains("enrolled")).then_some(()));
+    station.postgres.stop();
+    let capture = Capture(Instant::now());
+    let file = station.workspace().join("recorder/.controller-sessions");
+    let saved = || fs::read_to_string(&file).unwrap_or_default();
+    capture.until(&station, "a saved session", || saved().contains(DEVICE).then_some(()));
+    // A Controller that knows only the file.
+    controller.kill();
+    drop(controller);
+    let controller = station.controller_with(&quick);
+    controller.wait_log("using the desired state saved by an earlier run", SOON);
+    let before = saved();
+    capture.until(&station, "another read", || (saved() != before).then_some(()));
+    station.postgres.start();
+    capture.until(&station, "one session", || (sessions(&station).len() == 1 && !saved().contains(DEVICE)).then_some(()));
+    let (seconds, cause) = sessions(&station)[0].clone();
+    assert!(cause.is_none() && seconds > 5.0, "{seconds} {cause:?}");
+}
