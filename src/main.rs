@@ -12,7 +12,7 @@ use log::{Log, debug, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::sh::Typed;
-use silvasonic_controller::cli::{check, completions, curl, devices, health, logs, man, profiles, sh, workers};
+use silvasonic_controller::cli::{check, completions, curl, devices, health, history, logs, man, profiles, sh, workers};
 use silvasonic_controller::config::{Config, Launch, LogFormat, SettingFault};
 use silvasonic_controller::config_folder::ConfigFolder;
 use silvasonic_controller::controller::{Controller, End};
@@ -82,6 +82,7 @@ fn execute(given: &Arguments) -> Result<ExitCode, ExitCode> {
             Err(why) => fail(&why.to_string()),
         },
         Command::Devices => finish(devices::show(&settings()?, given)),
+        Command::History => finish(history::show(&settings()?, given)),
         Command::Enroll | Command::Ignore | Command::Reset | Command::Enable | Command::Disable => {
             finish(devices::decide(&settings()?, given))
         }

@@ -21,6 +21,8 @@ pub enum Command {
     Logs,
     /// Show microphones and why they are recorded or not.
     Devices,
+    /// Show when each microphone was recorded.
+    History,
     /// Record a microphone.
     Enroll,
     /// Do not record a microphone.
@@ -158,6 +160,24 @@ pub const COMMANDS: &[CommandSpec] = &[
         more: "Reads hardware, database and Podman, so it works without a running Controller. Without the database it shows the \
                last known state. The time of the next attempt to start a failed Recorder and the state of the sound card are \
                read from the last heartbeat of the Controller.",
+    },
+    CommandSpec {
+        command: Command::History,
+        words: "history",
+        operands: &[OperandSpec::Optional(ValueSpec { name: "ID", kind: ValueKind::Text })],
+        options: &[
+            OptionSpec {
+                name: "--since",
+                value: Some(ValueSpec { name: "TIME", kind: ValueKind::Text }),
+                about: "begin, such as 24h, 30d or 2026-05-01; default: 7d",
+            },
+            JSON,
+            OptionSpec { name: "--csv", value: None, about: "print CSV, one line for each session and gap" },
+        ],
+        about: "show when each microphone was recorded, and its gaps",
+        more: "Reads the table capture_sessions. The period of a microphone begins with its first session, and ends now, or with \
+               the last frame of an open session in the database, which is updated every 15 minutes. The beginning of an ID is \
+               sufficient.",
     },
     CommandSpec {
         command: Command::Enroll,
@@ -572,7 +592,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_first_wrong_word_and_what_was_expected() {
-        let commands = "expected run, logs, devices, enroll, ignore, reset, enable, disable, workers, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
+        let commands = "expected run, logs, devices, history, enroll, ignore, reset, enable, disable, workers, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
         let table = [
             ("log", format!("{commands} \"log\"; see --help")),
             ("profiles", format!("{commands} \"profiles\"; see --help")),

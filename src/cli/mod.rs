@@ -7,6 +7,7 @@ pub mod completions;
 pub mod curl;
 pub mod devices;
 pub mod health;
+pub mod history;
 pub mod logs;
 pub mod man;
 pub mod profiles;

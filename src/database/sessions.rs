@@ -193,6 +193,21 @@ impl Connection {
         let rows = self.call(|client| client.query(&statement, &[&EARLIER]))?;
         Ok(rows.iter().map(session).collect())
     }
+
+    /// The rows of this period, which began so many microseconds after 1970, and the last one of each device before it.
+    ///
+    /// # Errors
+    /// The error of the server or the connection.
+    pub fn sessions_since(&mut self, since: i64) -> Result<Vec<SessionRow>, postgres::Error> {
+        let statement = format!(
+            "WITH period AS (SELECT 'epoch'::timestamptz + $1::bigint * interval '1 microsecond' AS begin)
+             SELECT {COLUMNS} FROM capture_sessions, period WHERE ended_at > begin OR (device, ended_at) IN
+                 (SELECT device, max(ended_at) FROM capture_sessions, period WHERE ended_at <= begin GROUP BY device)
+             ORDER BY device, started_at"
+        );
+        let rows = self.call(|client| client.query(&statement, &[&since]))?;
+        Ok(rows.iter().map(session).collect())
+    }
 }
 
 fn session(row: &postgres::Row) -> SessionRow {

@@ -9,6 +9,7 @@ pub mod container;
 pub mod desired;
 pub mod device;
 pub mod difference;
+pub mod effort;
 pub mod hang;
 pub mod leadership;
 pub mod lenient;

@@ -234,7 +234,7 @@ fn completions_and_the_manual_page_are_made_of_the_table() {
         (vec!["lo"], "logs"),
         (
             vec![""],
-            "run logs devices enroll ignore reset enable disable workers check scan profiles health completions man --help --version",
+            "run logs devices history enroll ignore reset enable disable workers check scan profiles health completions man --help --version",
         ),
         (vec!["profiles", ""], "check"),
         (vec!["profiles", "check", "prof"], "profiles.d"),

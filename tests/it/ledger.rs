@@ -90,12 +90,28 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
     assert!((frames as f64 / rate as f64 - seconds).abs() < 1.0 && rate == RATE as i64, "{frames} frames in {seconds} s");
     assert_eq!(row.get::<_, String>(2).len(), 12);
 
+    let status = || station.postgres.value::<String>("SELECT status FROM devices");
+    eventually(SOON, "it is offline", || (status().as_deref() == Some("offline")).then_some(()));
+
     // A new stream is a new session.
     station.tree.set(&[Card::ultramic().number(9)]);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let capture = Capture(Instant::now());
     capture.until(&station, "the next session", || (sessions(&station).len() == 2).then_some(()));
     assert_eq!(sessions(&station)[1].1, None);
+
+    let history = |words: &[&str]| {
+        let output = station.controller_command(&[]).arg("history").args(words).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, csv) = history(&["0869", "--csv", "--since", "1h"]);
+    let kinds: Vec<&str> = csv.lines().filter_map(|line| line.split(',').nth(1)).collect();
+    assert_eq!((code, kinds), (Some(0), vec!["kind", "session", "gap", "session"]), "{csv}");
+    assert!(csv.lines().nth(2).unwrap().ends_with(",unplugged"), "{csv}");
+    let (code, text) = history(&[]);
+    assert!(code == Some(0) && text.contains("gap: unplugged") && text.contains(" recorded, gaps: 1"), "{text}");
+    assert_eq!(history(&["nobody"]).0, Some(1));
+    assert_eq!(history(&["--since", "yesterday"]).0, Some(1));
 }
 
 #[test]
