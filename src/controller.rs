@@ -373,6 +373,7 @@ impl Controller {
             recorders: &self.recorders,
             workers: &self.workers.report,
             leadership: &self.leadership,
+            ledger: &self.ledger,
             history: &self.history,
             specs: &mut self.specs,
             is_stopping: self.shutdown.is_some(),

@@ -18,6 +18,7 @@ use crate::hardware::state::HardwareState;
 use crate::health::board::Activity;
 use crate::health::heartbeat::Facts;
 use crate::history::History;
+use crate::ledger::Ledger;
 use crate::text::shown;
 
 /// The state of the main loop.
@@ -34,6 +35,8 @@ pub struct Known<'a> {
     pub recorders: &'a Recorders,
     /// What the heartbeat says about workers.
     pub workers: &'a Map<String, Value>,
+    /// When microphones were recorded.
+    pub ledger: &'a Ledger,
     /// The last decisions.
     pub history: &'a History,
     /// The specs.
@@ -54,12 +57,14 @@ impl Known<'_> {
         reasons(&ReasonInput { registry, presences, desired: &desired, holds: &holds, containers })
     }
 
-    /// `meta` of the heartbeat: the reason and the proof of capture of each microphone, and how Recorders ended.
+    /// `meta` of the heartbeat: the reason, the proof of capture and the effort of each microphone, and how Recorders
+    /// ended.
     pub fn meta(&mut self) -> Map<String, Value> {
         let reasons = self.reasons();
         let entry = |(id, reason): (String, Reason)| {
             let capture = self.hardware.proof(&id).filter(|_| reason.recording == Some(true)).map(Proof::to_json);
-            (id, json!({"recording": reason.recording, "reason": reason.text, "capture": capture}))
+            let effort = self.ledger.effort(&id);
+            (id, json!({"recording": reason.recording, "reason": reason.text, "capture": capture, "effort": effort}))
         };
         let devices: Map<String, Value> = by_insertion(reasons.into_iter().map(entry));
         let ends = self.recorders.ends();

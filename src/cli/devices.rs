@@ -55,6 +55,7 @@ struct TableRow {
     recording: Option<bool>,
     reason: String,
     capture: Option<Value>,
+    effort: Option<Value>,
 }
 
 /// Shows the microphones, once or with `--watch` repeatedly.
@@ -210,6 +211,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
         let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
         let microphone = online(&presences, &id);
         let text = |key: &str| device.and_then(|device| device.config.get(key)?.as_str()).map(str::to_owned);
+        let effort = reported.get(&id).map(|reported| reported["effort"].clone()).filter(|effort| !effort.is_null());
         // If the last heartbeat agrees, it has more details.
         let reported = reported.get(&id).filter(|reported| reported["recording"].as_bool() == reason.recording);
         let enrollment = device.map(|device| match (device.enabled, device.enrollment) {
@@ -234,6 +236,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
             recording: reason.recording,
             reason: reported.and_then(|reported| reported["reason"].as_str()).map_or(reason.text, str::to_owned),
             capture: reported.map(|reported| reported["capture"].clone()).filter(|capture| !capture.is_null()),
+            effort,
             id,
         }
     });
@@ -293,12 +296,23 @@ impl TableRow {
     fn to_json(&self) -> Value {
         let scores: Map<String, Value> = by_insertion(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
         json!({"id": self.id, "name": self.name, "port": self.port, "card": self.card, "alsa_device": self.alsa_device, "profile": self.profile, "scores": scores,
-            "enrollment": self.enrollment, "recording": self.recording, "reason": self.reason, "capture": self.capture})
+            "enrollment": self.enrollment, "recording": self.recording, "reason": self.reason, "capture": self.capture, "effort": self.effort})
     }
 }
 
+/// The state of the PCM, and the measured rate if it is known.
+fn pcm_cell(state: &str, effort: Option<&Value>) -> String {
+    let rate = effort.and_then(|effort| Some((effort["rate"]["hz"].as_f64()?, effort["rate"]["ppm"].as_f64()?)));
+    rate.map_or_else(|| shown(state).to_string(), |(hz, ppm)| format!("{}, {hz:.2} Hz ({ppm:+.1} ppm)", shown(state)))
+}
+
+/// Which part of the last 24 h was recorded.
+fn share_cell(effort: Option<&Value>) -> String {
+    effort.and_then(|effort| effort["recorded_24h"].as_f64()).map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0))
+}
+
 fn to_text(rows: &[TableRow], notes: &[String]) -> String {
-    let mut cells = vec![["ID", "NAME", "PORT", "CARD", "PROFILE", "SCORES", "ENROLLMENT", "PCM", "STATE"].map(str::to_owned)];
+    let mut cells = vec![["ID", "NAME", "PORT", "CARD", "PROFILE", "SCORES", "ENROLLMENT", "PCM", "24 H", "STATE"].map(str::to_owned)];
     for row in rows {
         let scores: Vec<String> = row.scores.iter().map(|(slug, score)| format!("{} {score}", shown(slug))).collect();
         let pcm = row.capture.as_ref().map_or("-", |capture| capture["state"].as_str().unwrap_or("-"));
@@ -310,7 +324,8 @@ fn to_text(rows: &[TableRow], notes: &[String]) -> String {
             row.profile.as_ref().map_or_else(|| "-".to_owned(), |profile| shown(profile).to_string()),
             if scores.is_empty() { "-".to_owned() } else { scores.join(", ") },
             row.enrollment.clone(),
-            shown(pcm).to_string(),
+            pcm_cell(pcm, row.effort.as_ref()),
+            share_cell(row.effort.as_ref()),
             shown(&row.reason).to_string(),
         ]);
     }
@@ -322,6 +337,16 @@ fn to_text(rows: &[TableRow], notes: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_share_of_a_day_and_the_measured_rate_are_shown() {
+        let effort = json!({"recorded_24h": 0.9731, "rate": {"hz": 383_998.2, "ppm": -4.7}});
+        assert_eq!(pcm_cell("running", Some(&effort)), "running, 383998.20 Hz (-4.7 ppm)");
+        assert_eq!(share_cell(Some(&effort)), "97.3 %");
+        let early = json!({"recorded_24h": 0.0, "rate": null});
+        assert_eq!((pcm_cell("running", Some(&early)), share_cell(Some(&early))), ("running".to_owned(), "0.0 %".to_owned()));
+        assert_eq!((pcm_cell("-", None), share_cell(None)), ("-".to_owned(), "-".to_owned()));
+    }
 
     #[test]
     fn foreign_text_stays_on_the_line_of_its_microphone() {
@@ -339,6 +364,7 @@ mod tests {
             // these two may come from a heartbeat in Redis
             reason: hostile.to_owned(),
             capture: Some(json!({"state": hostile})),
+            effort: Some(json!({"recorded_24h": hostile, "rate": hostile})),
         };
         let text = to_text(&[row], &[]);
         assert_eq!(text.lines().count(), 2, "{text}");

@@ -60,7 +60,11 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
     let station = Station::up();
     log_statements(&station);
     station.tree.set(&[Card::ultramic()]);
-    let quick = [("SILVASONIC_RECONCILE_INTERVAL_S", "0.2"), ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5")];
+    let quick = [
+        ("SILVASONIC_RECONCILE_INTERVAL_S", "0.2"),
+        ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0.5"),
+        ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1"),
+    ];
     let mut controller = station.controller_with(&quick);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let capture = Capture(Instant::now());
@@ -75,6 +79,9 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
     let read = capture.0.elapsed() + Duration::from_secs(6);
     capture.until(&station, "two more reads", || (capture.0.elapsed() > read).then_some(()));
     assert_eq!(writes(), 1);
+
+    let effort = || Some(station.heartbeat()?["meta"]["devices"][DEVICE]["effort"].clone());
+    capture.until(&station, "its share", || (effort()?["recorded_24h"].as_f64()? > 0.0 && effort()?["rate"].is_null()).then_some(()));
 
     // Another Controller continues the session, as no frame is missing.
     controller.kill();
