@@ -69,6 +69,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
     ("SILVASONIC_SHUTDOWN", "stop", "what SIGTERM does to Recorders and workers: `stop`, or `keep` to adopt them at the next start"),
     ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", "seconds for the whole shutdown, 3-600; Recorders get 10 s of them, or what is left"),
+    ("SILVASONIC_HISTORY_DAYS", "0", "age in days at which rows of `capture_sessions` are deleted, at most 36500; 0: never"),
     ("SILVASONIC_LOG_LEVEL", "info", "error, warn, info, debug or trace, in any case; also `warning` and `critical`"),
     (
         "SILVASONIC_LOG_FORMAT",
@@ -131,6 +132,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// All of the shutdown.
     pub shutdown_timeout: Duration,
+    /// Age in days at which sessions are deleted; 0 = never.
+    pub history_days: u16,
     /// Lowest level that is logged.
     pub log_level: LevelFilter,
     /// Form of the lines that are logged.
@@ -344,6 +347,9 @@ impl Config {
                 _ => None,
             }),
             shutdown_timeout: env.seconds("SILVASONIC_SHUTDOWN_TIMEOUT_S", "9", 3.0, 600.0, "seconds from 3 to 600"),
+            history_days: env.parsed("SILVASONIC_HISTORY_DAYS", None, "0", "a whole number of days from 0 to 36500", |text| {
+                text.parse().ok().filter(|days| *days <= 36_500)
+            }),
             log_level: env.parsed("SILVASONIC_LOG_LEVEL", None, "info", "error, warn, info, debug or trace", log_level),
             log_format: env.log_format(),
             without_meaning: env.set_among(&WITHOUT_MEANING),
@@ -739,6 +745,7 @@ mod tests {
             ("SILVASONIC_OWNER", "-x"),
             ("SILVASONIC_SHUTDOWN", "maybe"),
             ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "2"),
+            ("SILVASONIC_HISTORY_DAYS", "36501"),
             ("SILVASONIC_LOG_LEVEL", "off"),
             ("SILVASONIC_LOG_FORMAT", "xml"),
         ];
@@ -791,6 +798,7 @@ mod tests {
             ("SILVASONIC_OWNER", "me"),
             ("SILVASONIC_SHUTDOWN", "keep"),
             ("SILVASONIC_SHUTDOWN_TIMEOUT_S", "600"),
+            ("SILVASONIC_HISTORY_DAYS", "365"),
             ("SILVASONIC_LOG_LEVEL", "WARNING"),
             ("SILVASONIC_LOG_FORMAT", "JSON"),
         ] {

@@ -194,6 +194,17 @@ impl Connection {
         Ok(rows.iter().map(session).collect())
     }
 
+    /// Deletes sessions that ended so many days before the newest one. A clock that is years ahead deletes nothing by itself.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// The error of the server or the connection.
+    pub fn delete_sessions(&mut self, days: u16) -> Result<u64, postgres::Error> {
+        let statement = "DELETE FROM capture_sessions WHERE cause IS NOT NULL
+            AND ended_at < (SELECT least(now(), max(ended_at)) FROM capture_sessions) - make_interval(days => $1)";
+        self.call(|client| client.execute(statement, &[&i32::from(days)]))
+    }
+
     /// The rows of this period, which began so many microseconds after 1970, and the last one of each device before it.
     ///
     /// # Errors

@@ -38,6 +38,8 @@ use crate::text::NOT_YET;
 /// How often `last_seen` of connected microphones is updated. An update writes about 10 kB to the disk: it is usually
 /// the first one since the last checkpoint, and then PostgreSQL writes whole pages to its log.
 const TOUCH: Duration = Duration::from_secs(3600);
+/// How often old sessions are deleted.
+const DELETE: Duration = Duration::from_secs(24 * 3600);
 /// A database that has not answered within this time counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(3);
 /// While the database is unavailable, it is asked this often, however long a tick is.
@@ -71,6 +73,8 @@ pub struct DatabaseState {
     /// When a request was last sent.
     last_request: Instant,
     last_touch: Instant,
+    /// When old sessions were last deleted.
+    last_delete: Option<Instant>,
     /// Whether this Controller leads: only then anything is written.
     leads: bool,
     /// Whether the differences of this tick were written.
@@ -153,6 +157,7 @@ impl DatabaseState {
             rate_limit: RateLimit::default(),
             last_request: Instant::now(),
             last_touch: Instant::now(),
+            last_delete: None,
             leads: false,
             recorded: false,
             rows: Vec::new(),
@@ -173,6 +178,10 @@ impl DatabaseState {
     pub fn ask(&mut self, presences: &Presences, containers: Option<&[Container]>, hardware: Hardware, now: Instant) {
         self.recorded = false;
         match self.worker.waiting_since() {
+            None if self.must_delete(now) => {
+                self.last_delete = Some(now);
+                self.request(Request::DeleteSessions(self.config.history_days));
+            }
             None if self.leads && now.duration_since(self.last_touch) >= TOUCH && self.state.is_ok() => {
                 self.last_touch = now;
                 let online = presences.iter().filter(|(_, presence)| matches!(presence, Presence::Online(_)));
@@ -186,6 +195,12 @@ impl DatabaseState {
             Some(since) if now.saturating_duration_since(since) >= ANSWER => self.set_unavailable(&NoRows::NoAnswer),
             Some(_) => {}
         }
+    }
+
+    /// Whether old sessions must be deleted now.
+    fn must_delete(&self, now: Instant) -> bool {
+        let is_due = self.last_delete.is_none_or(|last| now.duration_since(last) >= DELETE);
+        is_due && self.config.history_days > 0 && self.leads && self.state.is_ok()
     }
 
     /// When [`Self::poll`] must be called at the latest.

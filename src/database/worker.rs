@@ -56,6 +56,8 @@ pub enum Request {
     Touch(Vec<String>),
     /// Write these sessions, then read.
     Sessions(Vec<SessionRow>),
+    /// Delete sessions that ended so many days ago.
+    DeleteSessions(u16),
 }
 
 /// The requests that were not answered yet.
@@ -251,6 +253,7 @@ impl WorkerThread {
             Request::Write(changes) => self.write(changes),
             Request::Touch(devices) => self.touch(&devices),
             Request::Sessions(rows) => self.write_sessions(&rows),
+            Request::DeleteSessions(days) => self.delete_sessions(days),
         }
         self.read()
     }
@@ -428,6 +431,14 @@ impl WorkerThread {
         }
         // An error shows in the read that follows.
         let _ = self.with(|db| db.limit_locks(None));
+    }
+
+    fn delete_sessions(&mut self, days: u16) {
+        match self.with(|db| db.delete_sessions(days)) {
+            Ok(0) => {}
+            Ok(count) => info!("deleted {count} sessions that are older than {days} days"),
+            Err(why) => self.rate_limit.warn("delete", &format!("cannot delete old sessions from the database: {why}"), Instant::now()),
+        }
     }
 
     fn no_rows(&self, why: String) -> NoRows {

@@ -122,6 +122,35 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
 }
 
 #[test]
+fn old_sessions_are_deleted_only_if_a_setting_says_so() {
+    let station = Station::up();
+    let controller = station.controller();
+    controller.wait_log("seeded user", SOON);
+    let insert = |id: i32, age: &str, cause: &str| {
+        let columns = "id, device, container, started_at, ended_at, frames, rate, cause, clock";
+        let ended = format!("now() - interval '{age}'");
+        station
+            .postgres
+            .exec(&format!("INSERT INTO capture_sessions ({columns}) VALUES ({id}, 'x', 'c', {ended}, {ended}, 0, 1, {cause}, '{{}}')"));
+    };
+    insert(1, "40 days", "'flap'");
+    insert(2, "20 days", "'flap'");
+    insert(3, "50 days", "NULL");
+    insert(4, "1 minute", "'flap'");
+    drop(controller);
+    let ids = || station.postgres.value::<String>("SELECT string_agg(id::text, ' ' ORDER BY id) FROM capture_sessions").unwrap();
+    let mut controller = station.controller();
+    // What is open was not closed before the host was booted.
+    let closed = || station.postgres.value::<String>("SELECT cause FROM capture_sessions WHERE id = 3");
+    eventually(SOON, "the end of the open one", || (closed().as_deref() == Some("power or boot")).then_some(()));
+    assert_eq!(ids(), "1 2 3 4");
+    controller.kill();
+    let controller = station.controller_with(&[("SILVASONIC_HISTORY_DAYS", "30")]);
+    controller.wait_log("deleted 2 sessions that are older than 30 days", SOON);
+    assert_eq!(ids(), "2 4");
+}
+
+#[test]
 fn sessions_without_a_database_are_kept_and_written_later() {
     let mut station = Station::up();
     station.tree.set(&[Card::ultramic()]);
