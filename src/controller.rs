@@ -301,7 +301,8 @@ impl Controller {
         if self.hardware.state.is_ok() && self.shutdown.is_none() {
             self.database.record(&self.hardware.presences, self.containers.containers().ok());
         }
-        self.database.write_sessions(Instant::now());
+        // Those of a shutdown; a tick writes the others.
+        let _ = self.database.write_sessions(Instant::now());
     }
 
     fn begin_shutdown(&mut self) {

@@ -178,6 +178,8 @@ impl DatabaseState {
     pub fn ask(&mut self, presences: &Presences, containers: Option<&[Container]>, hardware: Hardware, now: Instant) {
         self.recorded = false;
         match self.worker.waiting_since() {
+            // This reads, too.
+            None if self.write_sessions(now) => {}
             None if self.must_delete(now) => {
                 self.last_delete = Some(now);
                 self.request(Request::DeleteSessions(self.config.history_days));
@@ -418,15 +420,17 @@ impl DatabaseState {
         &self.shared.sessions
     }
 
-    /// Writes sessions that wait, unless a request is under way.
-    pub fn write_sessions(&mut self, now: Instant) {
+    /// Writes sessions that wait, unless a request is under way. Returns whether there are any.
+    pub fn write_sessions(&mut self, now: Instant) -> bool {
         if !self.leads || self.state.is_err() || self.worker.waiting_since().is_some() || self.shared.sessions.is_empty() {
-            return;
+            return false;
         }
         let rows = self.shared.sessions.due(|topic| self.shared.refusals.is_early(topic, now));
-        if !rows.is_empty() {
+        let is_any = !rows.is_empty();
+        if is_any {
             self.request(Request::Sessions(rows));
         }
+        is_any
     }
 
     /// The differences to write now.
@@ -442,7 +446,9 @@ impl DatabaseState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::refusals::Refusal;
     use crate::database::worker::FakeWorker;
+    use crate::decide::sessions::SessionRow;
     use std::sync::mpsc::sync_channel;
     use std::thread;
 
@@ -493,6 +499,40 @@ mod tests {
         thread::sleep(Duration::from_millis(2));
         thread.answer();
         assert!(state.worker.waiting_since().unwrap() > first);
+    }
+
+    #[test]
+    fn a_tick_writes_the_sessions_that_wait_instead_of_a_read() {
+        let (mut state, thread) = state();
+        let now = Instant::now();
+        state.lead();
+        assert!(thread.begin());
+        thread.answer();
+        state.answered(0, Ok(rows("new")));
+        let row = SessionRow {
+            id: 1,
+            device: "a".to_owned(),
+            container: "c".to_owned(),
+            started: 0,
+            ended: 1,
+            frames: 1,
+            rate: 1,
+            cause: None,
+            clock: "{}".to_owned(),
+        };
+        state.sessions().read(Some(Vec::new()), now);
+        assert!(state.sessions().take_earlier().is_some());
+        state.sessions().put(vec![row.clone()]);
+        assert!(state.write_sessions(now) && !state.write_sessions(now), "one request at a time");
+        assert!(thread.begin());
+        thread.answer();
+        // It was refused; after its back-off, the next tick tries again.
+        state.shared.refusals.failed("session 1", Refusal::Refused, now);
+        assert!(!state.write_sessions(now) && state.write_sessions(now + Duration::from_secs(1)));
+        assert!(thread.begin());
+        thread.answer();
+        state.sessions().written(&row);
+        assert!(!state.write_sessions(now + Duration::from_secs(1)));
     }
 
     fn rows(key: &str) -> Vec<Row> {
