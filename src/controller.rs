@@ -11,7 +11,7 @@ mod workers;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
 
@@ -21,12 +21,13 @@ use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
 use crate::containers::state::ContainersState;
 use crate::database::state::{DatabaseState, Hardware};
+use crate::decide::capture::{Captures, Observation};
 use crate::decide::desired::SpecCache;
 use crate::decide::hang::Replacement;
 use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
-use crate::decide::spec::Kind;
+use crate::decide::spec::{CONFIG_HASH, Kind};
 use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
@@ -77,6 +78,7 @@ pub struct Controller {
     recorders: Recorders,
     workers: Workers,
     ledger: Ledger,
+    captures: Captures,
 
     logs: LogForwarder,
     limits: Limits,
@@ -120,6 +122,7 @@ impl Controller {
             actions: Actions::new(Kind::Recorder, &podman, &config, events),
             specs: SpecCache::new(config.recorder.clone()),
             recorders: Recorders::default(),
+            captures: Captures::new(Duration::ZERO, false),
             logs: LogForwarder::new(&podman, publisher),
             limits: Limits::new(&config.recorder),
             history: History::default(),
@@ -177,12 +180,25 @@ impl Controller {
         let changes = self.hardware.poll(self.database.registry.as_ref(), now);
         let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
         self.note_connections(&changes.unwrap_or_default());
-        self.hardware.refresh_pcms(self.recorders.running().map(|(device, _)| device), self.database.registry.as_ref(), now);
+        self.hardware.refresh_pcms(self.recorders.running(), self.database.registry.as_ref(), now);
+        self.observe_captures(now);
         self.keep_ledger(now);
         if self.leadership.is_decided(now) {
             self.database.ask(&self.hardware.presences, self.containers.containers().ok(), hardware, now);
         }
         self.containers.request_if_stale(&self.actions, now);
+    }
+
+    /// Notes what was last read about the card of each Recorder that runs.
+    fn observe_captures(&mut self, now: Instant) {
+        let Some(list) = &self.containers.list else { return };
+        let observations = self.recorders.running().filter_map(|(device, id)| {
+            let container = list.containers.iter().find(|container| container.id == *id)?;
+            let read = self.hardware.proof_of(device, id).map(|(proof, at)| (&proof.state, proof.pointer(), at));
+            let hash = container.labels.get(CONFIG_HASH).map_or("", String::as_str);
+            Some(Observation { device, container: id, started: container.started, hash, read })
+        });
+        self.captures.observe(observations, now, SystemTime::now());
     }
 
     /// Sleeps until an event or a deadline, and handles all events in the queue.
@@ -373,6 +389,7 @@ impl Controller {
             actions: &self.actions,
             recorders: &self.recorders,
             workers: &self.workers.report,
+            captures: &self.captures,
             leadership: &self.leadership,
             ledger: &self.ledger,
             history: &self.history,

@@ -9,6 +9,7 @@ use crate::collect::by_insertion;
 use crate::containers::actions::Actions;
 use crate::containers::state::ContainersState;
 use crate::database::state::DatabaseState;
+use crate::decide::capture::{Capture, Captures};
 use crate::decide::desired::{SpecCache, desired};
 use crate::decide::leadership::Leadership;
 use crate::decide::reason::{Reason, ReasonInput, reasons};
@@ -37,6 +38,8 @@ pub struct Known<'a> {
     pub workers: &'a Map<String, Value>,
     /// When microphones were recorded.
     pub ledger: &'a Ledger,
+    /// Whether the Recorders capture.
+    pub captures: &'a Captures,
     /// The last decisions.
     pub history: &'a History,
     /// The specs.
@@ -54,7 +57,8 @@ impl Known<'_> {
         let presences = &self.hardware.presences;
         let desired = desired(registry, self.database.state.is_ok(), presences, self.specs);
         let (holds, containers) = (self.recorders.holds(), self.containers.containers());
-        reasons(&ReasonInput { registry, presences, desired: &desired, holds: &holds, containers })
+        let captures = by_insertion(self.captures.all().map(|(device, capture)| (device.to_owned(), capture)));
+        reasons(&ReasonInput { registry, presences, desired: &desired, holds: &holds, containers, captures: &captures })
     }
 
     /// `meta` of the heartbeat: the reason, the proof of capture and the effort of each microphone, and how Recorders
@@ -62,9 +66,10 @@ impl Known<'_> {
     pub fn meta(&mut self) -> Map<String, Value> {
         let reasons = self.reasons();
         let entry = |(id, reason): (String, Reason)| {
-            let capture = self.hardware.proof(&id).filter(|_| reason.recording == Some(true)).map(Proof::to_json);
+            let capture = self.captures.capture(&id).and_then(|_| self.hardware.proof(&id)).map(Proof::to_json);
             let effort = self.ledger.effort(&id);
-            (id, json!({"recording": reason.recording, "reason": reason.text, "capture": capture, "effort": effort}))
+            let (recording, stalled) = (reason.recording, reason.stalled);
+            (id, json!({"recording": recording, "stalled": stalled, "reason": reason.text, "capture": capture, "effort": effort}))
         };
         let devices: Map<String, Value> = by_insertion(reasons.into_iter().map(entry));
         let ends = self.recorders.ends();
@@ -88,14 +93,38 @@ impl Known<'_> {
             podman: connected(&self.containers.state),
             hardware: self.hardware.details(),
             containers,
+            capture: self.capture(),
             lock: self.leadership.details(),
-            activity: match (self.is_stopping, running) {
+            activity: match self.is_stopping {
                 _ if self.leadership.is_standby() => Activity::Standby,
-                (true, _) => Activity::Stopping,
-                (false, 0) => Activity::Idle,
-                (false, _) => Activity::Recording,
+                true => Activity::Stopping,
+                // Where the kernel cannot be asked, a Recorder that runs is believed.
+                false if self.captures.all().any(|(_, capture)| matches!(capture, Capture::Running | Capture::Unknown(_))) => {
+                    Activity::Recording
+                }
+                false => Activity::Idle,
             },
         }
+    }
+
+    /// How many Recorders capture. Only a Recorder that has opened its card and gets no frames is a fault.
+    fn capture(&self) -> Result<String, String> {
+        let (mut running, mut unopened, mut unknown, mut standing) = (0, 0, 0, Vec::new());
+        for (device, capture) in self.captures.all() {
+            match capture {
+                Capture::Running => running += 1,
+                Capture::Unopened => unopened += 1,
+                Capture::Unproven | Capture::Unknown(_) => unknown += 1,
+                Capture::Standing(capture) => standing.push(format!("{}: {capture}", shown(device))),
+            }
+        }
+        let mut details = format!("{running} captured");
+        for (count, what) in [(unopened, "without an open card"), (unknown, "unknown")] {
+            if count > 0 {
+                details.push_str(&format!(", {count} {what}"));
+            }
+        }
+        if standing.is_empty() { Ok(details) } else { Err(format!("{details}; {}", standing.join("; "))) }
     }
 
     /// The lines of a dump.

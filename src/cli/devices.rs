@@ -1,10 +1,10 @@
 //! `silvasonic-controller devices`, and the commands that write a user's decision about a microphone.
 //!
 //! The table is computed from hardware, database and Podman with the functions that the Controller uses, so it does not
-//! need a running Controller. What only the Controller knows (back-off, PCM state) is read from its last heartbeat in
-//! Redis, if there is one. A decision writes the columns that the web interface writes, and nudges the Controller.
+//! need a running Controller. What only the Controller knows (back-off, for how long no frames have arrived) is read from
+//! its last heartbeat in Redis, if there is one. A decision writes the columns that the web interface writes, and nudges the Controller.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,6 +20,8 @@ use crate::config::Config;
 use crate::containers::lister::{compare, recorders};
 use crate::database::connection::{self, reason};
 use crate::database::statements::Decision;
+use crate::decide::capture::{Capture, Captures, Observation};
+use crate::decide::container::{Container, State};
 use crate::decide::desired::{SpecCache, desired};
 use crate::decide::device::{Microphone, identify};
 use crate::decide::past::{Compared, Past};
@@ -27,7 +29,9 @@ use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
 use crate::decide::reason::{ReasonInput, online, reasons, unmatched};
 use crate::decide::registry::{Enrollment, Registry};
+use crate::decide::spec::DEVICE_ID;
 use crate::event::Comparison;
+use crate::hardware::pcm::{Proof, Recorder, prove};
 use crate::hardware::sysfs;
 use crate::json::{from_python, one_line};
 use crate::podman::client::Podman;
@@ -53,12 +57,13 @@ struct TableRow {
     scores: Vec<(String, u8)>,
     enrollment: String,
     recording: Option<bool>,
+    stalled: bool,
     reason: String,
     capture: Option<Value>,
     effort: Option<Value>,
 }
 
-/// Shows the microphones, once or with `--watch` repeatedly.
+/// Shows the microphones, once or with `--watch` repeatedly. `false` if a Recorder has opened its card and gets no frames.
 ///
 /// # Errors
 /// Why the database cannot be read, if there is no saved state either.
@@ -72,7 +77,7 @@ pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), St
     };
     if !given.has("--watch") {
         let (rows, notes) = read_all(config)?;
-        return Ok((true, render(&rows, &notes)));
+        return Ok((!rows.iter().any(|row| row.stalled), render(&rows, &notes)));
     }
     let clear = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {
@@ -205,7 +210,9 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let plan = wanted(&past);
     let containers = containers.as_deref().map_err(String::as_str);
     let holds = by_insertion(plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())));
-    let input = ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers };
+    let (proofs, captures) = captures(config, &registry, &presences, containers.unwrap_or_default());
+    let input =
+        ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers, captures: &captures };
     let reported = heartbeat(config, "devices");
     let rows = reasons(&input).into_iter().map(|(id, reason)| {
         let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
@@ -213,7 +220,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
         let text = |key: &str| device.and_then(|device| device.config.get(key)?.as_str()).map(str::to_owned);
         let effort = reported.get(&id).map(|reported| reported["effort"].clone()).filter(|effort| !effort.is_null());
         // If the last heartbeat agrees, it has more details.
-        let reported = reported.get(&id).filter(|reported| reported["recording"].as_bool() == reason.recording);
+        let reported = reported.get(&id).filter(|reported| containers.is_ok() && reported["recording"].as_bool() == reason.recording);
         let enrollment = device.map(|device| match (device.enabled, device.enrollment) {
             (false, _) => "disabled",
             (_, Enrollment::Pending) => "pending",
@@ -234,8 +241,12 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
                 .unwrap_or_default(),
             enrollment: enrollment.unwrap_or("-").to_owned(),
             recording: reason.recording,
+            stalled: reason.stalled || reported.is_some_and(|reported| reported["stalled"] == true),
             reason: reported.and_then(|reported| reported["reason"].as_str()).map_or(reason.text, str::to_owned),
-            capture: reported.map(|reported| reported["capture"].clone()).filter(|capture| !capture.is_null()),
+            capture: reported
+                .map(|reported| reported["capture"].clone())
+                .filter(|capture| !capture.is_null())
+                .or_else(|| proofs.get(&id).map(Proof::to_json)),
             effort,
             id,
         }
@@ -255,6 +266,32 @@ pub(super) fn fallback(config: &Config, registry: &Registry, presences: &Presenc
         Some(_) => "assign a profile with `enroll ID PROFILE`",
     };
     (!ids.is_empty()).then(|| (format!("no profile matches {}", ids.join(", ")), fix))
+}
+
+/// What the kernel reports about the Recorders that run.
+fn captures(
+    config: &Config,
+    registry: &Registry,
+    presences: &Presences,
+    containers: &[Container],
+) -> (BTreeMap<String, Proof>, BTreeMap<String, Capture>) {
+    let running: BTreeMap<&str, &Container> = by_insertion(
+        containers
+            .iter()
+            .filter(|container| container.state == State::Running)
+            .filter_map(|container| Some((container.labels.get(DEVICE_ID)?.as_str(), container))),
+    );
+    let recorders: Vec<Recorder> =
+        running.iter().filter_map(|(device, container)| Recorder::new(registry, presences, device, &container.id)).collect();
+    let (proofs, now) = (prove(&config.host_root, &recorders), Instant::now());
+    let mut captures = Captures::new(Duration::ZERO, false);
+    let observations = recorders.iter().map(|Recorder { device, container, .. }| {
+        let read = proofs.get(device).map(|proof| (&proof.state, proof.pointer(), now));
+        Observation { device, container, started: 0, hash: "", read }
+    });
+    captures.observe(observations, now, SystemTime::now());
+    let captures = by_insertion(captures.all().map(|(device, capture)| (device.to_owned(), capture)));
+    (proofs, captures)
 }
 
 /// The microphones that are connected now, without a grace period.
@@ -296,7 +333,8 @@ impl TableRow {
     fn to_json(&self) -> Value {
         let scores: Map<String, Value> = by_insertion(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
         json!({"id": self.id, "name": self.name, "port": self.port, "card": self.card, "alsa_device": self.alsa_device, "profile": self.profile, "scores": scores,
-            "enrollment": self.enrollment, "recording": self.recording, "reason": self.reason, "capture": self.capture, "effort": self.effort})
+            "enrollment": self.enrollment, "recording": self.recording, "stalled": self.stalled, "reason": self.reason, "capture": self.capture,
+            "effort": self.effort})
     }
 }
 
@@ -361,6 +399,7 @@ mod tests {
             scores: vec![(hostile.to_owned(), 50)],
             enrollment: "pending".to_owned(),
             recording: Some(false),
+            stalled: false,
             // these two may come from a heartbeat in Redis
             reason: hostile.to_owned(),
             capture: Some(json!({"state": hostile})),

@@ -5,6 +5,7 @@
 
 pub mod action;
 pub mod backoff;
+pub mod capture;
 pub mod container;
 pub mod desired;
 pub mod device;

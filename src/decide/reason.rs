@@ -1,10 +1,15 @@
 //! Why a microphone is recorded or not: one line each, the same in the heartbeat and in the command `devices`.
+//!
+//! A microphone is recorded if its Recorder runs and frames arrive. Where the kernel cannot be asked whether they do, the
+//! line tells the state of the container.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::clock;
 use crate::collect::by_insertion;
+use crate::decide::capture::{Capture, Standing};
 use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
 use crate::decide::device::Microphone;
@@ -27,13 +32,17 @@ pub struct ReasonInput<'a> {
     pub holds: &'a BTreeMap<String, String>,
     /// All our containers, or why they are unknown.
     pub containers: Result<&'a [Container], &'a str>,
+    /// Whether the Recorders that run capture, by device.
+    pub captures: &'a BTreeMap<String, Capture>,
 }
 
 /// Whether one microphone is recorded, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
-    /// Whether its Recorder runs; `None` = unknown.
+    /// Whether frames arrive; `None` = unknown.
     pub recording: Option<bool>,
+    /// Whether its Recorder runs, but has opened the card and gets no frames.
+    pub stalled: bool,
     /// The line to show.
     pub text: String,
 }
@@ -53,7 +62,7 @@ pub fn reasons(known: &ReasonInput<'_>) -> BTreeMap<String, Reason> {
 }
 
 fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
-    let reason = |recording, text: String| Reason { recording, text };
+    let reason = |recording, text: String| Reason { recording, stalled: false, text };
     let containers = match known.containers {
         Ok(containers) => containers,
         Err(why) => return reason(None, format!("unknown: Podman: {}", shown(why))),
@@ -63,16 +72,15 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
     let desired = known.desired.get(id);
     if let Some(container) = containers.iter().find(running) {
         let begun = clock::iso_seconds(UNIX_EPOCH + Duration::from_secs(container.started));
-        let since = format!("recording since {begun}");
-        return reason(
-            Some(true),
-            match desired {
-                Some(Desired::Run(_)) => known.holds.get(id).map_or_else(|| since.clone(), |hold| format!("{since}; {hold}")),
-                Some(Desired::Keep(why)) => format!("{since}, although {why}"),
-                Some(Desired::Stop(why)) => format!("{since}, to be stopped: {why}"),
-                None => format!("{since}, to be stopped: it is not in the database"),
-            },
-        );
+        let capture = known.captures.get(id).unwrap_or(&Capture::Unproven);
+        let (recording, state) = running_text(capture, &begun);
+        let text = match desired {
+            Some(Desired::Run(_)) => known.holds.get(id).map_or_else(|| state.clone(), |hold| format!("{state}; {hold}")),
+            Some(Desired::Keep(why)) => format!("{state}, although {why}"),
+            Some(Desired::Stop(why)) => format!("{state}, to be stopped: {why}"),
+            None => format!("{state}, to be stopped: it is not in the database"),
+        };
+        return Reason { recording, stalled: matches!(capture, Capture::Standing(_)), text };
     }
     let why = match desired {
         Some(Desired::Run(_)) => known.holds.get(id).map_or("starting", String::as_str).to_owned(),
@@ -81,6 +89,27 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
         None => "it is not in the database".to_owned(),
     };
     reason(Some(false), format!("not recording: {why}"))
+}
+
+/// Whether a Recorder that runs since then records, and the text.
+fn running_text(capture: &Capture, begun: &str) -> (Option<bool>, String) {
+    match capture {
+        Capture::Running => (Some(true), format!("recording since {begun}")),
+        Capture::Unopened => (Some(false), format!("running, but has not opened the card; since {begun}")),
+        Capture::Standing(standing) => (Some(false), format!("not recording: its Recorder runs since {begun}, but {standing}")),
+        Capture::Unproven => (None, format!("running since {begun}; the next read of the card shows whether frames arrive")),
+        Capture::Unknown(why) => (None, format!("running since {begun}; whether frames arrive is unknown: {}", shown(why))),
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no frames arrive since {} ({})", clock::iso_seconds(self.since), shown(&self.state))?;
+        match self.steps {
+            Some((count, last)) => write!(f, "; {count} steps did not help, the last one at {}", clock::iso_seconds(last)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the user must decide, if the microphone is connected and pending.

@@ -1,8 +1,8 @@
 //! Proof of capture: the state of the PCM that a Recorder should have opened.
 //!
 //! A running container does not prove that it records. `/proc/asound/cardN/pcm*c/sub*` shows whether the stream is
-//! open, whether its pointer moves, its rate and format, and which process holds it. The command `devices` and the
-//! heartbeat show this, and changes are logged; no decision depends on it.
+//! open, whether its pointer moves, its rate and format, and which process holds it. Whether a microphone is recorded
+//! depends on it ([`crate::decide::capture`]).
 //!
 //! Reading these files blocks while the card hangs, so the `probe` thread reads them. A card in which a read hangs is
 //! skipped until that read ends, and its state is unknown. Invariant: a card that hangs hides the state of no other.
@@ -13,13 +13,19 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 use serde_json::{Value, json};
 
 use crate::clocks::Clocks;
-use crate::decide::profile::AudioFormat;
+use crate::collect::by_insertion;
+use crate::decide::capture::PcmState;
+use crate::decide::presence::Presences;
+use crate::decide::profile::{AudioFormat, ProfileConfig};
+use crate::decide::reason::online;
+use crate::decide::registry::Registry;
 use crate::decide::sessions::{Counter, Stream};
 use crate::fs as files;
 use crate::probe::{self, Marker, Prober, Question, State};
@@ -36,6 +42,8 @@ const SILENT: Duration = Duration::from_secs(15);
 const STUCK: usize = 8;
 /// The files have about 300 bytes.
 const LIMIT: u64 = 4 << 10;
+/// Frames arrive several times within this time.
+const MOMENT: Duration = Duration::from_millis(500);
 /// Time for a Recorder to open its card.
 const OPENED: Duration = Duration::from_secs(10);
 
@@ -59,21 +67,6 @@ pub struct Substream {
     buffer: Option<u64>,
     /// When this was read.
     read: Option<Instant>,
-}
-
-/// Whether frames arrive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PcmState {
-    /// No process has opened the card.
-    Closed,
-    /// It is open; the next read will show whether frames arrive.
-    Open,
-    /// Frames arrive.
-    Running,
-    /// It is open, but no frames arrive; with the state that the kernel reports.
-    Stalled(String),
-    /// It cannot be read, and why.
-    Unknown(String),
 }
 
 /// What a card captures, if anything.
@@ -151,6 +144,12 @@ impl Proof {
             PcmState::Open | PcmState::Running => counter(*trigger).map_or(Stream::Unknown, Stream::Runs),
             PcmState::Stalled(_) => counter(None).map_or(Stream::Unknown, Stream::Stands),
         }
+    }
+
+    /// Number of frames that the hardware has delivered, if the card is open.
+    #[must_use]
+    pub fn pointer(&self) -> Option<u64> {
+        self.stream.pointer
     }
 
     /// As JSON.
@@ -276,10 +275,44 @@ fn read_text(path: &Path) -> io::Result<String> {
 pub struct Recorder {
     /// Stable id of its microphone.
     pub device: String,
+    /// Id of its container.
+    pub container: String,
     /// The card of the microphone.
     pub card: Card,
     /// The format in its profile.
     pub expected: Option<AudioFormat>,
+}
+
+impl Recorder {
+    /// The Recorder of a connected microphone.
+    #[must_use]
+    pub fn new(registry: &Registry, presences: &Presences, device: &str, container: &str) -> Option<Self> {
+        let row = registry.devices.get(device)?.as_ref().ok()?;
+        let profile = registry.profiles.get(row.profile.as_ref()?)?.as_ref().ok();
+        let microphone = online(presences, device)?;
+        let address = microphone.usb.as_ref().map(|usb| usb.address.clone());
+        let card = Card { index: microphone.card, pcm: microphone.pcm, address };
+        Some(Self { device: device.to_owned(), container: container.to_owned(), card, expected: profile.map(ProfileConfig::capture) })
+    }
+}
+
+/// Reads the PCMs of Recorders, and again after a moment if one is open. For a command: a card that hangs blocks it.
+#[must_use]
+pub fn prove(root: &Path, recorders: &[Recorder]) -> BTreeMap<String, Proof> {
+    let mut folders = Folders::new();
+    let mut read_all = |before: &BTreeMap<String, Proof>| -> BTreeMap<String, Proof> {
+        let prove_one = |recorder: &Recorder| {
+            let streams = read(root, &recorder.card, &mut folders);
+            (recorder.device.clone(), Proof::new(before.get(&recorder.device), streams, recorder.expected.as_ref()))
+        };
+        by_insertion(recorders.iter().map(prove_one))
+    };
+    let first = read_all(&BTreeMap::new());
+    if first.values().all(|proof| proof.state != PcmState::Open) {
+        return first;
+    }
+    thread::sleep(MOMENT);
+    read_all(&first)
 }
 
 /// A card, from its connection to its disconnection, and the PCM that a Recorder opens.
@@ -318,8 +351,23 @@ pub struct PcmMonitor {
     answers: Receiver<Answer>,
     folders: Folders,
     next: Instant,
-    /// For each Recorder: the last proof, when the first one was read, and the text that was last reported.
-    proofs: BTreeMap<String, (Proof, Instant, String)>,
+    /// By microphone.
+    proofs: BTreeMap<String, Proven>,
+}
+
+/// What was read for one Recorder.
+#[derive(Debug)]
+struct Proven {
+    /// Id of its container.
+    container: String,
+    /// The last proof.
+    proof: Proof,
+    /// When that was read.
+    read: Instant,
+    /// When the first proof was read.
+    since: Instant,
+    /// The text that was last reported.
+    reported: String,
 }
 
 impl PcmMonitor {
@@ -342,7 +390,13 @@ impl PcmMonitor {
     /// The last proof of a running Recorder.
     #[must_use]
     pub fn proof(&self, device: &str) -> Option<&Proof> {
-        self.proofs.get(device).map(|(proof, ..)| proof)
+        self.proofs.get(device).map(|proven| &proven.proof)
+    }
+
+    /// The last proof of the Recorder in this container, and when it was read.
+    #[must_use]
+    pub fn proof_of(&self, device: &str, container: &str) -> Option<(&Proof, Instant)> {
+        self.proofs.get(device).filter(|proven| proven.container == container).map(|proven| (&proven.proof, proven.read))
     }
 
     /// Handles answers, and requests the next read when it is due.
@@ -366,15 +420,15 @@ impl PcmMonitor {
 
     fn set_unknown(&mut self, place: Option<&Card>) {
         let why = place.map_or_else(|| "no response".to_owned(), |card| format!("card {} does not respond", card.index));
-        for (proof, ..) in self.proofs.values_mut() {
-            proof.state = PcmState::Unknown(why.clone());
+        for proven in self.proofs.values_mut() {
+            proven.proof.state = PcmState::Unknown(why.clone());
         }
     }
 
     fn ask(&mut self, recorders: Vec<Recorder>, now: Instant) {
         let is_settled = recorders
             .iter()
-            .all(|recorder| self.proofs.get(&recorder.device).is_some_and(|(proof, _, reported)| proof.to_string() == *reported));
+            .all(|recorder| self.proofs.get(&recorder.device).is_some_and(|proven| proven.proof.to_string() == proven.reported));
         self.next = now + if is_settled { EVERY } else { SOON };
         self.proofs.retain(|device, _| recorders.iter().any(|recorder| recorder.device == *device));
         if recorders.is_empty() {
@@ -403,10 +457,10 @@ impl PcmMonitor {
     }
 
     fn report(&mut self, readings: Vec<Reading>, now: Instant) {
-        for (Recorder { device, expected, .. }, streams) in readings {
-            let before = self.proofs.get(&device);
-            let proof = Proof::new(before.map(|(proof, ..)| proof), streams, expected.as_ref());
-            let (since, reported) = before.map_or((now, String::new()), |(_, since, reported)| (*since, reported.clone()));
+        for (Recorder { device, container, expected, .. }, streams) in readings {
+            let before = self.proofs.get(&device).filter(|before| before.container == container);
+            let proof = Proof::new(before.map(|before| &before.proof), streams, expected.as_ref());
+            let (since, reported) = before.map_or((now, String::new()), |before| (before.since, before.reported.clone()));
             // A Recorder that has just started needs some time, and a card that does not respond is reported by the
             // scanner.
             let early = match proof.state {
@@ -424,7 +478,7 @@ impl PcmMonitor {
                 _ => warn!("microphone {device}: its Recorder runs, but the PCM is {proof}"),
             }
             let reported = if early { reported } else { text };
-            self.proofs.insert(device, (proof, since, reported));
+            self.proofs.insert(device, Proven { container, proof, read: now, since, reported });
         }
     }
 }
@@ -475,14 +529,18 @@ mod tests {
     fn a_card_that_hangs_hides_the_pcm_state_of_no_other() {
         let root = std::env::temp_dir().join(format!("silvasonic-pcm-{}", std::process::id()));
         fs::create_dir_all(root.join("hang")).unwrap();
-        let recorder =
-            |device: &str, index| Recorder { device: device.to_owned(), card: Card { index, pcm: 0, address: None }, expected: None };
+        let recorder = |device: &str, index| Recorder {
+            device: device.to_owned(),
+            container: device.to_owned(),
+            card: Card { index, pcm: 0, address: None },
+            expected: None,
+        };
         let recorders = || vec![recorder("a", 0), recorder("b", 1)];
         let mut monitor = PcmMonitor::new(&root, &Prober::start().unwrap());
         // Card 0 hangs while that folder exists.
         monitor.read = |root, card, _| {
             while card.index == 0 && root.join("hang").exists() {
-                std::thread::sleep(Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(5));
             }
             stream(|_| ())
         };
@@ -494,7 +552,7 @@ mod tests {
                 assert!(Instant::now() < end, "{:?}", monitor.proofs);
                 monitor.refresh(now, recorders);
                 now += Duration::from_secs(1);
-                std::thread::sleep(Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(5));
             }
         };
         let stalled = PcmState::Stalled("RUNNING".to_owned());

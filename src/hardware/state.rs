@@ -13,12 +13,10 @@ use log::{debug, info};
 use crate::config::Config;
 use crate::decide::device::identify;
 use crate::decide::presence::{Presence, Presences, Transition};
-use crate::decide::profile::ProfileConfig;
-use crate::decide::reason::online;
 use crate::decide::registry::Registry;
 use crate::decide::scan::{Scan, Unknown};
 use crate::event::Event;
-use crate::hardware::pcm::{Card, PcmMonitor, Proof, Recorder};
+use crate::hardware::pcm::{PcmMonitor, Proof, Recorder};
 use crate::hardware::scanner::{Poll, Scanner};
 use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
@@ -112,26 +110,23 @@ impl HardwareState {
         Ok(unresponsive.fold("readable".to_owned(), |details, card| details + &card))
     }
 
-    /// Requests reads of the PCMs of these running Recorders, when they are due.
-    pub fn refresh_pcms<'a>(&mut self, running: impl Iterator<Item = &'a String>, registry: Option<&Registry>, now: Instant) {
+    /// Requests reads of the PCMs of these running Recorders, with their containers, when they are due.
+    pub fn refresh_pcms<'a>(&mut self, running: impl Iterator<Item = (&'a String, &'a String)>, registry: Option<&Registry>, now: Instant) {
         let presences = &self.presences;
-        self.pcms.refresh(now, || {
-            let recorder = |id: &String| {
-                let device = registry?.devices.get(id)?.as_ref().ok()?;
-                let profile = registry?.profiles.get(device.profile.as_ref()?)?.as_ref().ok();
-                let microphone = online(presences, id)?;
-                let address = microphone.usb.as_ref().map(|usb| usb.address.clone());
-                let card = Card { index: microphone.card, pcm: microphone.pcm, address };
-                Some(Recorder { device: id.clone(), card, expected: profile.map(ProfileConfig::capture) })
-            };
-            running.filter_map(recorder).collect()
-        });
+        self.pcms
+            .refresh(now, || running.filter_map(|(device, container)| Recorder::new(registry?, presences, device, container)).collect());
     }
 
     /// What was last read about the PCM of a running Recorder.
     #[must_use]
     pub fn proof(&self, device: &str) -> Option<&Proof> {
         self.pcms.proof(device)
+    }
+
+    /// Likewise, for the Recorder in this container, and when it was read.
+    #[must_use]
+    pub fn proof_of(&self, device: &str, container: &str) -> Option<(&Proof, Instant)> {
+        self.pcms.proof_of(device, container)
     }
 
     /// How many scans hang, once so many do that none can follow; otherwise 0.

@@ -26,6 +26,8 @@ pub struct Facts {
     pub hardware: Result<String, String>,
     /// Every desired Recorder runs.
     pub containers: Result<String, String>,
+    /// Every Recorder that has opened its card gets frames.
+    pub capture: Result<String, String>,
     /// Who holds the lock.
     pub lock: Result<String, String>,
     /// What the service is doing.
@@ -50,7 +52,7 @@ impl Heartbeat {
     /// The system has no socket for the notifications.
     pub fn new(config: &Config, board: Board, publisher: Publisher, prober: &Prober) -> io::Result<Self> {
         ["database", "podman", "hardware"].into_iter().for_each(|component| board.require(component));
-        ["containers", "lock", "redis"].into_iter().for_each(|component| board.include(component));
+        ["containers", "capture", "lock", "redis"].into_iter().for_each(|component| board.include(component));
         let notifier = Notifier::new(config.supervisor.clone())?;
         let meter = Meter::new([&config.recorder.workspace, &config.workspace_local], prober);
         Ok(Self { board, publisher, meter, notifier, usage: Usage::default(), interval: config.heartbeat, next: Instant::now() })
@@ -122,6 +124,7 @@ impl Heartbeat {
             ("podman", &facts.podman),
             ("hardware", &facts.hardware),
             ("containers", &facts.containers),
+            ("capture", &facts.capture),
             ("lock", &facts.lock),
             ("redis", &redis),
         ] {

@@ -44,7 +44,7 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     let is = |id: &str, beginning: &str| {
         eventually(SOON, &format!("{id}: {beginning}"), || reason(&station, id).starts_with(beginning).then_some(()));
     };
-    is(ultramic, "recording since 20");
+    is(ultramic, "running, but has not opened the card; since 20");
     is(generic, "not recording: pending, no profile matches");
     assert_eq!(told(&station, ultramic)["scores"], json!({"ultramic_192k": 50, "ultramic_384_evo": 100}));
     let same = || meta(&station)[generic]["reason"] == "not recording: pending, no profile matches";
@@ -53,11 +53,11 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     // Each decision is one row, and is there at once.
     let decide = |line: &str, answer: &str| assert_eq!(typed(&station, line, &[]), (Some(0), format!("{answer}\n"), String::new()));
     decide("enroll 0d8c generic_usb", "0d8c-0014-port1-9 is enrolled with profile generic_usb");
-    is(generic, "recording since 20");
+    is(generic, "running, but has not opened the card; since 20");
     decide("disable 19f7", "19f7-0003-port1-2 is disabled");
     is(rode, "not recording: disabled");
     decide("enable 19f7", "19f7-0003-port1-2 is enabled");
-    is(rode, "recording since 20");
+    is(rode, "running, but has not opened the card; since 20");
     decide("ignore 0d8c", "0d8c-0014-port1-9 is ignored");
     is(generic, "not recording: ignored");
     decide("reset 0d8c", "0d8c-0014-port1-9 is pending, without a profile, until a user decides again");
@@ -84,7 +84,7 @@ fn each_microphone_has_its_reason_and_a_user_decides_about_it() {
     drop(controller);
 
     // Without a Controller the same is read from where it is.
-    is(ultramic, "recording since 20");
+    is(ultramic, "running, but has not opened the card; since 20");
     station.podman.stop_api();
     is(ultramic, "unknown: Podman: ");
     let (_, table, _) = typed(&station, "devices", &[]);
@@ -139,11 +139,11 @@ fn sigusr1_writes_state_and_last_decisions_to_the_log() {
     station.tree.set(&[Card::ultramic()]);
     let mut controller = running(&station);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    eventually(SOON, "a list with it", || (meta(&station)["0869-0389-034F6A21"]["recording"] == true).then_some(()));
+    eventually(SOON, "a list with it", || (meta(&station)["0869-0389-034F6A21"]["capture"]["state"] == "closed").then_some(()));
     controller.signal(Signal::USR1);
     controller.wait_log("dump: end", SOON);
     controller.wait_log("dump: hardware ok; database ok; podman ok", SOON);
-    controller.wait_log("dump: microphone 0869-0389-034F6A21: recording since", SOON);
+    controller.wait_log("dump: microphone 0869-0389-034F6A21: running, but has not opened the card; since", SOON);
     controller.wait_log(&format!("Z {ULTRAMIC} started in"), SOON);
     controller.signal(Signal::USR1);
     eventually(SOON, "another dump", || (controller.count_log("dump: end") == 2).then_some(()));

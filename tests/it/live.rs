@@ -130,11 +130,14 @@ fn the_heartbeat_tells_how_station_and_host_are() {
     };
     let well =
         |heartbeat: &Value| heartbeat["health"]["status"] == "ok" && heartbeat["health"]["components"]["containers"]["healthy"] == true;
-    let heartbeat = next(&|heartbeat| heartbeat["activity"] == "recording" && well(heartbeat));
+    let heartbeat = next(&|heartbeat| heartbeat["activity"] == "idle" && well(heartbeat));
     assert_eq!(heartbeat["instance_id"], "controller");
     assert!(heartbeat["timestamp"].as_f64().unwrap() > 1.7e9);
     let components = heartbeat["health"]["components"].as_object().unwrap();
-    assert_eq!(components.keys().collect::<Vec<_>>(), ["containers", "controller", "database", "hardware", "lock", "podman", "redis"]);
+    assert_eq!(
+        components.keys().collect::<Vec<_>>(),
+        ["capture", "containers", "controller", "database", "hardware", "lock", "podman", "redis"]
+    );
     for (name, component) in components {
         assert!(
             component["healthy"] == true && component["details"].is_string() && component["required"].is_boolean(),

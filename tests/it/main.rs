@@ -46,6 +46,8 @@ mod ends;
 mod hardware_faults;
 // what is typed about microphones, and what is told about them: devices, enroll and the like, check, the dump
 mod devices;
+// frames that arrive, stand still or cannot be read, and what is done about it
+mod capture;
 // what is typed at a terminal: scan, profiles check, health, completions, man
 mod commands;
 // what docs/commands.md shows

@@ -208,7 +208,7 @@ fn when_its_successor_cannot_start_or_ends_at_once_a_recorder_records_again() {
     ];
     let controller = station.controller_with(&settings);
     let fell_back = |cause: &str| {
-        let is = |reason: &str| reason.starts_with("recording since") && reason.contains("fell back") && reason.contains(cause);
+        let is = |reason: &str| reason.starts_with("running, but") && reason.contains("fell back") && reason.contains(cause);
         eventually(SOON + PROVEN, &format!("{cause:?} in the heartbeat"), || is(&beat_reason(&station)).then_some(()));
         assert!(is(&reason(&station, DEVICE)), "{}", reason(&station, DEVICE));
         let line = controller.wait_log("fell back", SOON);
@@ -233,7 +233,7 @@ fn when_its_successor_cannot_start_or_ends_at_once_a_recorder_records_again() {
     wait_replaced(&station, ULTRAMIC, &before[ULTRAMIC]);
     eventually(SOON, "that it fell back is over", || {
         let told = beat_reason(&station);
-        (told.starts_with("recording since") && !told.contains("fell back")).then_some(())
+        (told.starts_with("running, but") && !told.contains("fell back")).then_some(())
     });
     wait_only(&station, &[ULTRAMIC]);
     assert_eq!(rate(&station, ULTRAMIC), Some(96_000));
@@ -423,7 +423,11 @@ fn an_end_that_was_asked_for_is_no_failure() {
         // Its removal, the next look, and Podman's own time.
         assert!(next.from - end < Duration::from_secs(4), "{}", told(&events));
     }
-    eventually(SOON, "a heartbeat of this run", || station.heartbeat().filter(|beat| beat["meta"]["devices"][DEVICE]["recording"] == true));
+    eventually(SOON, "a heartbeat of this run", || {
+        station
+            .heartbeat()
+            .filter(|beat| beat["meta"]["devices"][DEVICE]["reason"].as_str().is_some_and(|reason| reason.starts_with("running")))
+    });
     assert_eq!(controller.count_log("ended with code"), 0);
     assert!(station.heartbeat().unwrap()["meta"]["ends"].is_null());
 }
@@ -439,7 +443,7 @@ fn a_reboot_is_no_failure_of_a_recorder() {
     station.podman.reboot();
     let second = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    let recorded = |beat: &Value| beat["meta"]["devices"][DEVICE]["reason"].as_str().is_some_and(|reason| reason.starts_with("recording"));
+    let recorded = |beat: &Value| beat["meta"]["devices"][DEVICE]["reason"].as_str().is_some_and(|reason| reason.starts_with("running"));
     let beat = eventually(SOON, "a heartbeat of this run", || station.heartbeat().filter(recorded));
     assert!(beat["meta"]["ends"].is_null(), "{beat}");
     assert_eq!(second.count_log("ended with code"), 0);
@@ -568,7 +572,7 @@ fn a_container_that_cannot_be_removed_costs_no_recording() {
     end(&station, 0);
     let another = |container: &Value| container["State"] == "running" && container["Id"] != *old;
     eventually(Duration::from_secs(30), "another Recorder", || station.containers().iter().find(|one| another(one)).cloned());
-    eventually(SOON, "that it records in the heartbeat", || beat_reason(&station).starts_with("recording since").then_some(()));
+    eventually(SOON, "that it records in the heartbeat", || beat_reason(&station).starts_with("running, but").then_some(()));
     let line = controller.wait_log("given PID did not die within timeout", SOON);
     assert!(line.contains(ULTRAMIC), "{line}");
     // It is tried again, more and more rarely.

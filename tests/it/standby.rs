@@ -65,7 +65,7 @@ fn wait_beats(messages: &Receiver<String>, instance: &str, count: usize, mut che
         check();
         for message in messages.try_iter() {
             let beat: Value = serde_json::from_str(&message).unwrap();
-            let activity = if beat["instance_id"] == STANDBY { "standby" } else { "recording" };
+            let activity = if beat["instance_id"] == STANDBY { "standby" } else { "idle" };
             if beat["service"] == "controller" {
                 assert_eq!(beat["activity"], activity, "{beat}");
                 beats += usize::from(beat["instance_id"] == instance);
@@ -95,7 +95,7 @@ fn a_second_controller_with_other_settings_stands_by_and_changes_nothing() {
         assert!(status == 200 && details.contains("stands by") && details.contains(&format!("pid {} ", first.id())), "{health}");
         wait_beats(&messages, STANDBY, 5, || assert_eq!(station.podman.mark(ULTRAMIC), before, "{setting:?}"));
         wait_beats(&messages, LEADER, 1, || {});
-        assert_eq!(station.heartbeat().unwrap()["activity"], "recording");
+        assert_eq!(station.heartbeat().unwrap()["activity"], "idle");
         assert_eq!((station.containers().len(), row()), (1, row_before.clone()), "{setting:?}");
         assert_eq!(second.count_log("stands by"), 1);
     }

@@ -81,12 +81,16 @@ fn take_over(version: PeerVersion, changes: &[(&'static str, &str)]) {
     fs::write(&recording, "sound").unwrap();
 
     adopt(&peer, &names);
-    let is_recording = |beat: &Value| [RODE, ULTRAMIC].iter().all(|device| beat["meta"]["devices"][device]["recording"] == true);
+    let is_recording = |beat: &Value| {
+        [RODE, ULTRAMIC]
+            .iter()
+            .all(|device| beat["meta"]["devices"][device]["reason"].as_str().is_some_and(|reason| reason.starts_with("running")))
+    };
     let reported = eventually(SOON, "both in the heartbeat", || peer.heartbeat().filter(is_recording));
     assert_eq!(reported["health"]["status"], "ok", "{reported}");
     assert!(reported["meta"]["host_resources"]["storage_percent"].is_number(), "{reported}");
     let devices = peer.sandboxed(&format!("podman exec {CONTROLLER} /silvasonic-controller devices"));
-    assert_eq!(devices.matches("recording since").count(), 2, "{devices}");
+    assert_eq!(devices.matches("running, but has not opened the card").count(), 2, "{devices}");
     assert!(!devices.contains("compared with"), "{devices}");
     // What a Controller of the Python project looks for: its rows, and its containers by label, name and hash.
     assert_eq!(contents.lost(&peer.postgres), Vec::<String>::new(), "{version:?}");

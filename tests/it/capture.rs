@@ -1,0 +1,118 @@
+//! Recording means that frames arrive: what the kernel says about a card is what is told, and what is done about a capture
+//! that stands still.
+
+use super::commands::typed;
+use super::station::{Controller, Station, eventually};
+use super::tree::Card;
+use serde_json::{Value, json};
+use std::cell::Cell;
+use std::fs;
+use std::time::Duration;
+
+const ID: &str = "0869-0389-034F6A21";
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const SOON: Duration = Duration::from_secs(15);
+/// Two reads of the card and a heartbeat.
+const READ: Duration = Duration::from_secs(30);
+
+/// The PCM of card 0 in a composed tree.
+struct Pcm<'a> {
+    station: &'a Station,
+    frames: Cell<u64>,
+}
+
+impl<'a> Pcm<'a> {
+    fn of(station: &'a Station) -> Pcm<'a> {
+        Pcm { station, frames: Cell::new(1) }
+    }
+
+    fn show(&self, status: &str, params: &str) {
+        let folder = self.station.tree.present().join("proc/asound/card0/pcm0c/sub0");
+        for (name, text) in [("hw_params", params), ("status", status)] {
+            let new = folder.join("new");
+            fs::write(&new, text).unwrap();
+            fs::rename(&new, folder.join(name)).unwrap();
+        }
+    }
+
+    fn state(&self, state: &str) {
+        let status = format!("state: {state}\nowner_pid   : {}\nhw_ptr      : {}\n", std::process::id(), self.frames.get());
+        self.show(&status, "format: S16_LE\nchannels: 1\nrate: 384000 (384000/1)\n");
+    }
+
+    /// Frames arrive; the pointer wraps now and then.
+    fn advance(&self) {
+        self.frames.set(self.frames.get() % 7 + 1);
+        self.state("RUNNING");
+    }
+
+    fn close(&self) {
+        self.show("closed\n", "closed\n");
+    }
+}
+
+fn beat(station: &Station) -> Value {
+    station.heartbeat().unwrap_or_default()
+}
+
+fn told(beat: &Value) -> Value {
+    let device = &beat["meta"]["devices"][ID];
+    json!([device["recording"], device["stalled"], beat["activity"], beat["health"]["components"]["capture"]["healthy"]])
+}
+
+/// Waits until the heartbeat says this; returns the reason.
+fn wait_told(station: &Station, what: &str, expected: &Value, mut change: impl FnMut()) -> String {
+    eventually(READ, what, || {
+        change();
+        let beat = beat(station);
+        (told(&beat) == *expected).then(|| beat["meta"]["devices"][ID]["reason"].as_str().unwrap().to_owned())
+    })
+}
+
+fn controller(station: &Station, settings: &[(&str, &str)]) -> Controller {
+    let all: Vec<(&str, &str)> = [("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")].iter().chain(settings).copied().collect();
+    let controller = station.controller_with(&all);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller
+}
+
+fn code(station: &Station) -> Option<i32> {
+    typed(station, "devices", &[]).0
+}
+
+#[test]
+fn recording_means_that_frames_arrive() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = controller(&station, &[]);
+    let pcm = Pcm::of(&station);
+    let why = wait_told(&station, "no open card", &json!([false, false, "idle", true]), || {});
+    assert!(why.starts_with("running, but has not opened the card; since 20"), "{why}");
+    assert_eq!(code(&station), Some(0));
+
+    let why = wait_told(&station, "frames", &json!([true, false, "recording", true]), || pcm.advance());
+    assert!(why.starts_with("recording since 20"), "{why}");
+
+    for state in ["RUNNING", "XRUN"] {
+        pcm.state(state);
+        let why = wait_told(&station, state, &json!([false, true, "idle", false]), || {});
+        assert!(why.starts_with("not recording: its Recorder runs since 20") && why.ends_with(&format!("({state})")), "{why}");
+        let (code, table, _) = typed(&station, "devices", &[]);
+        assert!(code == Some(1) && table.contains(&format!("({state})")), "{table}");
+        // A fault of one microphone is told, but the station itself is well.
+        assert_eq!(controller.get("/healthy").unwrap().0, 200);
+        wait_told(&station, "frames again", &json!([true, false, "recording", true]), || pcm.advance());
+    }
+    // It has captured, so this is not a Recorder that opens no card.
+    pcm.close();
+    let why = wait_told(&station, "closed", &json!([false, true, "idle", false]), || {});
+    assert!(why.ends_with("(closed)"), "{why}");
+
+    // What cannot be read is unknown, and no fault.
+    let folder = station.tree.present().join("proc/asound/card0/pcm0c");
+    fs::rename(&folder, folder.with_file_name("hidden")).unwrap();
+    let why = wait_told(&station, "unknown", &json!([null, false, "recording", true]), || {});
+    assert!(why.starts_with("running since 20") && why.contains("; whether frames arrive is unknown: "), "{why}");
+    assert_eq!(code(&station), Some(0));
+    assert_eq!(station.containers().len(), 1);
+}
