@@ -64,6 +64,12 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "none",
         "profile with which a microphone is enrolled automatically that no profile matches, such as `generic_usb`",
     ),
+    (
+        "SILVASONIC_CAPTURE_TIMEOUT_S",
+        "60",
+        "seconds without frames after which a Recorder that has captured is replaced, 0-86400; 0 = never",
+    ),
+    ("SILVASONIC_USB_RESET", "false", "whether its USB device is authorised again if two replacements do not help; needs a writable `sys`"),
     ("SILVASONIC_SHED_MEMORY_PERCENT", "0", "use of the host's memory at which workers are stopped, 0-100; 0 = never"),
     ("SILVASONIC_SHED_DISK_PERCENT", "0", "use of the workspace's disk at which workers are stopped, 0-100; 0 = never"),
     ("SILVASONIC_OWNER", "controller", "owner label: only containers that carry it are touched"),
@@ -124,6 +130,10 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Prefix of the host's `proc/asound` and `sys`.
     pub host_root: PathBuf,
+    /// How long a capture may stand still; zero = for ever.
+    pub capture_timeout: Duration,
+    /// Whether USB devices may be authorised again.
+    pub usb_reset: bool,
     /// Folder with defaults and profiles; without it, the built-in copies are used.
     pub config_dir: Option<PathBuf>,
     /// Profile for microphones that no profile matches.
@@ -328,6 +338,8 @@ impl Config {
                 let mounted = Path::new(MOUNTED_HOST);
                 if exists(&mounted.join("sys")) { mounted } else { Path::new("/") }.to_owned()
             }),
+            capture_timeout: env.seconds("SILVASONIC_CAPTURE_TIMEOUT_S", "60", 0.0, 86_400.0, "seconds from 0 to 86400"),
+            usb_reset: env.parsed("SILVASONIC_USB_RESET", None, "false", "true or false", |text| text.parse().ok()),
             config_dir: env.optional_path("SILVASONIC_CONFIG_DIR").or_else(|| {
                 Some(PathBuf::from(MOUNTED_CONFIG))
                     .filter(|folder| ["defaults.yml", "profiles"].iter().any(|name| exists(&folder.join(name))))
@@ -740,6 +752,8 @@ mod tests {
             ("SILVASONIC_HOST_ROOT", "x"),
             ("SILVASONIC_CONFIG_DIR", "x"),
             ("SILVASONIC_FALLBACK_PROFILE", "a b"),
+            ("SILVASONIC_CAPTURE_TIMEOUT_S", "-1"),
+            ("SILVASONIC_USB_RESET", "perhaps"),
             ("SILVASONIC_SHED_MEMORY_PERCENT", "101"),
             ("SILVASONIC_SHED_DISK_PERCENT", "-1"),
             ("SILVASONIC_OWNER", "-x"),

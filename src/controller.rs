@@ -122,7 +122,7 @@ impl Controller {
             actions: Actions::new(Kind::Recorder, &podman, &config, events),
             specs: SpecCache::new(config.recorder.clone()),
             recorders: Recorders::default(),
-            captures: Captures::new(Duration::ZERO, false),
+            captures: Captures::new(config.capture_timeout, config.usb_reset),
             logs: LogForwarder::new(&podman, publisher),
             limits: Limits::new(&config.recorder),
             history: History::default(),
@@ -194,9 +194,11 @@ impl Controller {
         let Some(list) = &self.containers.list else { return };
         let observations = self.recorders.running().filter_map(|(device, id)| {
             let container = list.containers.iter().find(|container| container.id == *id)?;
-            let read = self.hardware.proof_of(device, id).map(|(proof, at)| (&proof.state, proof.pointer(), at));
+            let proof = self.hardware.proof_of(device, id);
+            let is_holder = container.pid > 0 && proof.is_some_and(|(proof, _)| proof.owner() == Some(container.pid));
+            let read = proof.map(|(proof, at)| (&proof.state, proof.pointer(), at));
             let hash = container.labels.get(CONFIG_HASH).map_or("", String::as_str);
-            Some(Observation { device, container: id, started: container.started, hash, read })
+            Some(Observation { device, container: id, started: container.started, hash, is_holder, read })
         });
         self.captures.observe(observations, now, SystemTime::now());
     }

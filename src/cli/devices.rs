@@ -287,7 +287,7 @@ fn captures(
     let mut captures = Captures::new(Duration::ZERO, false);
     let observations = recorders.iter().map(|Recorder { device, container, .. }| {
         let read = proofs.get(device).map(|proof| (&proof.state, proof.pointer(), now));
-        Observation { device, container, started: 0, hash: "", read }
+        Observation { device, container, started: 0, hash: "", is_holder: false, read }
     });
     captures.observe(observations, now, SystemTime::now());
     let captures = by_insertion(captures.all().map(|(device, capture)| (device.to_owned(), capture)));

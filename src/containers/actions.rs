@@ -15,7 +15,7 @@ use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::execute::Executor;
 use crate::containers::folders::Folders;
-use crate::decide::action::{Action, Rank, Task};
+use crate::decide::action::{Action, Cause, Rank, Task};
 use crate::decide::container::Engine;
 use crate::decide::spec::Kind;
 use crate::descriptors;
@@ -27,6 +27,8 @@ use crate::podman::client::Podman;
 const SLOW_START: Duration = Duration::from_secs(2);
 /// Time for a Recorder to close its files before it is killed, unless a shutdown leaves less.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Likewise, for one whose capture stands still: each second without frames counts, and one that is frozen closes nothing.
+const STALLED_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that Podman needs to kill a Recorder that did not end, and to remove it.
 const KILL_MARGIN: Duration = Duration::from_millis(1500);
 /// An action that takes longer hangs: the deadlines of all its calls together are shorter.
@@ -109,7 +111,10 @@ impl Actions {
             engine: engine.clone(),
             folders: self.folders.clone(),
             is_stopping: Arc::clone(&self.is_stopping),
-            stop_timeout: self.stop_timeout(),
+            stop_timeout: match action.cause {
+                Cause::Stalled(_) => self.stop_timeout().min(STALLED_STOP_TIMEOUT),
+                _ => self.stop_timeout(),
+            },
         };
         let (events, kind) = (self.events.clone(), self.kind);
         let (device, since) = (action.device.clone(), Instant::now());

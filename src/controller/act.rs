@@ -1,7 +1,7 @@
 //! The step "act": plans from the desired state and the list of containers, starts the actions, and handles their
 //! results.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, info, warn};
@@ -9,7 +9,8 @@ use log::{debug, info, warn};
 use super::Controller;
 use super::workers::Turn;
 use crate::containers::state::List;
-use crate::decide::action::{Action, Done, Failure};
+use crate::decide::action::{Action, Cause, Done, Failure};
+use crate::decide::capture::Step;
 use crate::decide::container::Container;
 use crate::decide::desired::{Desired, desired, stop_all};
 use crate::decide::plan::{Plan, View, plan};
@@ -31,6 +32,7 @@ impl Controller {
         let exit = |id: &str| self.containers.take_exit_code(id);
         let ended = self.recorders.observe(&containers, &desired, |device| busy.contains(device), exit, now);
         ended.iter().for_each(|note| self.log(note));
+        self.help_captures(&desired, &busy, now);
         let plan = plan(&View {
             containers: &containers,
             desired: &desired,
@@ -53,6 +55,31 @@ impl Controller {
         }
         let turn = if is_calm && self.actions.is_empty() { Turn::Workers } else { Turn::Recorders };
         self.act_on_workers(&others, sequence, turn, now);
+    }
+
+    /// Takes the steps that are due against captures that stand still. The planner replaces Recorders.
+    fn help_captures(&mut self, desired: &BTreeMap<String, Desired>, busy: &BTreeSet<String>, now: Instant) {
+        self.captures.forget(|device| desired.contains_key(device));
+        let may_act = |device: &str| matches!(desired.get(device), Some(Desired::Run(_))) && !busy.contains(device);
+        let mut stalled = BTreeMap::new();
+        let mut resets = Vec::new();
+        for (device, container, step, why) in self.captures.due(now).filter(|(device, ..)| may_act(device)) {
+            match step {
+                Step::Replace => drop(stalled.insert(container.to_owned(), why)),
+                Step::ResetUsb => resets.push((device.to_owned(), why)),
+            }
+        }
+        self.recorders.set_stalled(stalled);
+        // One at a time, as devices may share a hub.
+        if let Some((device, why)) = resets.pop().filter(|_| self.shutdown.is_none()) {
+            let line = match self.hardware.reset_usb(&device) {
+                true => format!("microphone {}: {why}; its USB device is authorised again", shown(&device)),
+                false => format!("microphone {}: {why}; it has no USB device that could be authorised again", shown(&device)),
+            };
+            warn!("{line}");
+            self.history.add(line);
+            self.captures.taken(&device, now, SystemTime::now());
+        }
     }
 
     /// The desired state, and whether it is complete; `None` until the database has responded for the first time.
@@ -98,6 +125,10 @@ impl Controller {
             Ok(()) => {
                 self.recorders.begun(&action);
                 self.ledger.begun(&action);
+                if let Cause::Stalled(why) = &action.cause {
+                    warn!("microphone {}: {why}; its Recorder is replaced", shown(&action.device));
+                    self.captures.taken(&action.device, Instant::now(), SystemTime::now());
+                }
                 self.rate_limit.inform("thread", "threads for actions can be started again", Instant::now());
             }
             // The next plan contains it again.

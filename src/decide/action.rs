@@ -197,6 +197,8 @@ pub enum Cause {
     NotThere,
     /// The container differs from the desired configuration.
     Drift,
+    /// The capture of the container stands still; with the details.
+    Stalled(String),
     /// The container ended.
     Ended(Ending),
     /// The container was stopped on purpose, and should run again.
@@ -233,6 +235,7 @@ impl fmt::Display for Cause {
         match self {
             Self::NotThere => f.write_str("desired, but no container exists"),
             Self::Drift => f.write_str("the container differs from the desired configuration"),
+            Self::Stalled(why) => f.write_str(why),
             Self::Ended(ending) => write!(f, "the container {ending}"),
             Self::StoppedBefore => f.write_str("desired again after a stop"),
             Self::NotRunning => f.write_str("the container exists but does not run"),

@@ -46,6 +46,8 @@ pub struct Observation<'a> {
     pub started: u64,
     /// What the container was created from.
     pub hash: &'a str,
+    /// Whether the first process of the container has opened the card.
+    pub is_holder: bool,
     /// The state, the pointer of the hardware and the time of the read; `None` = not read yet.
     pub read: Option<(&'a PcmState, Option<u64>, Instant)>,
 }
@@ -227,6 +229,8 @@ impl Watch {
             }
             _ => {}
         }
+        // Seen for the first time when it already stood still.
+        self.captured |= observation.is_holder && pointer.is_some_and(|frames| frames > 0);
         if *state == PcmState::Running {
             (self.captured, self.steps, self.last) = (true, 0, None);
         }
@@ -266,12 +270,13 @@ mod tests {
         now: Instant,
         container: u32,
         hash: &'static str,
+        is_holder: bool,
         pointer: u64,
     }
 
     impl Station {
         fn new(may_reset: bool) -> Self {
-            Self { captures: Captures::new(TIMEOUT, may_reset), now: Instant::now(), container: 0, hash: "h", pointer: 0 }
+            Self { captures: Captures::new(TIMEOUT, may_reset), now: Instant::now(), container: 0, hash: "h", is_holder: false, pointer: 0 }
         }
 
         /// Reads a state: `running`, `standing`, `closed`, `open`, `unknown`, `unread`, `gone`. Takes the step that is
@@ -289,7 +294,8 @@ mod tests {
             let container = self.container.to_string();
             let pointer = (!matches!(state, "closed" | "unknown")).then_some(self.pointer);
             let read = (state != "unread").then_some((&pcm, pointer, self.now));
-            let observation = Observation { device: "a", container: &container, started: 1, hash: self.hash, read };
+            let observation =
+                Observation { device: "a", container: &container, started: 1, hash: self.hash, is_holder: self.is_holder, read };
             self.captures.observe(std::iter::once(observation).filter(|_| state != "gone"), self.now, SystemTime::UNIX_EPOCH);
             let due = self.captures.due(self.now).map(|(_, _, step, _)| step).next();
             if let Some(step) = due {
@@ -358,6 +364,14 @@ mod tests {
         let mut never = Station { captures: Captures::new(Duration::ZERO, true), ..Station::new(true) };
         never.reads("running", 10);
         assert_eq!(never.reads("standing", 7200), []);
+    }
+
+    #[test]
+    fn frames_of_its_own_stream_prove_that_a_recorder_has_captured() {
+        let mut station = Station { is_holder: true, ..Station::new(false) };
+        assert_eq!(station.reads("standing", 7200), []);
+        station.pointer = 4711;
+        assert_eq!(station.reads("standing", 70), [(65, Step::Replace)]);
     }
 
     #[test]

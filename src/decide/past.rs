@@ -23,6 +23,8 @@ pub struct Past {
     pub stopped: BTreeSet<String>,
     /// Containers that somebody else created to replace ours, by id.
     pub foreign: BTreeSet<String>,
+    /// Containers to be replaced because their capture stands still, by id, and why.
+    pub stalled: BTreeMap<String, String>,
     /// The runs of each container, by id.
     pub runs: BTreeMap<String, Runs>,
     /// How containers with another hash differ from their desired spec, by id.
@@ -67,6 +69,7 @@ impl Default for Past {
             cards: BTreeMap::new(),
             stopped: BTreeSet::new(),
             foreign: BTreeSet::new(),
+            stalled: BTreeMap::new(),
             runs: BTreeMap::new(),
             compared: BTreeMap::new(),
         }

@@ -22,7 +22,8 @@
 //!
 //! A replacement keeps the old container as `…-old` until the new one has run for ten seconds. If the new one ends
 //! before, the old one is started again, and the spec is not tried again until it changes. Only one Recorder is
-//! replaced at a time, so that an edit that affects many never interrupts two Recorders at the same time.
+//! replaced at a time, so that an edit that affects many never interrupts two Recorders at the same time. One whose
+//! capture stands still is replaced without waiting: it has nothing to lose.
 //!
 //! If more Recorders are desired than `max_recorders`, running ones have priority, then those with a container or an
 //! action under way. So a Recorder that has just failed is not displaced by a new one.
@@ -206,6 +207,9 @@ impl Planner<'_> {
         if container.state == State::Paused {
             self.hold(spec, Hold::Paused { name: container.name.clone() });
         }
+        if container.state == State::Running && self.view.past.stalled.contains_key(&container.id) {
+            return self.replace(spec, container, own);
+        }
         let is_proven = self.view.past.is_proven(container, self.view.now);
         let predecessor = own.iter().find(|other| is_old(other) && other.state == State::Exited && !is_proven);
         if let (Some(old), Some(ending)) = (predecessor, self.view.past.ending(container)) {
@@ -237,19 +241,22 @@ impl Planner<'_> {
         if old.state == State::Paused {
             return self.hold(spec, Hold::Paused { name: old.name.clone() });
         }
+        let stalled = past.stalled.get(&old.id).filter(|_| old.state == State::Running);
         let stays = match past.rejection(&spec.device, spec.hash()) {
-            Some(why) => Some(Hold::FellBack { why: why.to_owned() }),
-            None => past.foreign.contains(&old.id).then_some(Hold::Foreign),
+            Some(why) if stalled.is_none() => Some(Hold::FellBack { why: why.to_owned() }),
+            _ => past.foreign.contains(&old.id).then_some(Hold::Foreign),
         };
         if let Some(hold) = stays {
             self.hold(spec, hold);
             return self.tidy(spec, old, &others, Cause::Duplicate);
         }
         let is_uncompared = |container: &&&Container| {
-            matches!(container.state, State::Running | State::Unknown) && past.differences(container, spec).is_none()
+            matches!(container.state, State::Running | State::Unknown)
+                && !past.matches(container, spec)
+                && past.differences(container, spec).is_none()
         };
         let uncompared: Vec<&Container> = own.iter().filter(is_uncompared).copied().collect();
-        if !uncompared.is_empty() {
+        if !uncompared.is_empty() && stalled.is_none() {
             self.plan.compare.extend(uncompared.iter().map(|container| (container.id.clone(), Arc::clone(spec))));
             return self.hold(spec, Hold::Comparing);
         }
@@ -259,12 +266,13 @@ impl Planner<'_> {
         if let Some((wait, failures)) = past.failures.wait(&spec.device, Attempt::Start(spec.hash()), now) {
             return self.hold(spec, Hold::BackOff { until: self.view.wall_time(wait), failures });
         }
-        if let Some((wait, _)) = past.drifts.wait(&spec.device, Attempt::Start(spec.hash()), now) {
+        if let Some((wait, _)) = past.drifts.wait(&spec.device, Attempt::Start(spec.hash()), now).filter(|_| stalled.is_none()) {
             return self.hold(spec, Hold::Drifting { until: self.view.wall_time(wait) });
         }
-        // If the microphone is another card now, the running container does not record it: do not wait.
+        // If the microphone is another card now, or its capture stands still, the running container does not record it:
+        // do not wait.
         let is_moved = past.cards.get(&spec.device).is_some_and(|card| Some(*card) != spec.card());
-        if !is_moved && std::mem::replace(&mut self.turn_is_taken, true) {
+        if !is_moved && stalled.is_none() && std::mem::replace(&mut self.turn_is_taken, true) {
             return self.hold(spec, Hold::Turn);
         }
         let is_created = |other: &&&Container| other.state == State::Created && has_hash_of(other, spec);
@@ -276,7 +284,7 @@ impl Planner<'_> {
             remove: self.view.removable(&remove),
             old: old.into(),
         };
-        self.act(&spec.device, task, Cause::Drift);
+        self.act(&spec.device, task, stalled.map_or(Cause::Drift, |why| Cause::Stalled(why.clone())));
     }
 
     /// Nothing runs.
@@ -663,6 +671,21 @@ pub(crate) mod tests {
         // A microphone that is another card now does not wait.
         scene.past.cards.insert("b".to_owned(), 7);
         assert_eq!(scene.actions(), "start c, replace b c1");
+    }
+
+    #[test]
+    fn a_capture_that_stands_still_gives_way_at_once_and_only_if_it_runs() {
+        let mut scene = scene("a:run b:run c:run d:keep", "a:running b:running! c:running d:running");
+        scene.past.stalled.extend(["c0", "c3"].map(|id| (id.to_owned(), "no frames".to_owned())));
+        assert_eq!(scene.actions(), "replace a c0, replace b c1");
+        assert_eq!(scene.plan().actions[0].cause, Cause::Stalled("no frames".to_owned()));
+        // Nothing is waited for, and both of two that stand still give way.
+        scene.replacing = true;
+        scene.past.stalled.insert("c1".to_owned(), "no frames".to_owned());
+        assert_eq!(scene.actions(), "replace a c0, replace b c1");
+        scene.busy.insert("a".to_owned());
+        scene.containers[1].state = State::Paused;
+        assert_eq!(scene.actions(), "");
     }
 
     #[test]

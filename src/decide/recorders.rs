@@ -218,6 +218,11 @@ impl Recorders {
         self.past.compared.insert(container, Compared { hash: spec.hash().to_owned(), differences });
     }
 
+    /// These containers are to be replaced, because their capture stands still.
+    pub fn set_stalled(&mut self, stalled: BTreeMap<String, String>) {
+        self.past.stalled = stalled;
+    }
+
     /// The Controller stops: earlier failures must not delay a stop.
     pub fn stopping(&mut self) {
         self.past.failures = Past::default().failures;
@@ -453,7 +458,7 @@ impl Recorders {
 
     /// Counts a replacement. Returns whether an earlier one did not produce the desired configuration.
     fn note_replacement(&mut self, action: &Action, now: Instant) -> bool {
-        let Task::Replace { spec, .. } = &action.task else { return false };
+        let (Task::Replace { spec, .. }, Cause::Drift) = (&action.task, &action.cause) else { return false };
         self.past.drifts.failed(&action.device, Attempt::Start(spec.hash()), now);
         self.past.drifts.failures(&action.device) > 1
     }

@@ -5,3 +5,4 @@ pub mod pcm;
 pub mod scanner;
 pub mod state;
 pub mod sysfs;
+pub mod usb;

@@ -152,6 +152,12 @@ impl Proof {
         self.stream.pointer
     }
 
+    /// The process that has opened the card.
+    #[must_use]
+    pub fn owner(&self) -> Option<u32> {
+        self.stream.owner
+    }
+
     /// As JSON.
     #[must_use]
     pub fn to_json(&self) -> Value {

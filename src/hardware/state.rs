@@ -5,6 +5,7 @@
 //! either, as a card that is disconnected meanwhile can make it fail: only a second one in a row is reported.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -13,11 +14,13 @@ use log::{debug, info};
 use crate::config::Config;
 use crate::decide::device::identify;
 use crate::decide::presence::{Presence, Presences, Transition};
+use crate::decide::reason::online;
 use crate::decide::registry::Registry;
 use crate::decide::scan::{Scan, Unknown};
 use crate::event::Event;
 use crate::hardware::pcm::{PcmMonitor, Proof, Recorder};
 use crate::hardware::scanner::{Poll, Scanner};
+use crate::hardware::usb;
 use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
@@ -31,6 +34,7 @@ pub type Changes = Vec<(String, Transition)>;
 
 /// Scans the hardware, and keeps the last known state.
 pub struct HardwareState {
+    root: PathBuf,
     scanner: Scanner,
     pcms: PcmMonitor,
     rate_limit: RateLimit,
@@ -53,6 +57,7 @@ impl HardwareState {
     #[must_use]
     pub fn new(config: &Config, prober: &Prober, events: &SyncSender<Event>) -> Self {
         Self {
+            root: config.host_root.clone(),
             scanner: Scanner::new(&config.host_root, prober, events.clone()),
             pcms: PcmMonitor::new(&config.host_root, prober),
             rate_limit: RateLimit::default(),
@@ -127,6 +132,12 @@ impl HardwareState {
     #[must_use]
     pub fn proof_of(&self, device: &str, container: &str) -> Option<(&Proof, Instant)> {
         self.pcms.proof_of(device, container)
+    }
+
+    /// Authorises the USB device of a microphone again; see [`usb::reset`]. Returns whether it has one.
+    pub fn reset_usb(&self, device: &str) -> bool {
+        let usb = online(&self.presences, device).and_then(|microphone| microphone.usb.as_ref());
+        usb.inspect(|usb| usb::reset(&self.root, device, usb)).is_some()
     }
 
     /// How many scans hang, once so many do that none can follow; otherwise 0.

@@ -51,7 +51,7 @@ impl<'a> Pcm<'a> {
     }
 }
 
-fn beat(station: &Station) -> Value {
+fn heartbeat(station: &Station) -> Value {
     station.heartbeat().unwrap_or_default()
 }
 
@@ -64,7 +64,7 @@ fn told(beat: &Value) -> Value {
 fn wait_told(station: &Station, what: &str, expected: &Value, mut change: impl FnMut()) -> String {
     eventually(READ, what, || {
         change();
-        let beat = beat(station);
+        let beat = heartbeat(station);
         (told(&beat) == *expected).then(|| beat["meta"]["devices"][ID]["reason"].as_str().unwrap().to_owned())
     })
 }
@@ -86,8 +86,14 @@ fn recording_means_that_frames_arrive() {
     station.tree.set(&[Card::ultramic()]);
     let controller = controller(&station, &[]);
     let pcm = Pcm::of(&station);
-    let why = wait_told(&station, "no open card", &json!([false, false, "idle", true]), || {});
-    assert!(why.starts_with("running, but has not opened the card; since 20"), "{why}");
+    let opens_none = || {
+        heartbeat(&station)["meta"]["devices"][ID]["reason"]
+            .as_str()?
+            .starts_with("running, but has not opened the card; since 20")
+            .then_some(())
+    };
+    eventually(READ, "no open card", opens_none);
+    assert_eq!(told(&heartbeat(&station)), json!([false, false, "idle", true]));
     assert_eq!(code(&station), Some(0));
 
     let why = wait_told(&station, "frames", &json!([true, false, "recording", true]), || pcm.advance());
@@ -115,4 +121,100 @@ fn recording_means_that_frames_arrive() {
     assert!(why.starts_with("running since 20") && why.contains("; whether frames arrive is unknown: "), "{why}");
     assert_eq!(code(&station), Some(0));
     assert_eq!(station.containers().len(), 1);
+}
+
+/// Recording, with a short timeout.
+fn captured<'a>(station: &'a Station, settings: &[(&str, &str)]) -> (Controller, Pcm<'a>) {
+    station.tree.set(&[Card::ultramic()]);
+    let controller = controller(station, &[&[("SILVASONIC_CAPTURE_TIMEOUT_S", "4")], settings].concat());
+    let pcm = Pcm::of(station);
+    wait_told(station, "frames", &json!([true, false, "recording", true]), || pcm.advance());
+    (controller, pcm)
+}
+
+fn wait_other(station: &Station, before: &Option<(Value, Value)>) -> Option<(Value, Value)> {
+    eventually(READ, "a successor", || station.podman.mark(ULTRAMIC).filter(|_| station.podman.mark(ULTRAMIC) != *before));
+    station.podman.wait_running(READ, &[ULTRAMIC]);
+    station.podman.mark(ULTRAMIC)
+}
+
+#[test]
+fn a_frozen_recorder_is_replaced_and_one_that_captures_is_not() {
+    let station = Station::up();
+    let (controller, pcm) = captured(&station, &[]);
+    let before = station.podman.mark(ULTRAMIC);
+    station.podman.exec(&["kill", "--signal", "STOP", ULTRAMIC]);
+    pcm.state("XRUN");
+    let after = wait_other(&station, &before);
+    let line = controller.wait_log("; its Recorder is replaced", SOON);
+    assert!(line.contains("microphone 0869-0389-034F6A21: no frames for ") && line.contains("(XRUN)"), "{line}");
+    controller.wait_log(&format!("{ULTRAMIC} started in "), SOON);
+    wait_told(&station, "frames again", &json!([true, false, "recording", true]), || pcm.advance());
+    // Its predecessor goes when it is proven, and it is left alone.
+    eventually(READ, "one container", || {
+        pcm.advance();
+        (station.containers().len() == 1).then_some(())
+    });
+    assert_eq!(station.podman.mark(ULTRAMIC), after);
+    assert_eq!(controller.count_log("; its Recorder is replaced"), 1);
+}
+
+#[test]
+fn a_microphone_that_stops_sending_is_helped_step_by_step_until_it_sends() {
+    let station = Station::up();
+    let (controller, pcm) = captured(&station, &[("SILVASONIC_USB_RESET", "true")]);
+    let authorized = station.tree.present().join("sys/bus/usb/devices/1-1/authorized");
+    fs::write(&authorized, "x").unwrap();
+    let first = station.podman.mark(ULTRAMIC);
+    pcm.state("RUNNING");
+    let second = wait_other(&station, &first);
+    assert_eq!(fs::read_to_string(&authorized).unwrap(), "x");
+    let third = wait_other(&station, &second);
+    controller.wait_log("; its USB device is authorised again", READ);
+    controller.wait_log("its USB device at port 1-1 was authorised again", SOON);
+    assert_eq!(fs::read_to_string(&authorized).unwrap(), "1");
+    let why = wait_told(&station, "three steps", &json!([false, true, "idle", false]), || {});
+    assert!(why.contains("; 3 steps did not help, the last one at 20"), "{why}");
+    // From now on, once an hour.
+    wait_told(&station, "frames again", &json!([true, false, "recording", true]), || pcm.advance());
+    assert_eq!(station.podman.mark(ULTRAMIC), third);
+    assert_eq!(controller.count_log("; its Recorder is replaced"), 2);
+}
+
+#[test]
+fn a_recorder_that_opens_no_card_or_whose_card_cannot_be_read_is_left_alone() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = controller(&station, &[("SILVASONIC_CAPTURE_TIMEOUT_S", "1")]);
+    let before = station.podman.mark(ULTRAMIC);
+    let beats = |count: usize| {
+        let mut seen = std::collections::BTreeSet::new();
+        eventually(READ, "heartbeats", || {
+            seen.insert(heartbeat(&station)["timestamp"].to_string());
+            (seen.len() > count).then_some(())
+        });
+    };
+    beats(12);
+    // It stands still, but nobody has seen it capture.
+    let pcm = Pcm::of(&station);
+    pcm.state("XRUN");
+    beats(12);
+    wait_told(&station, "frames", &json!([true, false, "recording", true]), || pcm.advance());
+    let folder = station.tree.present().join("proc/asound/card0/pcm0c");
+    fs::rename(&folder, folder.with_file_name("hidden")).unwrap();
+    beats(12);
+    assert_eq!(station.podman.mark(ULTRAMIC), before);
+    assert_eq!(controller.count_log("is replaced"), 0);
+}
+
+#[test]
+fn a_controller_that_starts_anew_helps_a_capture_that_stood_still_before() {
+    let station = Station::up();
+    let (mut first, pcm) = captured(&station, &[("SILVASONIC_SHUTDOWN", "keep")]);
+    first.kill();
+    let before = station.podman.mark(ULTRAMIC);
+    let process = station.inspect(ULTRAMIC).unwrap()["State"]["Pid"].as_u64().unwrap();
+    pcm.show(&format!("state: XRUN\nowner_pid   : {process}\nhw_ptr      : 4711\n"), "closed\n");
+    let _second = station.controller_with(&[("SILVASONIC_CAPTURE_TIMEOUT_S", "4")]);
+    wait_other(&station, &before);
 }
