@@ -94,6 +94,7 @@ impl Known<'_> {
             hardware: self.hardware.details(),
             containers,
             capture: self.capture(),
+            rate: self.captures.all().filter_map(|(device, _)| self.hardware.proof(device)?.rate()).sum(),
             lock: self.leadership.details(),
             activity: match self.is_stopping {
                 _ if self.leadership.is_standby() => Activity::Standby,

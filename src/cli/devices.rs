@@ -214,6 +214,9 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let input =
         ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers, captures: &captures };
     let reported = heartbeat(config, "devices");
+    let runway = heartbeat(config, "runway");
+    let runway = runway.get("text").and_then(Value::as_str);
+    notes.extend(runway.map(|text| format!("the workspace is {} at the rate of the last heartbeat", shown(text))));
     let rows = reasons(&input).into_iter().map(|(id, reason)| {
         let device = registry.devices.get(&id).and_then(|device| device.as_ref().ok());
         let microphone = online(&presences, &id);

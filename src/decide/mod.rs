@@ -22,6 +22,7 @@ pub mod profile;
 pub mod reason;
 pub mod recorders;
 pub mod registry;
+pub mod runway;
 pub mod saved;
 pub mod scan;
 pub mod sessions;

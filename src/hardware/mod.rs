@@ -2,6 +2,7 @@
 
 pub mod formats;
 pub mod pcm;
+pub mod power;
 pub mod scanner;
 pub mod state;
 pub mod sysfs;

@@ -26,6 +26,7 @@ use crate::decide::presence::Presences;
 use crate::decide::profile::{AudioFormat, ProfileConfig};
 use crate::decide::reason::online;
 use crate::decide::registry::Registry;
+use crate::decide::runway::sample_bytes;
 use crate::decide::sessions::{Counter, Stream};
 use crate::fs as files;
 use crate::probe::{self, Marker, Prober, Question, State};
@@ -150,6 +151,14 @@ impl Proof {
     #[must_use]
     pub fn pointer(&self) -> Option<u64> {
         self.stream.pointer
+    }
+
+    /// Bytes a second, if frames arrive.
+    #[must_use]
+    pub fn rate(&self) -> Option<u64> {
+        let Substream { format: Some(format), channels: Some(channels), rate: Some(rate), .. } = &self.stream else { return None };
+        let bytes = sample_bytes(format).filter(|_| self.state == PcmState::Running)?;
+        rate.checked_mul(*channels)?.checked_mul(bytes)
     }
 
     /// The process that has opened the card.
@@ -513,6 +522,7 @@ mod tests {
         assert_eq!(first.state, PcmState::Open);
         let second = Proof::new(Some(&first), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
         assert_eq!(second.to_string(), "running, 384000 Hz S16_LE 1 ch, held by ? (397)");
+        assert_eq!((first.rate(), second.rate()), (None, Some(768_000)));
         let third = Proof::new(Some(&second), stream(|stream| stream.pointer = Some(3_000_000)), Some(&expected()));
         assert_eq!(third.state, PcmState::Stalled("RUNNING".to_owned()));
         // Another process has another stream.

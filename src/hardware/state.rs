@@ -19,6 +19,7 @@ use crate::decide::registry::Registry;
 use crate::decide::scan::{Scan, Unknown};
 use crate::event::Event;
 use crate::hardware::pcm::{PcmMonitor, Proof, Recorder};
+use crate::hardware::power;
 use crate::hardware::scanner::{Poll, Scanner};
 use crate::hardware::usb;
 use crate::probe::Prober;
@@ -200,7 +201,10 @@ impl HardwareState {
                 let name = shown(&microphone.name).to_string();
                 info!("microphone {id} connected: {name:?}, card {}, port {port}", microphone.card);
             }
-            (Transition::Left, _) => info!("microphone {id} disconnected"),
+            (Transition::Left, _) => {
+                info!("microphone {id} disconnected");
+                power::report(&self.root, id, self.presences.last_port(id).and_then(|port| port.bus_path.as_deref()));
+            }
             (change, _) => debug!("microphone {id}: {change:?}"),
         }
     }

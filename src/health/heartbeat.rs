@@ -5,10 +5,12 @@
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::{Map, Value};
+use log::{error, info, warn};
+use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::decide::pressure::Usage;
+use crate::decide::runway::{Level, Runway};
 use crate::health::board::{Activity, Board};
 use crate::health::host::Meter;
 use crate::health::sd_notify::Notifier;
@@ -28,6 +30,8 @@ pub struct Facts {
     pub containers: Result<String, String>,
     /// Every Recorder that has opened its card gets frames.
     pub capture: Result<String, String>,
+    /// What all captures together deliver, in bytes a second.
+    pub rate: u64,
     /// Who holds the lock.
     pub lock: Result<String, String>,
     /// What the service is doing.
@@ -43,6 +47,8 @@ pub struct Heartbeat {
     usage: Usage,
     interval: Duration,
     next: Instant,
+    /// How long the free space lasts.
+    level: Level,
 }
 
 impl Heartbeat {
@@ -55,7 +61,16 @@ impl Heartbeat {
         ["containers", "capture", "lock", "redis"].into_iter().for_each(|component| board.include(component));
         let notifier = Notifier::new(config.supervisor.clone())?;
         let meter = Meter::new([&config.recorder.workspace, &config.workspace_local], prober);
-        Ok(Self { board, publisher, meter, notifier, usage: Usage::default(), interval: config.heartbeat, next: Instant::now() })
+        Ok(Self {
+            board,
+            publisher,
+            meter,
+            notifier,
+            usage: Usage::default(),
+            interval: config.heartbeat,
+            next: Instant::now(),
+            level: Level::default(),
+        })
     }
 
     /// When [`Heartbeat::report`] is due.
@@ -112,8 +127,24 @@ impl Heartbeat {
         let mut meta = self.meter.sample();
         let percent = |field: &str| meta["host_resources"][field].as_f64();
         self.usage = Usage { memory: percent("memory_percent"), disk: percent("storage_percent") };
+        meta.insert("runway".to_owned(), self.runway(facts.rate));
         meta.extend(more);
         self.board.heartbeat(now, SystemTime::now(), meta).to_string()
+    }
+
+    /// How long the free space of the workspace lasts, as JSON. A change that matters is logged once.
+    fn runway(&mut self, rate: u64) -> Value {
+        let Some(runway) = Runway::new(self.meter.free(), rate as f64) else { return Value::Null };
+        let level = runway.level(self.level);
+        let line =
+            format!("the workspace is {runway}: {:.1} GB are free, and {:.2} MB/s are recorded", runway.free / 1e9, runway.rate / 1e6);
+        match level {
+            _ if std::mem::replace(&mut self.level, level) == level => {}
+            Level::Enough => info!("{line}"),
+            Level::Short => warn!("{line}"),
+            Level::Critical => error!("{line}"),
+        }
+        json!({"text": runway.to_string(), "seconds": runway.seconds().round(), "free_bytes": runway.free, "bytes_per_second": rate})
     }
 
     /// Updates the board, without a heartbeat.

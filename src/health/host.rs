@@ -26,6 +26,8 @@ pub struct Meter {
     proc: PathBuf,
     storage: Storage,
     last: Reading,
+    /// Free space of the workspace in bytes.
+    free: Option<f64>,
 }
 
 /// A disk responds within this time. After it, other reads do not wait for it any more.
@@ -49,6 +51,8 @@ struct Storage {
 struct Usage {
     used: f64,
     total: f64,
+    /// Without the blocks that are reserved for root.
+    free: f64,
     percent: f64,
 }
 
@@ -72,7 +76,7 @@ impl Meter {
     fn at(proc: &Path, folders: [&Path; 2], prober: &Prober) -> Self {
         let folders = folders.map(Path::to_owned);
         let usage = move || folders.iter().find_map(|folder| usage(folder));
-        Self { proc: proc.to_owned(), storage: Storage::new(prober, usage), last: read(proc) }
+        Self { proc: proc.to_owned(), storage: Storage::new(prober, usage), last: read(proc), free: None }
     }
 
     /// `resources` (this process) and `host_resources`: MiB, GiB, percent; processor time since the last call.
@@ -99,6 +103,7 @@ impl Meter {
         let available = field(&memory, "MemAvailable:").map(|kib| kib as f64 * 1024.0);
         let used = total.zip(available).map(|(total, available)| total - available);
         let storage = self.storage.latest(now.at);
+        self.free = storage.map(|usage| usage.free);
         let host = json!({
             "cpu_percent": host_cpu,
             "cpu_count": (processors > 0).then_some(processors),
@@ -110,6 +115,14 @@ impl Meter {
             "storage_percent": storage.map(|usage| usage.percent),
         });
         by_insertion([("resources".to_owned(), resources), ("host_resources".to_owned(), host)])
+    }
+}
+
+impl Meter {
+    /// Free space of the workspace in bytes at the last sample.
+    #[must_use]
+    pub fn free(&self) -> Option<f64> {
+        self.free
     }
 }
 
@@ -153,9 +166,9 @@ impl Storage {
 fn usage(path: &Path) -> Option<Usage> {
     let fs = rustix::fs::statvfs(path).ok()?;
     let unit = fs.f_frsize as f64;
-    let used = fs.f_blocks.saturating_sub(fs.f_bfree) as f64 * unit;
+    let (used, free) = (fs.f_blocks.saturating_sub(fs.f_bfree) as f64 * unit, fs.f_bavail as f64 * unit);
     // Blocks that are reserved for root count neither as used nor as free, as in `df`.
-    Some(Usage { used, total: fs.f_blocks as f64 * unit, percent: percent(used, used + fs.f_bavail as f64 * unit) })
+    Some(Usage { used, total: fs.f_blocks as f64 * unit, free, percent: percent(used, used + free) })
 }
 
 fn read(proc: &Path) -> Reading {
@@ -241,7 +254,7 @@ mod tests {
         let (disk, answers) = channel();
         let answers = Mutex::new(answers);
         let mut storage = Storage::new(&Prober::start().unwrap(), move || answers.lock().unwrap().recv().ok());
-        let usage = |used| Usage { used, total: 4.0, percent: 25.0 };
+        let usage = |used| Usage { used, total: 4.0, free: 3.0, percent: 25.0 };
         let start = Instant::now();
         assert_eq!(storage.latest(start), None);
         assert_eq!(storage.latest(start), None);

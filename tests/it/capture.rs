@@ -218,3 +218,35 @@ fn a_controller_that_starts_anew_helps_a_capture_that_stood_still_before() {
     let _second = station.controller_with(&[("SILVASONIC_CAPTURE_TIMEOUT_S", "4")]);
     wait_other(&station, &before);
 }
+
+#[test]
+fn free_space_becomes_time_and_a_disconnection_is_told_with_what_the_host_says() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = controller(&station, &[]);
+    let pcm = Pcm::of(&station);
+    assert_eq!(heartbeat(&station)["meta"]["runway"], Value::Null);
+    let runway = eventually(READ, "a runway", || {
+        pcm.advance();
+        Some(heartbeat(&station)["meta"]["runway"].clone()).filter(Value::is_object)
+    });
+    // 384 kHz, one channel, 16 bits.
+    assert_eq!(runway["bytes_per_second"], 768_000);
+    let (free, seconds) = (runway["free_bytes"].as_f64().unwrap(), runway["seconds"].as_f64().unwrap());
+    assert!((free / 768_000.0 - seconds).abs() <= 1.0, "{runway}");
+    let text = runway["text"].as_str().unwrap();
+    assert!(text.starts_with("full in "), "{runway}");
+    let note = eventually(READ, "the note of devices", || {
+        pcm.advance();
+        let (_, table, _) = typed(&station, "devices", &[]);
+        table.lines().find(|line| line.starts_with("the workspace is full in ")).map(str::to_owned)
+    });
+    assert!(note.ends_with(" at the rate of the last heartbeat"), "{note}");
+
+    station.tree.set(&[]);
+    let sensor = station.tree.present().join("sys/class/hwmon/hwmon1");
+    fs::create_dir_all(&sensor).unwrap();
+    fs::write(sensor.join("name"), "rpi_volt\n").unwrap();
+    fs::write(sensor.join("in0_lcrit_alarm"), "1\n").unwrap();
+    controller.wait_log("microphone 0869-0389-034F6A21 was disconnected; the host reports: under-voltage (rpi_volt)", SOON);
+}
