@@ -6,33 +6,35 @@
 //! unknown.
 
 mod act;
+mod captures;
 mod hang;
+mod shutdown;
 mod workers;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{info, warn};
 
 use self::workers::Workers;
-use crate::config::{Config, Launch, Shutdown};
+use crate::config::{Config, Launch};
 use crate::containers::actions::Actions;
 use crate::containers::limits::Limits;
 use crate::containers::state::ContainersState;
 use crate::database::state::{DatabaseState, Hardware};
-use crate::decide::capture::{Captures, Observation};
+use crate::decide::capture::Captures;
 use crate::decide::desired::SpecCache;
 use crate::decide::hang::Replacement;
 use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
-use crate::decide::spec::{CONFIG_HASH, Kind};
+use crate::decide::spec::Kind;
 use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
 use crate::history::History;
-use crate::ledger::{Ledger, RecordersAre};
+use crate::ledger::Ledger;
 use crate::lock::{self, Held};
 use crate::logs::forwarder::LogForwarder;
 use crate::podman::client::Podman;
@@ -46,8 +48,6 @@ use crate::report::Known;
 const MAX_SLEEP: Duration = Duration::from_secs(20);
 /// Time limit for the last heartbeat and for the last state to be saved.
 const LAST_WRITES: Duration = Duration::from_millis(300);
-/// Part of the shutdown time that is reserved for the end of the process, including the last writes.
-const EXIT_MARGIN: Duration = Duration::from_millis(600);
 
 /// Why the main loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,20 +189,6 @@ impl Controller {
         self.containers.request_if_stale(&self.actions, now);
     }
 
-    /// Notes what was last read about the card of each Recorder that runs.
-    fn observe_captures(&mut self, now: Instant) {
-        let Some(list) = &self.containers.list else { return };
-        let observations = self.recorders.running().filter_map(|(device, id)| {
-            let container = list.containers.iter().find(|container| container.id == *id)?;
-            let proof = self.hardware.proof_of(device, id);
-            let is_holder = container.pid > 0 && proof.is_some_and(|(proof, _)| proof.owner() == Some(container.pid));
-            let read = proof.map(|(proof, at)| (&proof.state, proof.pointer(), at));
-            let hash = container.labels.get(CONFIG_HASH).map_or("", String::as_str);
-            Some(Observation { device, container: id, started: container.started, hash, is_holder, read })
-        });
-        self.captures.observe(observations, now, SystemTime::now());
-    }
-
     /// Sleeps until an event or a deadline, and handles all events in the queue.
     fn wait(&mut self) {
         let heartbeat = self.leadership.deadline().unwrap_or_else(|| self.heartbeat.due());
@@ -293,14 +279,6 @@ impl Controller {
         self.containers.request(&self.actions);
     }
 
-    /// Notes which microphones are recorded. A standby observes nothing: the ledger is that of the Controller that leads.
-    fn keep_ledger(&mut self, now: Instant) {
-        if self.leadership.may_act(now) {
-            let are = if self.containers.list.is_some() { RecordersAre::Known } else { RecordersAre::Unknown };
-            self.ledger.tick(&self.hardware, &self.recorders, are);
-        }
-    }
-
     /// Resets the failures of microphones that were connected or disconnected.
     fn note_connections(&mut self, changes: &Changes) {
         self.ledger.note_connections(changes);
@@ -321,48 +299,6 @@ impl Controller {
         }
         // Those of a shutdown; a tick writes the others.
         let _ = self.database.write_sessions(Instant::now());
-    }
-
-    fn begin_shutdown(&mut self) {
-        if self.config.shutdown == Shutdown::Keep || !self.leadership.may_act(Instant::now()) {
-            self.config.shutdown = Shutdown::Keep;
-            info!("stopping; Recorders continue to run");
-            self.shutdown = Some(Instant::now());
-        } else {
-            info!("stopping all Recorders and workers");
-            let deadline = Instant::now() + self.config.shutdown_timeout.saturating_sub(EXIT_MARGIN);
-            self.shutdown = Some(deadline);
-
-            self.recorders.stopping();
-            self.actions.stop_starting(deadline);
-            self.workers.stop(deadline);
-            // Only a new list shows whether any container remains.
-            self.containers.forget();
-            self.config.interval = self.config.interval.min(Duration::from_secs(1));
-            self.next_tick = Instant::now();
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        let Some(deadline) = self.shutdown else { return false };
-        if self.config.shutdown == Shutdown::Keep {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            match &self.containers.state {
-                Ok(()) => error!("not all Recorders stopped in time; Podman continues to stop them"),
-                Err(why) => error!("Recorders may still run, as containers are unknown: {why}"),
-            }
-            return true;
-        }
-        if !self.actions.is_empty() || !self.workers.actions.is_empty() || self.containers.is_under_way() {
-            return false;
-        }
-        // While the containers are unknown, some may run: a list is requested at each tick until the deadline.
-        self.containers.list.as_ref().is_some_and(|list| {
-            let is_ahead = [&self.actions, &self.workers.actions].iter().any(|actions| actions.are_ahead_of(list.sequence));
-            list.containers.is_empty() && list.others.is_empty() && !is_ahead
-        })
     }
 
     /// Updates the health components, and sends the heartbeat when it is due.
