@@ -109,6 +109,8 @@ struct Watch {
     state: Option<PcmState>,
     /// The pointer, and when it was first read.
     pointer: Option<(Option<u64>, Instant, SystemTime)>,
+    /// When it was last read: what nobody has looked at since then is unknown.
+    read: Option<Instant>,
     steps: u32,
     last: Option<(Instant, SystemTime)>,
 }
@@ -174,7 +176,8 @@ impl Captures {
         let is_early = watch.steps < REPLACEMENTS || watch.steps == REPLACEMENTS && self.may_reset;
         let pause = if is_early { self.timeout } else { self.timeout.max(HOURLY) };
         let is_over = |since: Instant, time| now.saturating_duration_since(since) >= time;
-        let is_due = is_over(since, self.timeout) && watch.last.is_none_or(|(last, _)| is_over(last, pause));
+        let stood_still = watch.read?.saturating_duration_since(since);
+        let is_due = stood_still >= self.timeout && watch.last.is_none_or(|(last, _)| is_over(last, pause));
         (!self.timeout.is_zero() && is_due).then_some(next)
     }
 
@@ -197,6 +200,7 @@ impl Watch {
             captured: false,
             state: None,
             pointer: None,
+            read: None,
             steps: 0,
             last: None,
         }
@@ -217,6 +221,7 @@ impl Watch {
             (self.state, self.pointer) = (None, None);
             return;
         };
+        self.read = Some(at);
         if self.state.as_ref() != Some(state) {
             self.state = Some(state.clone());
         }
@@ -332,6 +337,17 @@ mod tests {
         let mut station = Station::new(false);
         station.reads("running", 20);
         assert_eq!(station.reads("closed", 2 * 3600), [(65, Replace), (130, Replace), (3730, Replace)]);
+    }
+
+    #[test]
+    fn a_time_without_a_read_does_not_count() {
+        let mut station = Station::new(false);
+        station.reads("running", 20);
+        station.reads("standing", 10);
+        // The whole process was stopped meanwhile.
+        assert_eq!(station.captures.due(station.now + 10 * TIMEOUT).count(), 0);
+        station.now += 10 * TIMEOUT;
+        assert_eq!(station.read("running"), None);
     }
 
     #[test]
