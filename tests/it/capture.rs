@@ -42,7 +42,7 @@ impl<'a> Pcm<'a> {
 
     /// Frames arrive; the pointer wraps now and then.
     fn advance(&self) {
-        self.frames.set(self.frames.get() % 7 + 1);
+        self.frames.set(self.frames.get() % 10_007 + 1);
         self.state("RUNNING");
     }
 

@@ -282,6 +282,8 @@ fn settings_that_disappear_stop_nobody() {
     station.tree.set(&cards);
     station.podman.wait_running(2 * SOON, &names);
     let before = ids(&station);
+    // The last of the seeders, which run twice after a start and add what is absent.
+    controller.wait_log("seeded user", SOON);
     station.postgres.exec("UPDATE system_config SET value = value - 'max_recorders' WHERE key = 'system'");
     controller.wait_log("max_recorders: expected a whole number, got nothing; keeping 10", SOON);
     two_cycles(&station);
@@ -294,7 +296,7 @@ fn settings_that_disappear_stop_nobody() {
     two_cycles(&station);
     controller.kill();
     controller = station.controller();
-    // The last of the seeders, which run twice after a start.
+    // Likewise.
     controller.wait_log("default password; change it", SOON);
     assert_eq!(eventually(SOON, "the limit", || station.postgres.value::<String>(limit)), "10");
     two_cycles(&station);

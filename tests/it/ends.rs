@@ -106,8 +106,8 @@ fn a_killed_recorder_comes_back_also_if_the_processes_of_the_host_are_not_visibl
     let controller = Controller::run(command);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     // What ends before the Controller has seen it run is no end to it.
-    let is_seen = || station.heartbeat()?["meta"]["devices"]["0869-0389-034F6A21"]["recording"].as_bool();
-    eventually(SOON, "the Controller sees it", || is_seen().filter(|seen| *seen));
+    let reason = || station.heartbeat()?["meta"]["devices"]["0869-0389-034F6A21"]["reason"].as_str().map(str::to_owned);
+    eventually(SOON, "the Controller sees it", || reason().filter(|reason| reason.starts_with("running")));
     let started = state(&station, ULTRAMIC, "StartedAt");
     // Podman restarts it.
     kill(&state(&station, ULTRAMIC, "Pid"));
