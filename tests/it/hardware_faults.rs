@@ -325,7 +325,8 @@ fn fifty_microphones_at_once_are_all_recorded() {
     assert!((100..=250).contains(&(controller.count_log("") - lines)), "{}", controller.log());
     let log = controller.log();
     // What this machine may not do is no fault of fifty.
-    let known = |line: &str| line.contains("default password") || line.contains("oom_score_adj is");
+    let known =
+        |line: &str| ["default password", "oom_score_adj is", "worker birdnet waits for its image"].iter().any(|text| line.contains(text));
     let faults = log.lines().filter(|line| (line.contains("[WARN]") || line.contains("[ERROR]")) && !known(line));
     assert_eq!(faults.collect::<Vec<_>>(), Vec::<&str>::new());
 }
