@@ -6,7 +6,7 @@
 //! maps root to another user), all files belong to the owner of the mounted folder.
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -19,6 +19,15 @@ use rustix::process::geteuid;
 /// The error of the system call.
 pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
+}
+
+/// The first bytes of a short file, such as an attribute in sysfs, without white space at the ends; `None` if they cannot
+/// be read as text.
+#[must_use]
+pub fn read_short(path: &Path, limit: u64) -> Option<String> {
+    let mut text = String::new();
+    open(path).ok()?.take(limit).read_to_string(&mut text).ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// Opens a file of our own for reading.

@@ -3,13 +3,12 @@
 //! These files belong to drivers that may hang, so no thread waits for the thread that reads them.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::Path;
 use std::thread;
 
 use log::info;
 
-use crate::fs as files;
+use crate::fs::read_short;
 use crate::text::shown;
 
 /// The files have one short line.
@@ -31,8 +30,8 @@ pub fn report(root: &Path, device: &str, port: Option<&str>) {
 fn read(root: &Path, port: Option<&str>) -> Vec<String> {
     let mut facts = Vec::new();
     for sensor in fs::read_dir(root.join("sys/class/hwmon")).into_iter().flatten().flatten() {
-        let name = read_line(&sensor.path().join("name")).unwrap_or_default();
-        let number = |file: &str| read_line(&sensor.path().join(file))?.parse::<i64>().ok();
+        let name = read_short(&sensor.path().join("name"), LIMIT).unwrap_or_default();
+        let number = |file: &str| read_short(&sensor.path().join(file), LIMIT)?.parse::<i64>().ok();
         match number("in0_lcrit_alarm") {
             Some(0) => facts.push(format!("no under-voltage ({})", shown(&name))),
             Some(_) => facts.push(format!("under-voltage ({})", shown(&name))),
@@ -42,8 +41,9 @@ fn read(root: &Path, port: Option<&str>) -> Vec<String> {
             facts.push(format!("processor at {} °C", millidegrees / 1000));
         }
     }
-    let count =
-        port.and_then(port_folder).and_then(|folder| read_line(&root.join("sys/bus/usb/devices").join(folder).join("over_current_count")));
+    let count = port
+        .and_then(port_folder)
+        .and_then(|folder| read_short(&root.join("sys/bus/usb/devices").join(folder).join("over_current_count"), LIMIT));
     facts.extend(count.map(|count| format!("{} over-current events at its port since the start", shown(&count))));
     facts.sort();
     facts
@@ -56,12 +56,6 @@ fn port_folder(bus_path: &str) -> Option<String> {
     }
     let (bus, port) = bus_path.split_once('-')?;
     Some(format!("usb{bus}/{bus}-0:1.0/usb{bus}-port{port}"))
-}
-
-fn read_line(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    files::open(path).ok()?.take(LIMIT).read_to_string(&mut text).ok()?;
-    Some(text.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -2,14 +2,13 @@
 //! thread that does it.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use log::{info, warn};
 
 use crate::decide::device::Usb;
-use crate::fs as files;
+use crate::fs::read_short;
 use crate::text::shown;
 
 /// The files have one short line.
@@ -35,7 +34,7 @@ fn folder(root: &Path, usb: &Usb) -> PathBuf {
 
 fn reauthorize(root: &Path, usb: &Usb) -> Result<(), String> {
     let folder = folder(root, usb);
-    let number = |name: &str| read(&folder.join(name)).and_then(|text| text.parse::<u32>().ok());
+    let number = |name: &str| read_short(&folder.join(name), LIMIT).and_then(|text| text.parse::<u32>().ok());
     // Another device may have been connected there meanwhile.
     let found = number("busnum").zip(number("devnum")).map(|(bus, device)| format!("{bus:03}/{device:03}"));
     if found.as_ref() != Some(&usb.address) {
@@ -52,12 +51,6 @@ fn reauthorize(root: &Path, usb: &Usb) -> Result<(), String> {
         Some(_) => Ok(()),
         None => Err(format!("{}: it stays deauthorised, because 1 cannot be written; connect it again", file.display())),
     }
-}
-
-fn read(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    files::open(path).ok()?.take(LIMIT).read_to_string(&mut text).ok()?;
-    Some(text.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -83,10 +76,10 @@ mod tests {
         write("authorized", "x");
         let why = reauthorize(&root, &usb).unwrap_err();
         assert!(why.ends_with("1-1.4: expected device 001/005, found 001/006"), "{why}");
-        assert_eq!(read(&folder.join("authorized")).as_deref(), Some("x"));
+        assert_eq!(read_short(&folder.join("authorized"), LIMIT).as_deref(), Some("x"));
         write("devnum", "5\n");
         assert_eq!(reauthorize(&root, &usb), Ok(()));
-        assert_eq!(read(&folder.join("authorized")).as_deref(), Some("1"));
+        assert_eq!(read_short(&folder.join("authorized"), LIMIT).as_deref(), Some("1"));
         fs::remove_file(folder.join("authorized")).unwrap();
         assert!(reauthorize(&root, &usb).unwrap_err().contains("authorized: No such file"));
         fs::remove_dir_all(&root).unwrap();
