@@ -9,7 +9,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use log::{debug, warn};
+use log::debug;
 use serde_json::{Value, json};
 
 use crate::cache::{Content, SESSIONS};
@@ -61,12 +61,7 @@ impl Ledger {
     /// A thread cannot be started.
     pub fn start(config: &Config, queue: &SessionQueue) -> io::Result<Self> {
         let (outbox, saved) = channel();
-        let workspace = config.workspace_local.clone();
-        let saver = Saver::start(SESSIONS, &config.workspace_local, move |text| {
-            let rows = text.and_then(|text| {
-                let rows = SESSIONS.parse::<Vec<SessionRow>>(&workspace, &text);
-                rows.map_err(|why| warn!("{}: {why}", SESSIONS.ignored)).ok()
-            });
+        let saver = Saver::start_json(SESSIONS, &config.workspace_local, move |rows: Option<Vec<SessionRow>>| {
             // Fails only while the program ends.
             let _ = outbox.send(rows.unwrap_or_default());
         })?;

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Instant;
 
 use log::warn;
+use serde::de::DeserializeOwned;
 
 use crate::cache::{CacheFile, Content};
 use crate::rate_limit::RateLimit;
@@ -56,11 +57,23 @@ impl fmt::Debug for Slot {
 }
 
 impl Saver {
-    /// Begins to read the file. `loaded` receives its content, `None` if there is none that can be used.
+    /// Begins to read the file. `loaded` receives its parsed content, `None` if there is none that can be used.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(file: CacheFile, workspace: &Path, loaded: impl FnOnce(Option<String>) + Send + 'static) -> io::Result<Self> {
+    pub fn start_json<T: DeserializeOwned>(
+        file: CacheFile,
+        workspace: &Path,
+        loaded: impl FnOnce(Option<T>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let folder = workspace.to_owned();
+        Self::start(file, workspace, move |text| {
+            let parsed = text.and_then(|text| file.parse(&folder, &text).map_err(|why| warn!("{}: {why}", file.ignored)).ok());
+            loaded(parsed);
+        })
+    }
+
+    fn start(file: CacheFile, workspace: &Path, loaded: impl FnOnce(Option<String>) + Send + 'static) -> io::Result<Self> {
         let slot = Mutex::new(Slot { is_busy: true, ..Slot::default() });
         let shared = Arc::new(SaverShared { file, workspace: workspace.to_owned(), slot, idle: Condvar::new() });
         spawn(&shared, Some(Box::new(loaded)))?;

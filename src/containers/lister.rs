@@ -51,16 +51,9 @@ impl Lister {
     pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (loaded, loading) = channel();
-        let saver = Saver::start(ENGINE, &config.workspace_local, {
-            let workspace = config.workspace_local.clone();
-            move |text| {
-                let cached = text.and_then(|text| {
-                    let cached = ENGINE.parse::<Cached>(&workspace, &text);
-                    cached.map_err(|why| warn!("{}: {why}", ENGINE.ignored)).ok()
-                });
-                // Fails only while the program ends.
-                let _ = loaded.send(cached);
-            }
+        let saver = Saver::start_json(ENGINE, &config.workspace_local, move |cached| {
+            // Fails only while the program ends.
+            let _ = loaded.send(cached);
         })?;
         let engine_cache = EngineCache { podman, socket: config.socket.clone(), saver, recorder: config.recorder.clone() };
         let check = EngineCheck::Due(false);

@@ -125,13 +125,9 @@ impl DatabaseState {
         let folder = ConfigFolder::new(config.config_dir.clone());
         let mut unread = vec![Files::SavedState];
         let settings = LastSettings::default();
-        let saver = Saver::start(STATE, &config.workspace_local, {
-            let (workspace, events, settings) = (config.workspace_local.clone(), events.clone(), settings.clone());
-            move |text| {
-                let rows = text.and_then(|text| {
-                    let rows = STATE.parse::<Vec<Row>>(&workspace, &text);
-                    rows.map_err(|why| warn!("{}: {why}", STATE.ignored)).ok()
-                });
+        let saver = Saver::start_json(STATE, &config.workspace_local, {
+            let (events, settings) = (events.clone(), settings.clone());
+            move |rows: Option<Vec<Row>>| {
                 settings.loaded(rows.as_deref().unwrap_or_default());
                 // Fails only while the program ends.
                 let _ = events.send(Event::Saved(rows));
