@@ -107,12 +107,17 @@ impl Controller {
     /// Writes a note to the log and, unless it is only a hold, to the history.
     fn log(&mut self, note: &Note) {
         self.ledger.note(note);
+        self.log_as(note, note.to_string());
+    }
+
+    /// Likewise, with this text.
+    pub(super) fn log_as(&mut self, note: &Note, line: String) {
         match note {
-            Note::Held { .. } => return debug!("{note}"),
-            Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{note}"),
-            Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{note}"),
+            Note::Held { .. } => return debug!("{line}"),
+            Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{line}"),
+            Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{line}"),
         }
-        self.history.add(note.to_string());
+        self.history.add(line);
     }
 
     /// Starts an action on its own thread.

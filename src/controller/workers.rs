@@ -183,12 +183,6 @@ impl Controller {
     }
 
     fn log_worker(&mut self, note: &Note) {
-        let line = note.of_worker();
-        match note {
-            Note::Held { .. } => return debug!("{line}"),
-            Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{line}"),
-            Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{line}"),
-        }
-        self.history.add(line);
+        self.log_as(note, note.of_worker());
     }
 }
