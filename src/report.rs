@@ -88,44 +88,25 @@ impl Known<'_> {
             Ok(()) if waiting.is_empty() => Ok(format!("{running} running")),
             Ok(()) => Err(format!("{running} running; {}", waiting.join("; "))),
         };
+        let captures: Vec<(&str, Capture)> = self.captures.all().collect();
         Facts {
             database: connected(&self.database.state),
             podman: connected(&self.containers.state),
             hardware: self.hardware.details(),
             containers,
-            capture: self.capture(),
-            rate: self.captures.all().filter_map(|(device, _)| self.hardware.proof(device)?.rate()).sum(),
+            capture: capture_details(&captures),
+            rate: captures.iter().filter_map(|(device, _)| self.hardware.proof(device)?.rate()).sum(),
             lock: self.leadership.details(),
             activity: match self.is_stopping {
                 _ if self.leadership.is_standby() => Activity::Standby,
                 true => Activity::Stopping,
                 // Where the kernel cannot be asked, a Recorder that runs is believed.
-                false if self.captures.all().any(|(_, capture)| matches!(capture, Capture::Running | Capture::Unknown(_))) => {
+                false if captures.iter().any(|(_, capture)| matches!(capture, Capture::Running | Capture::Unknown(_))) => {
                     Activity::Recording
                 }
                 false => Activity::Idle,
             },
         }
-    }
-
-    /// How many Recorders capture. Only a Recorder that has opened its card and gets no frames is a fault.
-    fn capture(&self) -> Result<String, String> {
-        let (mut running, mut unopened, mut unknown, mut standing) = (0, 0, 0, Vec::new());
-        for (device, capture) in self.captures.all() {
-            match capture {
-                Capture::Running => running += 1,
-                Capture::Unopened => unopened += 1,
-                Capture::Unproven | Capture::Unknown(_) => unknown += 1,
-                Capture::Standing(capture) => standing.push(format!("{}: {capture}", shown(device))),
-            }
-        }
-        let mut details = format!("{running} captured");
-        for (count, what) in [(unopened, "without an open card"), (unknown, "unknown")] {
-            if count > 0 {
-                details.push_str(&format!(", {count} {what}"));
-            }
-        }
-        if standing.is_empty() { Ok(details) } else { Err(format!("{details}; {}", standing.join("; "))) }
     }
 
     /// The lines of a dump.
@@ -145,4 +126,24 @@ impl Known<'_> {
         lines.push("end".to_owned());
         lines
     }
+}
+
+/// How many Recorders capture. Only a Recorder that has opened its card and gets no frames is a fault.
+fn capture_details(captures: &[(&str, Capture)]) -> Result<String, String> {
+    let (mut running, mut unopened, mut unknown, mut standing) = (0, 0, 0, Vec::new());
+    for (device, capture) in captures {
+        match capture {
+            Capture::Running => running += 1,
+            Capture::Unopened => unopened += 1,
+            Capture::Unproven | Capture::Unknown(_) => unknown += 1,
+            Capture::Standing(capture) => standing.push(format!("{}: {capture}", shown(device))),
+        }
+    }
+    let mut details = format!("{running} captured");
+    for (count, what) in [(unopened, "without an open card"), (unknown, "unknown")] {
+        if count > 0 {
+            details.push_str(&format!(", {count} {what}"));
+        }
+    }
+    if standing.is_empty() { Ok(details) } else { Err(format!("{details}; {}", standing.join("; "))) }
 }
