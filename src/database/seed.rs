@@ -69,9 +69,7 @@ impl Content {
             credentials: files.credentials().map_err(|faults| texts(faults).join("; ")),
         }
     }
-}
 
-impl Content {
     /// The declared workers; `None` = unknown.
     #[must_use]
     pub fn workers(&self) -> Option<Vec<Worker>> {
