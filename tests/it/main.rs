@@ -38,6 +38,8 @@ mod live;
 mod plug;
 // a Podman that hangs, goes away or answers late
 mod podman_faults;
+// a Podman whose API service ends when it is idle and starts for the next client
+mod activation;
 // Recorders that are replaced, paused, renamed or stopped: no recording is given up for nothing
 mod replace;
 // Recorders that end, and Recorders that lack what they need to begin

@@ -31,7 +31,7 @@ pub(crate) use peer::{CONTROLLER, PeerStation};
 #[allow(unused_imports)]
 pub(crate) use peer_database::{Contents, PeerVersion};
 #[allow(unused_imports)]
-pub(crate) use podman::{Happened, NETWORK, Podman, RECORDER};
+pub(crate) use podman::{Activation, Happened, NETWORK, Podman, RECORDER};
 pub(crate) use postgres::Postgres;
 #[allow(unused_imports)]
 pub(crate) use proxy::{Fault, Proxy};
@@ -119,6 +119,12 @@ impl Plan {
     /// Options for `podman-sandbox up` instead of `--fake-snd`, e.g. `["--user", "silva", "--fake-snd"]`.
     pub(crate) fn podman_options(mut self, options: &[&str]) -> Plan {
         self.podman_options = options.iter().map(|&option| option.to_owned()).collect();
+        self
+    }
+
+    /// Podman's API service ends when it is idle for 5 s, and starts again when a client connects, as under systemd.
+    pub(crate) fn activated(mut self) -> Plan {
+        self.podman_options.push("--activate".to_owned());
         self
     }
 

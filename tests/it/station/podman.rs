@@ -35,6 +35,24 @@ pub(crate) struct Happened {
     pub(crate) code: String,
 }
 
+/// A run of an API service that a connection activated ([`Plan::activated`](super::Plan::activated)).
+#[derive(Clone, Debug)]
+pub(crate) struct Activation {
+    /// Its process.
+    pub(crate) id: u32,
+    /// Since the boot.
+    pub(crate) began: Duration,
+    /// Likewise, and what it used, once it has ended.
+    pub(crate) ended: Option<(Duration, ServiceUse)>,
+}
+
+/// What an ended service used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServiceUse {
+    pub(crate) cpu: Duration,
+    pub(crate) switches: u64,
+}
+
 /// One Podman. Its socket's path is known before it is started.
 pub(crate) struct Podman {
     dir: PathBuf,
@@ -94,7 +112,10 @@ impl Podman {
 
     /// Kills the API service on the spot, as a crash or a lack of memory does; containers run on.
     pub(crate) fn kill_api(&self) {
-        let id = fs::read_to_string(self.dir.join("api.pid")).ok().and_then(|id| Pid::from_raw(id.trim().parse().ok()?));
+        // What is in the file is the activator, if there is one.
+        let activated = self.activations().into_iter().rfind(|run| run.ended.is_none()).map(|run| run.id as i32);
+        let written = || fs::read_to_string(self.dir.join("api.pid")).ok()?.trim().parse().ok();
+        let id = activated.or_else(written).and_then(Pid::from_raw);
         kill_process(id.expect("the API service runs"), Signal::KILL).expect("SIGKILL to the API service");
     }
 
@@ -124,6 +145,30 @@ impl Podman {
     fn signal_api(&self, signal: &str) {
         let service = format!("system service .*{}/", self.dir.display());
         assert!(Command::new("pkill").arg(format!("-{signal}")).arg("-f").arg(service).status().unwrap().success());
+    }
+
+    /// Each run of the API service since the start of the sandbox, which has to be one with `--activate`.
+    pub(crate) fn activations(&self) -> Vec<Activation> {
+        let journal = fs::read_to_string(self.dir.join("log/activations")).unwrap_or_default();
+        let mut runs: Vec<Activation> = Vec::new();
+        // The last line may be half-written.
+        for line in journal.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            let line: Value = serde_json::from_str(line).expect("a line of the activator");
+            let at = Duration::from_secs_f64(line["at"].as_f64().expect("a time"));
+            let id = line["pid"].as_u64().expect("a process") as u32;
+            if line["what"] == "began" {
+                runs.push(Activation { id, began: at, ended: None });
+            } else if let Some(run) = runs.iter_mut().rfind(|run| run.id == id) {
+                let cpu = Duration::from_secs_f64(line["cpu_s"].as_f64().expect("seconds"));
+                run.ended = Some((at, ServiceUse { cpu, switches: line["switches"].as_u64().expect("a count") }));
+            }
+        }
+        runs
+    }
+
+    /// The next runs of the API service begin only that long after the connection that activates them.
+    pub(crate) fn slow_activation(&self, delay: Duration) {
+        fs::write(self.dir.join("log/activations.delay"), delay.as_secs_f64().to_string()).expect("a file of the sandbox");
     }
 
     /// What a power failure leaves: no container runs, all of them still exist.

@@ -1,0 +1,59 @@
+//! A Podman whose API service ends when it is idle and starts when a client connects, as systemd's units do it.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::station::{Activation, Station, eventually};
+use super::tree::Card;
+
+/// The service ends 5 s after the last connection; a loaded machine takes its time to start it.
+const SOON: Duration = Duration::from_secs(60);
+const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
+const RODE: &str = "silvasonic-recorder-rode-nt-usb-p1d2";
+
+fn last(station: &Station) -> Activation {
+    station.podman.activations().pop().expect("the service was started")
+}
+
+/// Waits until the service has ended by itself; how often it had been started then.
+fn asleep(station: &Station) -> usize {
+    eventually(SOON, "no API service runs", || {
+        let runs = station.podman.activations();
+        runs.iter().all(|run| run.ended.is_some()).then_some(runs.len())
+    })
+}
+
+#[test]
+fn an_activated_service_ends_when_idle_and_serves_the_client_that_woke_it() {
+    let station = Station::plan().activated().without_postgres().without_redis().up();
+    let image = station.image("sleeper", "exec sleep 1000");
+    station.podman.run("one", &image, &Value::Null);
+    let before = asleep(&station);
+    // This question starts it.
+    let mark = station.podman.mark("one").expect("the container outlived the service");
+    assert_eq!(station.inspect("one").unwrap()["State"]["Status"], "running");
+    assert_eq!(station.podman.activations().len(), before + 1);
+    let used = eventually(SOON, "the end of the service", || last(&station).ended).1;
+    assert!(!used.cpu.is_zero() && used.switches > 0, "{used:?}");
+    assert_eq!(station.podman.mark("one"), Some(mark));
+}
+
+#[test]
+fn a_service_that_is_killed_and_started_by_the_next_request_costs_no_recording() {
+    let station = Station::plan().activated().up();
+    station.tree.set(&[Card::ultramic()]);
+    let _controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let mark = station.podman.mark(ULTRAMIC);
+    for _ in 0..3 {
+        let killed = last(&station).id;
+        station.podman.kill_api();
+        // The Controller's next request, or the one that this test sends.
+        eventually(SOON, "another service", || (last(&station).id != killed && last(&station).ended.is_none()).then_some(()));
+        assert_eq!(station.podman.mark(ULTRAMIC), mark);
+    }
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    assert_eq!(station.podman.mark(ULTRAMIC), mark);
+}
