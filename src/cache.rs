@@ -52,6 +52,13 @@ pub const SESSIONS: CacheFile = CacheFile {
     ignored: "ignoring the sessions saved by an earlier run",
     unsaved: "cannot save the sessions that PostgreSQL does not have yet",
 };
+/// The Recorder folder that had a file system of its own. Not in the workspace, but in the state directory.
+pub const MOUNT: CacheFile = CacheFile {
+    name: "workspace",
+    format: "silvasonic-controller workspace 1",
+    ignored: "ignoring what an earlier run remembered about the workspace",
+    unsaved: "cannot remember that the workspace has a file system of its own",
+};
 /// Longest file that is written and read, in bytes. A thousand devices take 1 MiB.
 const LIMIT: usize = json::SIZE;
 /// Longest content of such a file.

@@ -152,6 +152,8 @@ pub struct Config {
     pub without_meaning: Vec<&'static str>,
     /// systemd, if it started this program with a notification socket.
     pub supervisor: Option<Supervisor>,
+    /// Folder of the host for state of the service, if systemd provides one.
+    pub state_dir: Option<PathBuf>,
     /// How this process began.
     pub launch: Launch,
 }
@@ -367,6 +369,7 @@ impl Config {
             without_meaning: env.set_among(&WITHOUT_MEANING),
             redis_url,
             supervisor: env.supervisor(),
+            state_dir: env.state_dir(),
             launch: env.launch(),
         };
         config.workers.network.clone_from(&config.recorder.network);
@@ -510,6 +513,12 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         let text = |name| (self.lookup)(name).and_then(|value| value.into_string().ok());
         let socket = (self.lookup)("NOTIFY_SOCKET")?;
         Supervisor::new(&socket, text("WATCHDOG_USEC").as_deref(), text("WATCHDOG_PID").as_deref(), std::process::id())
+    }
+
+    /// The first folder of `StateDirectory=`, which systemd passes.
+    fn state_dir(&self) -> Option<PathBuf> {
+        let folders = (self.lookup)("STATE_DIRECTORY")?.into_string().ok()?;
+        absolute_path(folders.split(':').next()?)
     }
 
     fn launch(&self) -> Launch {

@@ -53,9 +53,9 @@
 //! for each followed log), `engine` (reads the properties of Podman once), `bcrypt` (hashes or verifies the admin's
 //! password once), `reset` (authorises a USB device again) and `power` (reads what the host says about power and heat
 //! when a microphone is disconnected). Four use disks, which can hang without a limit, so no thread waits for them
-//! without one: `lock` (ends when it holds the lock), `files` (at most one for each file in the Recorder workspace,
-//! while there is something to read or write), `config` (reads the files that are seeded) and `folder` (creates the
-//! folder of a Recorder). A command that connects to PostgreSQL has a thread `deadline`, which ends a call that
+//! without one: `lock` (ends when it holds the lock), `files` (at most one for each file in the Recorder workspace
+//! and in the state directory of the service, while there is something to read or write), `config` (reads the files that
+//! are seeded) and `folder` (creates the folder of a Recorder). A command that connects to PostgreSQL has a thread `deadline`, which ends a call that
 //! exceeds its time limit.
 //!
 //! # Invariants

@@ -8,16 +8,18 @@ use serde_json::{Value, json};
 
 use crate::cli::arguments::Format;
 use crate::cli::devices::{self, HEARTBEAT_KEY, connect};
-use crate::cli::logs;
 use crate::cli::profiles;
 use crate::cli::takeover::{self, Fate};
+use crate::cli::{health, logs};
 use crate::config::{Config, SettingFault};
 use crate::config_folder::ConfigFolder;
 use crate::database::connection::{Connection, reason};
 use crate::decide::container::Engine;
 use crate::decide::registry::Registry;
 use crate::decide::spec::OOM_SCORE_ADJ;
+use crate::decide::workspace::Workspace;
 use crate::hardware::sysfs;
+use crate::health::workspace::placement;
 use crate::json::one_line;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
@@ -25,7 +27,7 @@ use crate::podman::mount;
 use crate::redis::connection::{Subscription, address, describe};
 use crate::redis::nudge;
 use crate::redis::publisher::redacted;
-use crate::text::{shown, table};
+use crate::text::{NOT_YET, shown, table};
 
 /// A microphone at 384 kHz writes 2.8 GB per hour.
 const LOW_SPACE: u64 = 4 << 30;
@@ -322,6 +324,17 @@ fn redis_fix(why: &RedisError) -> &'static str {
 
 fn workspace(config: &Config, findings: &mut Findings) {
     let folder = &config.workspace_local;
+    // Whether it can be written is a question of the rights and the mounts of the Controller, not of this user.
+    let seen = health::read(config.port).ok().and_then(|(_, mut components)| Some(components.get_mut("workspace")?.take()));
+    if let Some(seen) = seen.filter(|seen| seen["details"] != NOT_YET) {
+        if seen["healthy"] == true {
+            findings.ok("workspace", format!("{} (by the running Controller)", folder.display()));
+        } else {
+            let details = shown(seen["details"].as_str().unwrap_or_default());
+            findings.fail("workspace", format!("the running Controller reports: {details}"), "see docs/install.md, \"The workspace\"");
+        }
+        return space(folder, findings);
+    }
     // The Controller creates it at its first start, so the nearest folder that exists must be writable.
     let Some(existing) = folder.ancestors().find(|folder| folder.exists()) else {
         return findings.fail("workspace", format!("{} does not exist", folder.display()), "set SILVASONIC_WORKSPACE_PATH");
@@ -330,7 +343,10 @@ fn workspace(config: &Config, findings: &mut Findings) {
         let fix = "make it writable for the user that runs the Controller, and mount it writable";
         return findings.fail("workspace", format!("cannot write to {}: {why}", existing.display()), fix);
     }
-    findings.ok("workspace", folder.display().to_string());
+    match placement(folder, &config.host_root).map(|seen| Workspace::new(folder.clone()).judge(&seen, false)) {
+        Some(Err(why)) => findings.fail("workspace", why, "mount the disk"),
+        _ => findings.ok("workspace", folder.display().to_string()),
+    }
     space(existing, findings);
 }
 

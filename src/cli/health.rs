@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::json;
 use crate::text::shown;
@@ -19,6 +19,22 @@ const RESPONSE_LIMIT: usize = 256 << 10;
 /// # Errors
 /// Why there is no valid response.
 pub fn show(port: u16) -> Result<(bool, String), String> {
+    let (is_healthy, components) = read(port)?;
+    let mut lines = String::new();
+    for (name, component) in &components {
+        let state = match (component["healthy"] == true, component["required"] == true) {
+            (true, _) => "ok",
+            (false, true) => "failed",
+            (false, false) => "warning",
+        };
+        let details = component["details"].as_str().unwrap_or_default();
+        lines.push_str(&format!("{:12} {state:8} {}\n", shown(name), shown(details)));
+    }
+    Ok((is_healthy, lines))
+}
+
+/// Whether the Controller on this port is healthy, and its components.
+pub(super) fn read(port: u16) -> Result<(bool, Map<String, Value>), String> {
     if port == 0 {
         return Err("SILVASONIC_CONTROLLER_PORT is 0, so the port is unknown; set a fixed port".to_owned());
     }
@@ -32,20 +48,11 @@ pub fn show(port: u16) -> Result<(bool, String), String> {
     })?;
     let response = String::from_utf8_lossy(&response);
     let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
-    let health: Value = json::from_str(body).unwrap_or_default();
-    let components =
-        health["components"].as_object().ok_or_else(|| format!("the program that responds on port {port} is not a Controller"))?;
-    let mut lines = String::new();
-    for (name, component) in components {
-        let state = match (component["healthy"] == true, component["required"] == true) {
-            (true, _) => "ok",
-            (false, true) => "failed",
-            (false, false) => "warning",
-        };
-        let details = component["details"].as_str().unwrap_or_default();
-        lines.push_str(&format!("{:12} {state:8} {}\n", shown(name), shown(details)));
-    }
-    Ok((head.split(' ').nth(1) == Some("200"), lines))
+    let mut health: Value = json::from_str(body).unwrap_or_default();
+    let Value::Object(components) = health["components"].take() else {
+        return Err(format!("the program that responds on port {port} is not a Controller"));
+    };
+    Ok((head.split(' ').nth(1) == Some("200"), components))
 }
 
 /// The response to a GET request to this machine. The error kind of a timeout is [`ErrorKind::WouldBlock`].

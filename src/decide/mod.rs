@@ -30,3 +30,4 @@ pub mod shares;
 pub mod spec;
 pub mod worker;
 pub mod workers;
+pub mod workspace;

@@ -14,6 +14,7 @@ use crate::decide::runway::{Level, Runway};
 use crate::health::board::{Activity, Board};
 use crate::health::host::Meter;
 use crate::health::sd_notify::Notifier;
+use crate::health::workspace::{Watch, placement};
 use crate::probe::Prober;
 use crate::redis::publisher::Publisher;
 
@@ -43,6 +44,7 @@ pub struct Heartbeat {
     board: Board,
     publisher: Publisher,
     meter: Meter,
+    workspace: Watch,
     notifier: Notifier,
     usage: Usage,
     interval: Duration,
@@ -55,16 +57,19 @@ impl Heartbeat {
     /// The first heartbeat is due at once.
     ///
     /// # Errors
-    /// The system has no socket for the notifications.
+    /// The system has no socket for the notifications, or no thread for a file.
     pub fn new(config: &Config, board: Board, publisher: Publisher, prober: &Prober) -> io::Result<Self> {
         ["database", "podman", "hardware"].into_iter().for_each(|component| board.require(component));
-        ["containers", "capture", "lock", "redis"].into_iter().for_each(|component| board.include(component));
+        ["containers", "capture", "lock", "redis", "workspace"].into_iter().for_each(|component| board.include(component));
         let notifier = Notifier::new(config.supervisor.clone())?;
-        let meter = Meter::new([&config.recorder.workspace, &config.workspace_local], prober);
+        let (folder, root) = (config.workspace_local.clone(), config.host_root.clone());
+        let place = move || placement(&folder, &root);
+        let meter = Meter::with_placement([&config.recorder.workspace, &config.workspace_local], place, prober);
         Ok(Self {
             board,
             publisher,
             meter,
+            workspace: Watch::start(config)?,
             notifier,
             usage: Usage::default(),
             interval: config.heartbeat,
@@ -123,8 +128,11 @@ impl Heartbeat {
     }
 
     fn heartbeat(&mut self, facts: &Facts, more: Map<String, Value>, now: Instant) -> String {
-        self.update_board(facts);
         let mut meta = self.meter.sample();
+        if let Some(seen) = self.meter.placement() {
+            self.workspace.update(seen);
+        }
+        self.update_board(facts);
         let percent = |field: &str| meta["host_resources"][field].as_f64();
         self.usage = Usage { memory: percent("memory_percent"), disk: percent("storage_percent") };
         meta.insert("runway".to_owned(), self.runway(facts.rate));
@@ -160,6 +168,9 @@ impl Heartbeat {
             ("redis", &redis),
         ] {
             self.board.set(component, fact.as_deref().map_err(String::as_str));
+        }
+        if let Some(state) = self.workspace.state() {
+            self.board.set("workspace", state);
         }
         self.board.set_activity(facts.activity);
         if facts.activity == Activity::Stopping {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::collect::by_insertion;
+use crate::decide::workspace::Placement;
 use crate::probe::{self, Prober, Question, State};
 
 const MIB: f64 = 1_048_576.0;
@@ -28,6 +29,8 @@ pub struct Meter {
     last: Reading,
     /// Free space of the workspace in bytes.
     free: Option<f64>,
+    /// Where the workspace is.
+    placement: Option<Placement>,
 }
 
 /// A disk responds within this time. After it, other reads do not wait for it any more.
@@ -41,10 +44,13 @@ const STUCK: usize = 2;
 /// Usage of the file system of the workspace. Each sample requests the reading for the next one.
 struct Storage {
     question: Question<()>,
-    usage: Arc<dyn Fn() -> Option<Usage> + Send + Sync>,
-    outbox: Sender<(u64, Option<Usage>)>,
-    answers: Receiver<(u64, Option<Usage>)>,
+    look: Arc<dyn Fn() -> Seen + Send + Sync>,
+    outbox: Sender<(u64, Seen)>,
+    answers: Receiver<(u64, Seen)>,
 }
+
+/// What one reading has found.
+type Seen = (Option<Usage>, Option<Placement>);
 
 /// Usage of one file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,13 +76,19 @@ impl Meter {
     /// container, the workspace of the host may not be visible, and only the Recorder folder is.
     #[must_use]
     pub fn new(folders: [&Path; 2], prober: &Prober) -> Self {
-        Self::at(Path::new("/proc"), folders, prober)
+        Self::at(Path::new("/proc"), folders, || None, prober)
     }
 
-    fn at(proc: &Path, folders: [&Path; 2], prober: &Prober) -> Self {
+    /// Likewise, and looks with each sample where the workspace is.
+    #[must_use]
+    pub fn with_placement(folders: [&Path; 2], place: impl Fn() -> Option<Placement> + Send + Sync + 'static, prober: &Prober) -> Self {
+        Self::at(Path::new("/proc"), folders, place, prober)
+    }
+
+    fn at(proc: &Path, folders: [&Path; 2], place: impl Fn() -> Option<Placement> + Send + Sync + 'static, prober: &Prober) -> Self {
         let folders = folders.map(Path::to_owned);
-        let usage = move || folders.iter().find_map(|folder| usage(folder));
-        Self { proc: proc.to_owned(), storage: Storage::new(prober, usage), last: read(proc), free: None }
+        let look = move || (folders.iter().find_map(|folder| usage(folder)), place());
+        Self { proc: proc.to_owned(), storage: Storage::new(prober, look), last: read(proc), free: None, placement: None }
     }
 
     /// `resources` (this process) and `host_resources`: MiB, GiB, percent; processor time since the last call.
@@ -102,7 +114,8 @@ impl Meter {
         let total = field(&memory, "MemTotal:").map(|kib| kib as f64 * 1024.0);
         let available = field(&memory, "MemAvailable:").map(|kib| kib as f64 * 1024.0);
         let used = total.zip(available).map(|(total, available)| total - available);
-        let storage = self.storage.latest(now.at);
+        let (storage, placement) = self.storage.latest(now.at);
+        self.placement = placement;
         self.free = storage.map(|usage| usage.free);
         let host = json!({
             "cpu_percent": host_cpu,
@@ -124,36 +137,42 @@ impl Meter {
     pub fn free(&self) -> Option<f64> {
         self.free
     }
+
+    /// Where the workspace was at the last sample; `None` if its disk did not respond.
+    #[must_use]
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
 }
 
 impl Storage {
     /// Requests the first reading.
-    fn new(prober: &Prober, usage: impl Fn() -> Option<Usage> + Send + Sync + 'static) -> Self {
+    fn new(prober: &Prober, look: impl Fn() -> Seen + Send + Sync + 'static) -> Self {
         let (outbox, answers) = channel();
         let question = Question::new(prober, PATIENCE, AGAIN, STUCK);
-        let mut storage = Self { question, usage: Arc::new(usage), outbox, answers };
+        let mut storage = Self { question, look: Arc::new(look), outbox, answers };
         storage.ask(Instant::now());
         storage
     }
 
     fn ask(&mut self, now: Instant) {
-        let (usage, outbox) = (Arc::clone(&self.usage), self.outbox.clone());
+        let (look, outbox) = (Arc::clone(&self.look), self.outbox.clone());
         self.question.ask(
             now,
-            move |_| usage(),
-            move |number, usage| {
+            move |_| look(),
+            move |number, seen| {
                 // The receiver is gone when the program ends.
-                let _ = outbox.send((number, usage));
+                let _ = outbox.send((number, seen));
             },
         );
     }
 
-    /// The reading, `None` while there is none; requests the next one.
-    fn latest(&mut self, now: Instant) -> Option<Usage> {
-        let mut latest = None;
-        while let Ok((number, usage)) = self.answers.try_recv() {
+    /// The reading, nothing while there is none; requests the next one.
+    fn latest(&mut self, now: Instant) -> Seen {
+        let mut latest = (None, None);
+        while let Ok((number, seen)) = self.answers.try_recv() {
             if self.question.answered(number) == probe::Answer::Current {
-                latest = usage;
+                latest = seen;
             }
         }
         if matches!(self.question.check(now), State::Idle | State::Late(_)) {
@@ -253,17 +272,17 @@ mod tests {
     fn a_disk_that_hangs_blocks_nothing_and_is_read_again_when_it_responds() {
         let (disk, answers) = channel();
         let answers = Mutex::new(answers);
-        let mut storage = Storage::new(&Prober::start().unwrap(), move || answers.lock().unwrap().recv().ok());
+        let mut storage = Storage::new(&Prober::start().unwrap(), move || (answers.lock().unwrap().recv().ok(), None));
         let usage = |used| Usage { used, total: 4.0, free: 3.0, percent: 25.0 };
         let start = Instant::now();
-        assert_eq!(storage.latest(start), None);
-        assert_eq!(storage.latest(start), None);
+        assert_eq!(storage.latest(start), (None, None));
+        assert_eq!(storage.latest(start), (None, None));
         for used in [1.0, 2.0] {
             disk.send(usage(used)).unwrap();
             let end = Instant::now() + Duration::from_secs(10);
-            let seen = std::iter::repeat_with(|| storage.latest(start)).take_while(|_| Instant::now() < end).flatten().next();
+            let seen = std::iter::repeat_with(|| storage.latest(start).0).take_while(|_| Instant::now() < end).flatten().next();
             assert_eq!(seen, Some(usage(used)));
-            assert_eq!(storage.latest(start), None);
+            assert_eq!(storage.latest(start), (None, None));
         }
     }
 
@@ -273,7 +292,7 @@ mod tests {
         let mut storage = Storage::new(&Prober::start().unwrap(), move || {
             begun.send(()).unwrap();
             thread::park_timeout(Duration::from_secs(60));
-            None
+            (None, None)
         });
         let (start, mut asked) = (Instant::now(), 0);
         while readings.recv_timeout(Duration::from_secs(2)).is_ok() {
@@ -285,7 +304,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_null() {
-        let sample = Meter::at(Path::new("/nowhere"), [Path::new("/nowhere"); 2], &Prober::start().unwrap()).sample();
+        let sample = Meter::at(Path::new("/nowhere"), [Path::new("/nowhere"); 2], || None, &Prober::start().unwrap()).sample();
         for group in ["resources", "host_resources"] {
             let numbers = sample[group].as_object().unwrap();
             assert!(numbers.values().all(Value::is_null), "{numbers:?}");

@@ -5,3 +5,4 @@ pub mod heartbeat;
 pub mod host;
 pub mod http;
 pub mod sd_notify;
+pub mod workspace;

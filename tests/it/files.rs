@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::ends::Disk;
 use super::start::ids;
 use super::station::{Controller, Station, eventually};
 use super::tree::Card;
@@ -213,4 +214,75 @@ fn a_recorder_folder_that_is_a_link_is_refused_and_what_runs_stays() {
     next.wait_log("expected a folder, found a symbolic link", SOON);
     next.wait_log(&format!("{RODE} "), SOON);
     assert_eq!(ids(&station)[ULTRAMIC], before[ULTRAMIC]);
+}
+
+/// The health component about the file system of the workspace.
+fn placement(controller: &Controller) -> Option<(bool, String)> {
+    let component = controller.get("/healthy")?.1["components"]["workspace"].clone();
+    Some((component["healthy"] == true, component["details"].as_str()?.to_owned()))
+}
+
+#[test]
+fn a_disk_that_is_mounted_over_the_workspace_is_reported_and_what_runs_stays() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let is_well = |well| {
+        eventually(SOON, "health", || placement(&controller).filter(|(healthy, text)| *healthy == well && !text.contains("known yet")))
+    };
+    is_well(true);
+    let before = ids(&station);
+    let disk = Disk::mount(station.workspace(), "mode=755");
+    let (_, details) = is_well(false);
+    let expected = format!("{} is on file system ", recorder_folder(&station).display());
+    assert!(details.starts_with(&expected) && details.contains("a disk was mounted or unmounted; if that is right, restart"), "{details}");
+    assert!(controller.wait_log(&expected, SOON).contains("[ERROR]"));
+    drop(disk);
+    is_well(true);
+    controller.wait_log(" is again as expected: ", SOON);
+    assert_eq!(controller.count_log(&expected), 1);
+    assert_eq!(ids(&station), before);
+}
+
+#[test]
+fn a_workspace_on_the_root_file_system_is_reported_where_a_disk_is_expected() {
+    struct Folder(PathBuf);
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+    let station = Station::plan().without_podman().up();
+    // Below /tmp there may be a file system of its own.
+    let folder = Folder(PathBuf::from(format!("/var/tmp/silvasonic-workspace-{}", std::process::id())));
+    let (local, state) = (folder.0.join("disk/recorder"), station.dir().join("state"));
+    fs::create_dir_all(folder.0.join("disk")).unwrap();
+    let settings = [
+        ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1"),
+        ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", local.to_str().unwrap()),
+        ("STATE_DIRECTORY", state.to_str().unwrap()),
+    ];
+    let seen = |expected: &str| {
+        let controller = station.controller_with(&settings);
+        eventually(SOON, expected, || placement(&controller).filter(|(_, text)| text.contains(expected)));
+        controller
+    };
+    station.tree.set(&[]);
+    drop(seen("on the root file system"));
+    assert!(!state.join("workspace").exists());
+    let disk = Disk::mount(folder.0.join("disk"), "mode=755");
+    let controller = seen("on a file system of its own");
+    eventually(SOON, "it is remembered", || state.join("workspace").exists().then_some(()));
+    drop(controller);
+    drop(disk);
+    let controller = seen("had one of its own in an earlier run: mount the disk, then restart");
+    assert!(!placement(&controller).unwrap().0);
+    drop(controller);
+    fs::remove_file(state.join("workspace")).unwrap();
+    station.tree.alter(|root| {
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::write(root.join("etc/fstab"), format!("LABEL=data {} ext4 defaults,nofail 0 2\n", folder.0.join("disk").display())).unwrap();
+    });
+    drop(seen("/etc/fstab mounts another one at "));
 }

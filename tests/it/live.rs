@@ -128,15 +128,17 @@ fn the_heartbeat_tells_how_station_and_host_are() {
             (heartbeat["service"] == "controller" && wanted(&heartbeat)).then_some(heartbeat)
         })
     };
-    let well =
-        |heartbeat: &Value| heartbeat["health"]["status"] == "ok" && heartbeat["health"]["components"]["containers"]["healthy"] == true;
+    let well = |heartbeat: &Value| {
+        let is_well = |component: &str| heartbeat["health"]["components"][component]["healthy"] == true;
+        heartbeat["health"]["status"] == "ok" && is_well("containers") && is_well("workspace")
+    };
     let heartbeat = next(&|heartbeat| heartbeat["activity"] == "idle" && well(heartbeat));
     assert_eq!(heartbeat["instance_id"], "controller");
     assert!(heartbeat["timestamp"].as_f64().unwrap() > 1.7e9);
     let components = heartbeat["health"]["components"].as_object().unwrap();
     assert_eq!(
         components.keys().collect::<Vec<_>>(),
-        ["capture", "containers", "controller", "database", "hardware", "lock", "podman", "redis"]
+        ["capture", "containers", "controller", "database", "hardware", "lock", "podman", "redis", "workspace"]
     );
     for (name, component) in components {
         assert!(
