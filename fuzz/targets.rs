@@ -326,7 +326,7 @@ pub(crate) fn rows(data: &[u8]) {
     let count = connected.len();
     let identified = identify(connected, &registry.known_ports(), |_| false);
     let cards: BTreeSet<u32> = identified.values().map(|microphone| microphone.card).collect();
-    assert_eq!((identified.len(), cards.len()), (count, count), "{:?}", identified.keys());
+    assert_eq!((identified.len(), cards.len()), (count, count), "{cards:?}");
 
     let now = Instant::now();
     let mut presences = Presences::new(Duration::ZERO);

@@ -193,7 +193,7 @@ impl CacheFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
+    use crate::sorted_map::SortedMap;
     use std::os::unix::fs::{FileTypeExt, MetadataExt, chown, symlink};
     use std::os::unix::net::UnixListener;
 
@@ -278,7 +278,7 @@ mod tests {
     }
 
     /// What is in a folder, and its contents.
-    fn listing(folder: &Path) -> BTreeMap<String, String> {
+    fn listing(folder: &Path) -> SortedMap<String, String> {
         let entry = |entry: io::Result<fs::DirEntry>| {
             let (name, path) = (entry.as_ref().unwrap().file_name(), entry.unwrap().path());
             let found = fs::symlink_metadata(&path).unwrap();

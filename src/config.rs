@@ -6,7 +6,7 @@
 //! as the carriage return of a file from Windows, is ignored, except in the password. Invariant: no fault contains a
 //! secret (the database password, a password in the Redis URL).
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::linux::net::SocketAddrExt;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::collect::by_insertion;
+use crate::collect::{by_insertion, sort_by_key};
 use crate::decide::pressure::ShedLimits;
 use crate::decide::spec::RecorderSettings;
 use crate::decide::worker::{WorkerSettings, cpu_quota, memory_bytes};
@@ -176,7 +176,7 @@ pub struct DatabaseSettings {
 impl DatabaseSettings {
     /// The variables with which a container connects. The port is left out if it is the usual one: the Python Controller
     /// sets none.
-    fn as_containers_reach_it(&self) -> BTreeMap<String, String> {
+    fn as_containers_reach_it(&self) -> SortedMap<String, String> {
         let is_local = self.host.starts_with('/') || ["localhost", "127.0.0.1", "::1"].contains(&self.host.to_ascii_lowercase().as_str());
         let host = if is_local { HOST_OF_CONTAINERS } else { &self.host };
         let port = (self.port != 5432).then(|| ("SILVASONIC_DB_PORT", self.port.to_string()));
@@ -297,7 +297,7 @@ impl Config {
                 owner: String::new(),
                 workspace: workspace.clone(),
                 redis_url: recorder_redis_url.clone(),
-                database: BTreeMap::new(),
+                database: SortedMap::new(),
             },
             shed: ShedLimits { memory: env.percent("SILVASONIC_SHED_MEMORY_PERCENT"), disk: env.percent("SILVASONIC_SHED_DISK_PERCENT") },
             socket: env.path("SILVASONIC_CONTAINER_SOCKET", "/var/run/container.sock"),
@@ -378,7 +378,7 @@ impl Config {
         if env.faults.is_empty() {
             Ok(config)
         } else {
-            env.faults.sort_by_key(|fault| VARIABLES.iter().position(|(name, ..)| *name == fault.name));
+            sort_by_key(&mut env.faults, |fault| VARIABLES.iter().position(|(name, ..)| *name == fault.name));
             Err(env.faults)
         }
     }

@@ -3,7 +3,8 @@
 //! It validates what the Controller knows, and passes on the rest. Invariants: a fault names the file and the line that
 //! contain it; no file blocks; a YAML file that is not read is reported, unless its name begins with a dot.
 
-use std::collections::BTreeSet;
+use crate::collect::sort_by_key;
+use crate::sorted_set::SortedSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
@@ -162,7 +163,7 @@ impl ConfigFolder {
         SETTINGS.map(|usual| {
             let mut found: Vec<String> = names.iter().filter_map(|name| name.to_str()).map(str::to_owned).collect();
             found.retain(|name| is_spelling(name, usual));
-            found.sort_by_key(|name| name != usual);
+            sort_by_key(&mut found, |name| name != usual);
             if found.is_empty() { vec![usual.to_owned()] } else { found }
         })
     }
@@ -231,7 +232,7 @@ impl ConfigFolder {
             _ => Vec::new(),
         };
         let stem = |name: &str| Path::new(name).file_stem().map(OsStr::to_ascii_lowercase);
-        let given: BTreeSet<_> = sources.iter().map(|source| stem(&source.name)).collect();
+        let given: SortedSet<_> = sources.iter().map(|source| stem(&source.name)).collect();
         let all = sources.into_iter().map(|source| (source.name, source.text));
         let (mut workers, mut faults): (Vec<(String, Worker)>, Vec<String>) = (Vec::new(), Vec::new());
         for (is_file, (name, text)) in all.map(|one| (true, one)).chain(built_in.map(|one| (false, one))) {
@@ -288,7 +289,7 @@ pub(crate) fn yaml_files(folder: &Path, prefix: &str) -> Result<Vec<Source>, Str
     Ok(sources)
 }
 
-fn file_names(folder: &Path) -> io::Result<BTreeSet<OsString>> {
+fn file_names(folder: &Path) -> io::Result<SortedSet<OsString>> {
     fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 

@@ -106,5 +106,7 @@ pub mod replace;
 pub mod report;
 pub mod saver;
 pub mod signals;
+pub mod sorted_map;
+pub mod sorted_set;
 pub mod text;
 pub mod yaml;

@@ -9,7 +9,7 @@
 //! The topics of a group, e.g. one for each microphone, begin with the same word. A group has a larger budget for all of
 //! its topics together, so that many topics cannot flood the log either.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -32,13 +32,13 @@ const GROUP: Budget = Budget { burst: 32, refill: Duration::from_secs(300) };
 /// The current faults, by topic.
 #[derive(Debug, Default)]
 pub struct RateLimit {
-    current: BTreeMap<String, Fault>,
+    current: SortedMap<String, Fault>,
     /// What was spent, by topic. Kept when a fault ends, until nothing is spent any more.
-    beginnings: BTreeMap<String, Spent>,
-    changes: BTreeMap<String, Spent>,
-    groups: BTreeMap<String, Spent>,
+    beginnings: SortedMap<String, Spent>,
+    changes: SortedMap<String, Spent>,
+    groups: SortedMap<String, Spent>,
     /// Messages held back since the last one, by topic.
-    held_back: BTreeMap<String, u32>,
+    held_back: SortedMap<String, u32>,
 }
 
 #[derive(Debug)]
@@ -59,7 +59,7 @@ struct Spent {
 }
 
 /// Spends a message, if the budget allows.
-fn spend(spent: &mut BTreeMap<String, Spent>, topic: &str, budget: Budget, now: Instant) -> bool {
+fn spend(spent: &mut SortedMap<String, Spent>, topic: &str, budget: Budget, now: Instant) -> bool {
     spent.retain(|_, spent| {
         while spent.count > 0 && now >= spent.back {
             spent.count -= 1;

@@ -1,7 +1,7 @@
 //! Reports on the state of the main loop: components of health checks, `meta` of the heartbeat, and a dump for the log.
 //! They only read the state.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 
 use serde_json::{Map, Value, json};
 
@@ -52,8 +52,8 @@ pub struct Known<'a> {
 
 impl Known<'_> {
     /// Why each microphone is recorded or not; empty until the database has responded for the first time.
-    fn reasons(&mut self) -> BTreeMap<String, Reason> {
-        let Some(registry) = &self.database.registry else { return BTreeMap::new() };
+    fn reasons(&mut self) -> SortedMap<String, Reason> {
+        let Some(registry) = &self.database.registry else { return SortedMap::new() };
         let presences = &self.hardware.presences;
         let desired = desired(registry, self.database.state.is_ok(), presences, self.specs);
         let (holds, containers) = (self.recorders.holds(), self.containers.containers());

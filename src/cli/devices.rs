@@ -4,7 +4,8 @@
 //! need a running Controller. What only the Controller knows (back-off, for how long no frames have arrived) is read from
 //! its last heartbeat in Redis, if there is one. A decision writes the columns that the web interface writes, and nudges the Controller.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -193,9 +194,9 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
             desired_complete: database_known,
             max_recorders: registry.system.max_recorders,
             past,
-            busy: &BTreeSet::new(),
+            busy: &SortedSet::new(),
             replacing: false,
-            stuck: &BTreeSet::new(),
+            stuck: &SortedSet::new(),
             now: Instant::now(),
             wall: SystemTime::now(),
         })
@@ -277,8 +278,8 @@ fn captures(
     registry: &Registry,
     presences: &Presences,
     containers: &[Container],
-) -> (BTreeMap<String, Proof>, BTreeMap<String, Capture>) {
-    let running: BTreeMap<&str, &Container> = by_insertion(
+) -> (SortedMap<String, Proof>, SortedMap<String, Capture>) {
+    let running: SortedMap<&str, &Container> = by_insertion(
         containers
             .iter()
             .filter(|container| container.state == State::Running)

@@ -1,6 +1,7 @@
 //! `silvasonic-controller scan`: shows the connected microphones, and generates a profile for one. Needs no service.
 
-use std::collections::BTreeMap;
+use crate::collect::sort_by_key;
+use crate::sorted_map::SortedMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
@@ -47,9 +48,9 @@ impl ScanReport {
             let best_match = best(scores(criteria, &microphone));
             ScannedCard { id, capture: read_stream(root, &microphone), best_match, microphone }
         };
-        let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
+        let ids = identify(scan.microphones, &SortedMap::new(), |_| false);
         let mut microphones: Vec<ScannedCard> = ids.into_iter().filter(|(_, microphone)| is_selected(microphone.card)).map(read).collect();
-        microphones.sort_unstable_by_key(|scanned| scanned.microphone.card);
+        sort_by_key(&mut microphones, |scanned| scanned.microphone.card);
         Ok(Self { microphones, unclear: scan.unclear.into_iter().filter(|(card, _)| is_selected(*card)).collect() })
     }
 

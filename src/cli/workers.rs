@@ -1,6 +1,6 @@
 //! `silvasonic-controller workers`: shows the workers, and why each runs or not.
 
-use std::collections::BTreeSet;
+use crate::sorted_set::SortedSet;
 
 use serde_json::{Map, Value, json};
 
@@ -70,7 +70,7 @@ fn to_text(workers: &[Worker], found: &Map<String, Value>, notes: &[String]) -> 
 #[must_use]
 pub fn find(config: &Config, registry: &Registry, typed: &str) -> Option<String> {
     let declared = ConfigFolder::new(config.config_dir.clone()).read_workers().map(|(workers, _)| workers).unwrap_or_default();
-    let mut names: BTreeSet<&str> = registry.services.keys().map(String::as_str).collect();
+    let mut names: SortedSet<&str> = registry.services.keys().map(String::as_str).collect();
     names.extend(declared.iter().map(|worker| worker.name.as_str()));
     (!registry.devices.contains_key(typed) && names.contains(typed)).then(|| typed.to_owned())
 }

@@ -3,7 +3,8 @@
 //! A device has at most one action under way. After an action, the next one of the same device waits for a list of
 //! containers that was requested after the end of the first: an earlier list may show the state before it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,9 +44,9 @@ pub struct Actions {
     folders: Folders,
     events: SyncSender<Event>,
     /// By device.
-    under_way: BTreeMap<String, UnderWay>,
+    under_way: SortedMap<String, UnderWay>,
     /// By device: the last action, from its end until a list shows the outcome.
-    unlisted: BTreeMap<String, Unlisted>,
+    unlisted: SortedMap<String, Unlisted>,
     /// Set when a shutdown begins; every action checks it before it starts a container.
     is_stopping: Arc<AtomicBool>,
     /// When all containers must have ended, once a shutdown began.
@@ -82,8 +83,8 @@ impl Actions {
                 Kind::Worker => Folders::of_workers(config.workers.workspace.clone()),
             },
             events: events.clone(),
-            under_way: BTreeMap::new(),
-            unlisted: BTreeMap::new(),
+            under_way: SortedMap::new(),
+            unlisted: SortedMap::new(),
             is_stopping: Arc::default(),
             deadline: None,
             starts: descriptors::shares().starts,
@@ -163,7 +164,7 @@ impl Actions {
 
     /// Devices for which no action may start now.
     #[must_use]
-    pub fn busy(&self) -> BTreeSet<String> {
+    pub fn busy(&self) -> SortedSet<String> {
         let under_way = self.under_way.iter().filter(|(_, action)| !action.is_abandoned).map(|(device, _)| device);
         by_insertion(under_way.chain(self.unlisted.keys()).cloned())
     }

@@ -4,7 +4,7 @@
 //! in work for ever. So a thread `folder` creates the folder, at most one for each folder, and the action fails after
 //! ten seconds and is retried. A retry waits for the thread of the attempt before it, if that still hangs.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub struct Folders {
     workspace: PathBuf,
     make: fn(&Path, &Path) -> io::Result<()>,
     /// The attempts without an answer at their time limit.
-    late: Arc<Mutex<BTreeMap<String, Answer>>>,
+    late: Arc<Mutex<SortedMap<String, Answer>>>,
 }
 
 impl Folders {
@@ -87,7 +87,7 @@ impl Folders {
         }
     }
 
-    fn late(&self) -> MutexGuard<'_, BTreeMap<String, Answer>> {
+    fn late(&self) -> MutexGuard<'_, SortedMap<String, Answer>> {
         self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@
 //! If the process of a Recorder is visible to the Controller, its files in `/proc` and `/sys/fs/cgroup` show the limits
 //! that apply. A limit that is not enforced is reported once for each kind, with the fix. Nothing here changes a limit.
 
-use std::collections::BTreeSet;
+use crate::sorted_set::SortedSet;
 use std::fs;
 
 use crate::decide::container::{Container, State};
@@ -28,16 +28,16 @@ pub struct Limits {
     memory: u64,
     cpu: u64,
     /// Runs that were checked: container id and process.
-    checked: BTreeSet<(String, u32)>,
+    checked: SortedSet<(String, u32)>,
     /// Kinds of limits that were reported.
-    reported: BTreeSet<&'static str>,
+    reported: SortedSet<&'static str>,
 }
 
 impl Limits {
     /// The limits of every Recorder.
     #[must_use]
     pub fn new(recorder: &RecorderSettings) -> Self {
-        Self { memory: recorder.memory, cpu: recorder.cpu_quota, checked: BTreeSet::new(), reported: BTreeSet::new() }
+        Self { memory: recorder.memory, cpu: recorder.cpu_quota, checked: SortedSet::new(), reported: SortedSet::new() }
     }
 
     /// Checks each run once. Returns a line for each kind of limit that is not enforced and was not reported before.
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn limits_that_are_not_enforced_are_reported_with_a_fix() {
-        let limits = Limits { memory: 512 << 20, cpu: 100_000, checked: BTreeSet::new(), reported: BTreeSet::new() };
+        let limits = Limits { memory: 512 << 20, cpu: 100_000, checked: SortedSet::new(), reported: SortedSet::new() };
         let good = Enforced { oom_score_adj: Some(-999), memory: Some(512 << 20), cpu: Some(100_000) };
         assert!(limits.faults(good).is_empty());
         assert!(limits.faults(Enforced::default()).is_empty());

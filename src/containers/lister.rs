@@ -8,7 +8,8 @@
 //! form of a create request depends on it. The file of the cache is read and written by a thread of its own, as its disk
 //! can hang.
 
-use std::collections::BTreeMap;
+use crate::collect::sort_by_key;
+use crate::sorted_map::SortedMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -40,7 +41,7 @@ enum Request {
     /// A list with this number.
     List(u64),
     /// How these containers differ from their specs, by id.
-    Compare(BTreeMap<String, Arc<Tier2ServiceSpec>>),
+    Compare(SortedMap<String, Arc<Tier2ServiceSpec>>),
 }
 
 impl Lister {
@@ -70,7 +71,7 @@ impl Lister {
     }
 
     /// Requests how containers differ from their specs, by id.
-    pub fn compare(&self, containers: BTreeMap<String, Arc<Tier2ServiceSpec>>) {
+    pub fn compare(&self, containers: SortedMap<String, Arc<Tier2ServiceSpec>>) {
         let _ = self.requests.send(Request::Compare(containers));
     }
 }
@@ -253,7 +254,7 @@ pub fn tier2(podman: &Podman, owner: &str) -> Result<Vec<Container>, Error> {
     let mut containers = podman.list(OWNER, owner)?;
     let is = |container: &Container, label: &str, value: &str| container.labels.get(label).is_some_and(|found| found == value);
     containers.retain(|container| is(container, OWNER, owner) && (is(container, TIER, TIER_2) || is_recorder(container)));
-    containers.sort_by_key(|container| !is_recorder(container));
+    sort_by_key(&mut containers, |container| !is_recorder(container));
     Ok(containers)
 }
 
@@ -274,7 +275,7 @@ pub fn is_recorder(container: &Container) -> bool {
 }
 
 /// Compares containers with their specs. After the first error the others are not inspected: Podman may hang.
-pub fn compare(podman: &Podman, containers: BTreeMap<String, Arc<Tier2ServiceSpec>>) -> Vec<Comparison> {
+pub fn compare(podman: &Podman, containers: SortedMap<String, Arc<Tier2ServiceSpec>>) -> Vec<Comparison> {
     let mut comparisons = Vec::new();
     for (container, spec) in containers {
         let differences = match podman.inspect(&container) {

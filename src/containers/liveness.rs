@@ -5,7 +5,7 @@
 //! group of this container, is gone, and Podman still reports it one second later. A Controller that cannot see the
 //! processes of the host never observes one, and detects nothing.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::time::{Duration, Instant};
 
 use crate::decide::container::{Container, State};
@@ -17,7 +17,7 @@ const CONFIRMED: Duration = Duration::from_secs(1);
 /// The processes that were observed, by container id.
 #[derive(Debug)]
 pub struct Liveness {
-    observed: BTreeMap<String, Observed>,
+    observed: SortedMap<String, Observed>,
     /// How many are observed at most: each holds a descriptor.
     limit: usize,
 }
@@ -35,7 +35,7 @@ impl Liveness {
     /// Nothing is observed yet.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { observed: BTreeMap::new(), limit }
+        Self { observed: SortedMap::new(), limit }
     }
 
     /// Sets [`State::Lost`] for the containers of a new list whose process is gone.

@@ -4,7 +4,8 @@
 //! action; and every 100 ms while a container is in a transitional state. One request is under way at a time. If
 //! something happens meanwhile, another request follows it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -77,7 +78,7 @@ pub struct ContainersState {
     /// Whether the last request succeeded, or why not.
     pub state: Result<(), String>,
     /// Containers in a transitional state, and since when.
-    transitional: BTreeMap<String, Instant>,
+    transitional: SortedMap<String, Instant>,
     comparing: Comparing,
 }
 
@@ -111,7 +112,7 @@ impl ContainersState {
             list: None,
             engine: None,
             state: Err(NOT_YET.to_owned()),
-            transitional: BTreeMap::new(),
+            transitional: SortedMap::new(),
             comparing: Comparing::From(now),
         })
     }
@@ -194,7 +195,7 @@ impl ContainersState {
     }
 
     /// Requests how these containers differ from their specs, unless a request is under way or has just failed.
-    pub fn compare(&mut self, containers: BTreeMap<String, Arc<Tier2ServiceSpec>>, now: Instant) {
+    pub fn compare(&mut self, containers: SortedMap<String, Arc<Tier2ServiceSpec>>, now: Instant) {
         if !containers.is_empty() && matches!(self.comparing, Comparing::From(at) if now >= at) {
             self.comparing = Comparing::UnderWay;
             self.lister.compare(containers);
@@ -231,7 +232,7 @@ impl ContainersState {
 
     /// Ids of containers that have been in a transitional state for too long.
     #[must_use]
-    pub fn stuck(&self, now: Instant) -> BTreeSet<String> {
+    pub fn stuck(&self, now: Instant) -> SortedSet<String> {
         let stuck = self.transitional.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= STUCK);
         by_insertion(stuck.map(|(id, _)| id.clone()))
     }

@@ -8,7 +8,7 @@
 //! inside an answer with status 200; any line that is not an event ends the stream. Without a stream, lists alone are
 //! sufficient.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -45,7 +45,7 @@ pub struct Watch {
 struct WatchShared {
     is_open: AtomicBool,
     /// Exit codes of last runs, by container id.
-    exits: Mutex<BTreeMap<String, i64>>,
+    exits: Mutex<SortedMap<String, i64>>,
     /// An [`Event::Changed`] was sent, and no list was requested since; further ones are not needed.
     is_notified: AtomicBool,
 }
@@ -95,7 +95,7 @@ impl Watch {
 }
 
 impl WatchShared {
-    fn exits(&self) -> MutexGuard<'_, BTreeMap<String, i64>> {
+    fn exits(&self) -> MutexGuard<'_, SortedMap<String, i64>> {
         self.exits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

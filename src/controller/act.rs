@@ -1,7 +1,8 @@
 //! The step "act": plans from the desired state and the list of containers, starts the actions, and handles their
 //! results.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, info, warn};
@@ -58,10 +59,10 @@ impl Controller {
     }
 
     /// Takes the steps that are due against captures that stand still. The planner replaces Recorders.
-    fn help_captures(&mut self, desired: &BTreeMap<String, Desired>, busy: &BTreeSet<String>, now: Instant) {
+    fn help_captures(&mut self, desired: &SortedMap<String, Desired>, busy: &SortedSet<String>, now: Instant) {
         self.captures.forget(|device| desired.contains_key(device));
         let may_act = |device: &str| matches!(desired.get(device), Some(Desired::Run(_))) && !busy.contains(device);
-        let mut stalled = BTreeMap::new();
+        let mut stalled = SortedMap::new();
         let mut resets = Vec::new();
         for (device, container, step, why) in self.captures.due(now).filter(|(device, ..)| may_act(device)) {
             match step {
@@ -83,7 +84,7 @@ impl Controller {
     }
 
     /// The desired state, and whether it is complete; `None` until the database has responded for the first time.
-    fn desired(&mut self, containers: &[Container]) -> Option<(BTreeMap<String, Desired>, bool)> {
+    fn desired(&mut self, containers: &[Container]) -> Option<(SortedMap<String, Desired>, bool)> {
         if self.shutdown.is_some() {
             return Some((stop_all(containers), true));
         }
@@ -94,7 +95,7 @@ impl Controller {
     }
 
     /// Logs what is new in a plan: adopted containers, and Recorders over the limit.
-    fn note_plan(&mut self, plan: &Plan, containers: &[Container], desired: &BTreeMap<String, Desired>) {
+    fn note_plan(&mut self, plan: &Plan, containers: &[Container], desired: &SortedMap<String, Desired>) {
         let notes = self.recorders.planned(plan, containers, desired, |device| self.actions.has_unlisted(device));
         notes.iter().for_each(|note| self.log(note));
         for device in plan.over_limit() {

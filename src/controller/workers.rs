@@ -3,7 +3,8 @@
 //! A worker never delays a Recorder: its containers are not counted, its actions begin only when no action for a
 //! Recorder is planned or under way, one at a time, and nothing waits for their end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -44,9 +45,9 @@ pub(super) struct Workers {
     pub(super) actions: Actions,
     pub(super) history: Recorders,
     /// The last failure of each worker that was logged.
-    told: BTreeMap<String, String>,
+    told: SortedMap<String, String>,
     /// The state that the last plan was made for.
-    desired: BTreeMap<String, Desired>,
+    desired: SortedMap<String, Desired>,
     /// What the heartbeat says about them, see [`Controller::report_workers`].
     pub(super) report: Map<String, Value>,
 }
@@ -61,8 +62,8 @@ impl Workers {
             pressure: Pressure::new(config.shed),
             actions: Actions::new(Kind::Worker, podman, config, events),
             history: Recorders::of_workers(),
-            told: BTreeMap::new(),
-            desired: BTreeMap::new(),
+            told: SortedMap::new(),
+            desired: SortedMap::new(),
             report: Map::new(),
         }
     }
@@ -111,7 +112,7 @@ impl Controller {
             past: self.workers.history.past(),
             busy: &busy,
             replacing: self.workers.actions.are_replacing(),
-            stuck: &if containers.is_empty() { BTreeSet::new() } else { self.containers.stuck(now) },
+            stuck: &if containers.is_empty() { SortedSet::new() } else { self.containers.stuck(now) },
             now,
             wall: SystemTime::now(),
         });
@@ -138,7 +139,7 @@ impl Controller {
     }
 
     /// The desired state, and the containers that it is about. While the Controller stops, these are all that it owns.
-    fn desired_workers(&self, containers: &[Container]) -> Option<(BTreeMap<String, Desired>, Vec<Container>)> {
+    fn desired_workers(&self, containers: &[Container]) -> Option<(SortedMap<String, Desired>, Vec<Container>)> {
         if self.shutdown.is_some() {
             return Some((stop_all(containers), containers.to_vec()));
         }

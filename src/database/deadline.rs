@@ -12,7 +12,7 @@
 //!
 //! Invariant: a deadline is set only during a call, so an idle connection is never ended.
 
-use std::collections::BTreeSet;
+use crate::sorted_set::SortedSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, TcpStream};
@@ -164,14 +164,14 @@ pub(super) struct Connector {
     deadline: Deadline,
     peer: Peer,
     /// The sockets of this process before it connected.
-    earlier: BTreeSet<String>,
+    earlier: SortedSet<String>,
     /// Why the socket was not found.
     failure: Arc<Mutex<Option<io::Error>>>,
 }
 
 impl Connector {
     pub(super) fn new(deadline: &Deadline, peer: Peer) -> (Self, Arc<Mutex<Option<io::Error>>>) {
-        let mut earlier = BTreeSet::new();
+        let mut earlier = SortedSet::new();
         // Without the list, the first socket with that peer is taken.
         let _ = sockets(|_, name| {
             earlier.insert(name);

@@ -3,7 +3,7 @@
 //! Shared between the main loop, which does not send such a row again before its time, and the `database` thread,
 //! which notes what the server answered. Each row has its own back-off, so it delays no other row.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub enum Refusal {
 /// The failed rows by device; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Refusals {
-    rows: Arc<Mutex<BTreeMap<String, Failed>>>,
+    rows: Arc<Mutex<SortedMap<String, Failed>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ struct Failed {
 }
 
 impl Refusals {
-    fn rows(&self) -> MutexGuard<'_, BTreeMap<String, Failed>> {
+    fn rows(&self) -> MutexGuard<'_, SortedMap<String, Failed>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,7 +3,7 @@
 //! Existing tables and columns are never changed: another program may have created them, with more columns or other
 //! types.
 
-use std::collections::BTreeSet;
+use crate::sorted_set::SortedSet;
 
 use crate::collect::by_insertion;
 use crate::database::connection::Connection;
@@ -92,7 +92,7 @@ impl Connection {
         let names: Vec<&str> = TABLES.iter().map(|(table, _)| *table).collect();
         let columns = "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
             WHERE c.oid = ANY(SELECT to_regclass(name) FROM unnest($1::text[]) name) AND a.attnum > 0 AND NOT a.attisdropped";
-        let present: BTreeSet<(String, String)> =
+        let present: SortedSet<(String, String)> =
             by_insertion(self.call(|client| client.query(columns, &[&names]))?.into_iter().map(|row| (row.get(0), row.get(1))));
         let mut missing = Vec::new();
         let mut statements = Vec::new();

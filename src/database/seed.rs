@@ -5,7 +5,7 @@
 //! exists is never changed, because the user may have edited it: of rows that exist, only settings get the keys that
 //! they lack. The files are read by a thread of their own ([`crate::database::seed_files`]).
 
-use std::collections::BTreeSet;
+use crate::sorted_set::SortedSet;
 use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -27,10 +27,10 @@ const BCRYPT_COST: u32 = 12;
 /// The seeders, and which of them must still run.
 #[derive(Default)]
 pub struct Seeder {
-    pending: BTreeSet<&'static str>,
+    pending: SortedSet<&'static str>,
     rate_limit: RateLimit,
     /// Workers whose rows were there once: one that was deleted since is not inserted again.
-    workers: BTreeSet<String>,
+    workers: SortedSet<String>,
     admin: Admin,
 }
 

@@ -3,7 +3,7 @@
 //! Shared between the main loop and the `database` thread. A row stays here until it is written; a newer version takes the
 //! place of an older one. Nothing is written before the rows of an earlier run were read, because one of them may go on.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ pub struct SessionQueue {
 
 #[derive(Debug, Default)]
 struct Rows {
-    waiting: BTreeMap<i64, SessionRow>,
+    waiting: SortedMap<i64, SessionRow>,
     /// Counts the changes of what waits.
     version: u64,
     earlier: Earlier,

@@ -381,7 +381,7 @@ impl DatabaseState {
 
     fn report_faults(&mut self) {
         let Some(registry) = &self.registry else { return };
-        for fault in &registry.faults {
+        for fault in registry.faults.iter() {
             if let Some(line) = self.rate_limit.fault(&format!("row {fault}"), fault, Instant::now()) {
                 warn!("invalid row in the database: {line}");
             }

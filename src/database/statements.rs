@@ -1,6 +1,6 @@
 //! The statements, each as a named function. What they mean is decided by their callers.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 
 use postgres::error::SqlState;
 use postgres::types::{FromSql, Json, Type};
@@ -53,7 +53,7 @@ pub(super) struct Raw {
     /// Encoding of the database.
     encoding: String,
     /// What the server converted for the last snapshot, or could not.
-    texts: BTreeMap<Vec<u8>, Option<String>>,
+    texts: SortedMap<Vec<u8>, Option<String>>,
 }
 
 /// Any value as its bytes.
@@ -105,7 +105,7 @@ impl Connection {
         match self.read_rows() {
             Err(error) if self.raw.is_none() && is_about_text(&error) => {
                 let row = self.call(|client| client.query_one("SELECT getdatabaseencoding()::text", &[]))?;
-                self.raw = Some(Raw { encoding: row.get(0), texts: BTreeMap::new() });
+                self.raw = Some(Raw { encoding: row.get(0), texts: SortedMap::new() });
                 self.read_rows()
             }
             // Workers matter less than Recorders: without their table, the other rows are read.
@@ -149,7 +149,7 @@ impl Connection {
         // prepares another.
         let found = self.call(|client| client.query(&statement, &[&ROW_LIMIT]))?;
         self.snapshot = Some(statement);
-        let mut texts = BTreeMap::new();
+        let mut texts = SortedMap::new();
         let mut rows = Vec::new();
         for row in found {
             let (Bytes(key), body): (Bytes, Option<Bytes>) = (row.get(1), row.get(2));
@@ -173,7 +173,7 @@ impl Connection {
 
     /// The text, `None` if it is not valid. What the server had to convert is kept in `texts`, so a steady state needs no
     /// further statements.
-    fn decode(&mut self, bytes: &[u8], texts: &mut BTreeMap<Vec<u8>, Option<String>>) -> Result<Option<String>, postgres::Error> {
+    fn decode(&mut self, bytes: &[u8], texts: &mut SortedMap<Vec<u8>, Option<String>>) -> Result<Option<String>, postgres::Error> {
         let raw = self.raw.as_ref().filter(|raw| !bytes.is_ascii() && !["UTF8", "SQL_ASCII"].contains(&raw.encoding.as_str()));
         let Some(raw) = raw else { return Ok(String::from_utf8(bytes.to_vec()).ok()) };
         let text = match raw.texts.get(bytes) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use log::info;
 use postgres::error::SqlState;
 
+use crate::collect::sort_by_key;
 use crate::config::{Config, DatabaseSettings};
 use crate::database::connection::{Connection, reason};
 use crate::database::deadline::Deadline;
@@ -335,7 +336,7 @@ impl WorkerThread {
     /// Writes each row by itself, so that one that is locked or refused neither affects nor delays the others: new
     /// devices first, and last those whose write failed before.
     fn write(&mut self, mut changes: Vec<RowChange>) {
-        changes.sort_by_key(|change| (self.shared.refusals.count(&change.device), change.insert.is_none()));
+        sort_by_key(&mut changes, |change| (self.shared.refusals.count(&change.device), change.insert.is_none()));
         let mut waited = false;
         if self.with(|db| db.limit_locks(Some(LOCK))).is_err() {
             return;

@@ -4,7 +4,7 @@
 //! reset when its Recorder has run for 60 s, when the microphone is connected again, and when the container spec
 //! changes.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::time::{Duration, Instant};
 
 const LONGEST: Duration = Duration::from_secs(60);
@@ -19,7 +19,7 @@ const LONGEST_DRIFT: Duration = Duration::from_secs(3600);
 /// The failures of all devices.
 #[derive(Debug)]
 pub struct Backoffs {
-    devices: BTreeMap<String, Backoff>,
+    devices: SortedMap<String, Backoff>,
     /// The delay after the first failure, and after the second one; then it doubles.
     first: [Duration; 2],
     longest: Duration,
@@ -30,7 +30,7 @@ pub struct Backoffs {
 impl Default for Backoffs {
     fn default() -> Self {
         Self {
-            devices: BTreeMap::new(),
+            devices: SortedMap::new(),
             first: [Duration::ZERO, Duration::from_secs(1)],
             longest: LONGEST,
             prerequisite: PREREQUISITE_RETRY,
@@ -61,7 +61,7 @@ impl Backoffs {
     #[must_use]
     pub fn of_drifts() -> Self {
         Self {
-            devices: BTreeMap::new(),
+            devices: SortedMap::new(),
             first: [Duration::from_secs(1), Duration::from_secs(2)],
             longest: LONGEST_DRIFT,
             ..Self::default()

@@ -12,7 +12,7 @@
 //! the time begins anew with each container and after each step. A successor that a step started continues the steps of
 //! its predecessor, also if it captures nothing at all; any other new container begins without a history.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Time between two steps after the first ones.
@@ -94,7 +94,7 @@ pub struct Captures {
     timeout: Duration,
     /// Whether USB devices may be authorised again.
     may_reset: bool,
-    devices: BTreeMap<String, Watch>,
+    devices: SortedMap<String, Watch>,
 }
 
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Captures {
     /// Without observations.
     #[must_use]
     pub fn new(timeout: Duration, may_reset: bool) -> Self {
-        Self { timeout, may_reset, devices: BTreeMap::new() }
+        Self { timeout, may_reset, devices: SortedMap::new() }
     }
 
     /// Handles what was last read about each Recorder that runs.

@@ -1,6 +1,6 @@
 //! A container and its engine, as Podman reports them.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -119,7 +119,7 @@ pub struct Container {
     /// State at the time of the list.
     pub state: State,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: SortedMap<String, String>,
     /// Exit code of its last run.
     pub exit_code: i64,
     /// Whether its last run ended because memory ran out. It is not part of the list; the lister requests it after a

@@ -9,7 +9,7 @@
 //! While the database does not respond, the last rows that were read still decide what runs, but nothing is stopped
 //! because of them.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -113,14 +113,14 @@ impl fmt::Display for KeepReason {
 #[derive(Debug)]
 pub struct SpecCache {
     recorder: RecorderSettings,
-    specs: BTreeMap<String, Arc<Tier2ServiceSpec>>,
+    specs: SortedMap<String, Arc<Tier2ServiceSpec>>,
 }
 
 impl SpecCache {
     /// An empty cache. The settings that are common to all Recorders do not change.
     #[must_use]
     pub fn new(recorder: RecorderSettings) -> Self {
-        Self { recorder, specs: BTreeMap::new() }
+        Self { recorder, specs: SortedMap::new() }
     }
 
     fn get(&mut self, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> Arc<Tier2ServiceSpec> {
@@ -135,8 +135,8 @@ impl SpecCache {
 
 /// The desired state of all devices in the database or detected by the hardware.
 #[must_use]
-pub fn desired(registry: &Registry, database_known: bool, presences: &Presences, specs: &mut SpecCache) -> BTreeMap<String, Desired> {
-    let mut all = BTreeMap::new();
+pub fn desired(registry: &Registry, database_known: bool, presences: &Presences, specs: &mut SpecCache) -> SortedMap<String, Desired> {
+    let mut all = SortedMap::new();
     for (id, row) in &registry.devices {
         let one = match row {
             Ok(device) => of_device(id, device, registry, presences.get(id), specs),
@@ -163,7 +163,7 @@ pub fn desired(registry: &Registry, database_known: bool, presences: &Presences,
 
 /// The desired state while the Controller stops: no container exists.
 #[must_use]
-pub fn stop_all(containers: &[Container]) -> BTreeMap<String, Desired> {
+pub fn stop_all(containers: &[Container]) -> SortedMap<String, Desired> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
     by_insertion(containers.iter().map(|container| (device(container), Desired::Stop(StopReason::Shutdown))))
 }

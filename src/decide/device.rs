@@ -17,7 +17,8 @@
 //! have different ids: a serial number that could imitate one of these forms is escaped. A port is recognised by its
 //! lasting address, as the number of a bus can change at a reboot. A workspace name never leaves the workspace.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 
 use serde_json::{Map, Value, json};
 
@@ -139,10 +140,10 @@ pub fn serial(raw: &[u8]) -> Option<String> {
 #[must_use]
 pub fn identify(
     microphones: Vec<Microphone>,
-    known: &BTreeMap<String, Port>,
+    known: &SortedMap<String, Port>,
     may_be_unclear: impl Fn(&str) -> bool,
-) -> BTreeMap<String, Microphone> {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+) -> SortedMap<String, Microphone> {
+    let mut counts: SortedMap<String, usize> = SortedMap::new();
     for microphone in &microphones {
         *counts.entry(base(microphone)).or_default() += 1;
     }
@@ -183,12 +184,12 @@ enum Rule {
 /// The microphones that have an id.
 #[derive(Default)]
 struct Identified {
-    microphones: BTreeMap<String, Microphone>,
+    microphones: SortedMap<String, Microphone>,
 }
 
 impl Identified {
     /// The id that is known at the port of the microphone, according to a rule.
-    fn known_at(&self, known: &BTreeMap<String, Port>, microphone: &Microphone, rule: Rule) -> Option<String> {
+    fn known_at(&self, known: &SortedMap<String, Port>, microphone: &Microphone, rule: Rule) -> Option<String> {
         let usb = microphone.usb.as_ref()?;
         let is_at = |id: &str, port: &Port| match rule {
             Rule::LastingAddress => port.port_path.is_some() && port.port_path == usb.port_path,
@@ -197,15 +198,15 @@ impl Identified {
         };
         let base = base(microphone);
         let prefix = format!("{base}-port");
-        let plain = usb.serial.as_ref().and_then(|_| known.get_key_value(&base));
-        let with_prefix = known.range(prefix.clone()..).take_while(|(id, _)| id.starts_with(&prefix));
+        let plain = usb.serial.as_ref().and_then(|_| known.starting_at(&base).first().filter(|(id, _)| *id == base));
+        let with_prefix = known.starting_at(&prefix).iter().take_while(|(id, _)| id.starts_with(&prefix));
         let with_port = with_prefix.filter(|(id, _)| is_port_part(&id[prefix.len()..]));
         let at_port = plain.into_iter().chain(with_port).filter(|(id, port)| is_at(id, port));
         at_port.map(|(id, _)| id).find(|id| self.is_free(id, usb)).cloned()
     }
 
     /// An id with the port, for a microphone that is not known at it.
-    fn new_id(&self, known: &BTreeMap<String, Port>, base: &str, usb: &Usb) -> String {
+    fn new_id(&self, known: &SortedMap<String, Port>, base: &str, usb: &Usb) -> String {
         let id = format!("{base}-port{}", usb.bus_path);
         let place = usb.port_path.as_ref().unwrap_or(&usb.bus_path);
         let with_hash = (0..).map(|n| format!("{id}~{}", &fingerprint(format!("{place} {n}"))[..PORT_HASH]));
@@ -252,7 +253,7 @@ fn base(microphone: &Microphone) -> String {
 /// five, and so on; the port (`1-1.4` -> `p1d1d4`); both; a hash of the id. Without a port the card (`c001`) replaces
 /// it.
 #[must_use]
-pub fn workspace_name(slug: &str, id: &str, serial: Option<&str>, bus_path: Option<&str>, card: u64, taken: &BTreeSet<&str>) -> String {
+pub fn workspace_name(slug: &str, id: &str, serial: Option<&str>, bus_path: Option<&str>, card: u64, taken: &SortedSet<&str>) -> String {
     let slug = slug_part(slug);
     let characters: String = serial.unwrap_or("").chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
     let port = bus_path.map(port_part);
@@ -384,7 +385,7 @@ mod tests {
     fn other_serial_numbers_become_well_formed_and_stay_different() {
         let unusual: &[&[u8]] =
             &[b"a/b/c", b"a_b/c", b"a\nb", b"../x", b"..", b"\xff\xfe", b"\xff\xfd", b"'; DROP", &[b'x'; 65], &[b'x'; 66]];
-        let seen: BTreeSet<String> = unusual.iter().filter_map(|raw| serial(raw)).collect();
+        let seen: SortedSet<String> = unusual.iter().filter_map(|raw| serial(raw)).collect();
         assert_eq!(seen.len(), unusual.len());
         for text in seen {
             assert!(text.len() <= SERIAL_LIMIT && text.chars().all(|c| c.is_ascii_alphanumeric() || " _:+=-~".contains(c)), "{text}");
@@ -502,7 +503,7 @@ mod tests {
         ] {
             assert_eq!(slug_part(slug), part);
         }
-        assert!(is_workspace_name(&workspace_name(&"x".repeat(1_000_000), "id", Some("1234"), None, 0, &BTreeSet::new())));
+        assert!(is_workspace_name(&workspace_name(&"x".repeat(1_000_000), "id", Some("1234"), None, 0, &SortedSet::new())));
     }
 
     #[test]
@@ -539,7 +540,7 @@ mod tests {
         microphone
     }
 
-    fn as_known(identified: &BTreeMap<String, Microphone>) -> impl Iterator<Item = (String, Port)> {
+    fn as_known(identified: &SortedMap<String, Microphone>) -> impl Iterator<Item = (String, Port)> {
         identified.iter().map(|(id, microphone)| (id.clone(), microphone.usb.as_ref().unwrap().into()))
     }
 
@@ -551,7 +552,7 @@ mod tests {
             known in vec((any_microphone(), any::<bool>()), 0..4),
         ) {
             prop_assume!((one.1, one.2) != (other.1, other.2));
-            let mut rows = BTreeMap::new();
+            let mut rows = SortedMap::new();
             for (row, has_path) in &known {
                 let earlier = identify(vec![connected(0, row, [2, 3, 1])], &rows, |_| false);
                 for (id, port) in as_known(&earlier) {
@@ -570,7 +571,7 @@ mod tests {
         fn no_microphone_takes_the_row_of_another_one(one in any_microphone(), other in any_microphone()) {
             let same_serial = serial_of(&one) == serial_of(&other);
             prop_assume!(!same_serial || (serial_of(&one).is_none() && (one.1, one.2) != (other.1, other.2)));
-            let first = identify(vec![connected(0, &one, [1, 2, 3])], &BTreeMap::new(), |_| false);
+            let first = identify(vec![connected(0, &one, [1, 2, 3])], &SortedMap::new(), |_| false);
             let second = identify(vec![connected(0, &other, [1, 2, 3])], &as_known(&first).collect(), |_| false);
             prop_assert_ne!(first.keys().next(), second.keys().next());
         }
@@ -581,14 +582,14 @@ mod tests {
             before in Just([1, 2, 3]).prop_shuffle(),
             after in Just([1, 2, 3]).prop_shuffle(),
         ) {
-            let mut ports = BTreeSet::new();
+            let mut ports = SortedSet::new();
             let samples: Vec<Sample> = samples.into_iter().filter(|sample| ports.insert((sample.1, sample.2))).collect();
-            let boot = |buses, rows: &BTreeMap<String, Port>| {
+            let boot = |buses, rows: &SortedMap<String, Port>| {
                 let with_path = |sample: &Sample| (sample.0.clone(), sample.1, sample.2, true);
                 identify(samples.iter().zip(0..).map(|(sample, card)| connected(card, &with_path(sample), buses)).collect(), rows, |_| false)
             };
-            let cards = |identified: &BTreeMap<String, Microphone>| identified.iter().map(|(id, found)| (id.clone(), found.card)).collect::<Vec<_>>();
-            let first = boot(before, &BTreeMap::new());
+            let cards = |identified: &SortedMap<String, Microphone>| identified.iter().map(|(id, found)| (id.clone(), found.card)).collect::<Vec<_>>();
+            let first = boot(before, &SortedMap::new());
             prop_assert_eq!(cards(&boot(after, &as_known(&first).collect())), cards(&first));
         }
 
@@ -598,9 +599,9 @@ mod tests {
             slug in vec(any::<char>(), 0..100).prop_map(String::from_iter),
         ) {
             let microphones = serials.iter().zip(1..).map(|(raw, n)| usb(n, serial(raw).as_deref(), &format!("1-{n}"))).collect();
-            let found = identify(microphones, &BTreeMap::new(), |_| false);
+            let found = identify(microphones, &SortedMap::new(), |_| false);
             prop_assert_eq!(found.len(), serials.len(), "each has its own id");
-            let mut names: BTreeSet<String> = BTreeSet::new();
+            let mut names: SortedSet<String> = SortedSet::new();
             for (id, microphone) in &found {
                 prop_assert!(id.len() <= 128 && !id.contains("..") && !id.contains('/'), "{id:?}");
                 prop_assert!(id.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{id:?}");

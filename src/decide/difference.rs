@@ -19,7 +19,8 @@
 //! Recorder uses them; labels; log driver, groups, further mounts and how it is stopped, which change no recording. Nor
 //! `oom_score_adj`: it is the same in all versions, and a rootless Podman shows another value than it was given.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 
 use serde_json::Value;
 
@@ -65,15 +66,15 @@ fn full_name(image: &str) -> String {
 #[must_use]
 pub fn of_configurations(before: &str, after: &str, keys: Keys) -> Vec<String> {
     let [before, after] = [before, after].map(|text| fields(text, keys));
-    let names: BTreeSet<&str> = by_insertion(before.keys().chain(after.keys()).map(String::as_str));
-    let get = |fields: &BTreeMap<String, String>, name: &str| fields.get(name).cloned().unwrap_or_default();
+    let names: SortedSet<&str> = by_insertion(before.keys().chain(after.keys()).map(String::as_str));
+    let get = |fields: &SortedMap<String, String>, name: &str| fields.get(name).cloned().unwrap_or_default();
     let changed = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
     changed.map(|name| phrase(name, &get(&before, name), &get(&after, name))).collect()
 }
 
 /// The values in a configuration that are set, by path. Two spellings of a number are the same text.
-fn fields(text: &str, keys: Keys) -> BTreeMap<String, String> {
-    fn flatten(path: &str, value: &Value, into: &mut BTreeMap<String, String>) {
+fn fields(text: &str, keys: Keys) -> SortedMap<String, String> {
+    fn flatten(path: &str, value: &Value, into: &mut SortedMap<String, String>) {
         let text = match value {
             Value::Object(fields) => return fields.iter().for_each(|(key, value)| flatten(&format!("{path}.{key}"), value, into)),
             Value::Null => return,
@@ -85,7 +86,7 @@ fn fields(text: &str, keys: Keys) -> BTreeMap<String, String> {
     let value: Value = json::from_str(text).unwrap_or_default();
     // With its defaults, if it is valid.
     let value = ProfileConfig::from_json(&value).map_or(value, |config| config.to_json());
-    let mut fields = BTreeMap::new();
+    let mut fields = SortedMap::new();
     flatten("", &value, &mut fields);
     let is_criterion = |path: &str| path == "audio.match_pattern" || path == "audio.match" || path.starts_with("audio.match.");
     fields.retain(|path, text| !text.is_empty() && !is_criterion(path) && (keys == Keys::All || profile::is_field(path)));

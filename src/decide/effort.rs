@@ -1,6 +1,7 @@
 //! The sampling effort: sessions of each microphone in a period, the gaps between them, and the share that was recorded.
 
-use std::collections::BTreeMap;
+use crate::collect::sort_by_key;
+use crate::sorted_map::SortedMap;
 
 use crate::decide::sessions::SessionRow;
 
@@ -56,7 +57,7 @@ impl Effort<'_> {
 /// The effort of each microphone from `since` until `now`. The rows include the last one of each before `since`.
 #[must_use]
 pub fn efforts(rows: &[SessionRow], since: i64, now: i64) -> Vec<Effort<'_>> {
-    let mut devices: BTreeMap<&str, Vec<&SessionRow>> = BTreeMap::new();
+    let mut devices: SortedMap<&str, Vec<&SessionRow>> = SortedMap::new();
     for row in rows {
         devices.entry(&row.device).or_default().push(row);
     }
@@ -64,7 +65,7 @@ pub fn efforts(rows: &[SessionRow], since: i64, now: i64) -> Vec<Effort<'_>> {
 }
 
 fn of_device<'a>(device: &'a str, mut rows: Vec<&'a SessionRow>, since: i64, now: i64) -> Option<Effort<'a>> {
-    rows.sort_by_key(|row| (row.started, row.ended));
+    sort_by_key(&mut rows, |row| (row.started, row.ended));
     let from = rows.first()?.started.max(since).min(now);
     let mut effort = Effort { device, from, to: from, recorded: 0, parts: Vec::new() };
     // Why nothing was recorded after the last session, `None` while it is open.

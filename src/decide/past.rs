@@ -1,6 +1,7 @@
 //! The earlier events on which a plan depends and which no list of containers shows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::time::Instant;
 
 use crate::decide::action::{Ending, PROVEN};
@@ -16,19 +17,19 @@ pub struct Past {
     /// When a container that differs right after its creation may be replaced again, by device.
     pub drifts: Backoffs,
     /// Specs that failed, so that their predecessor was started again, by device.
-    pub rejected: BTreeMap<String, Rejected>,
+    pub rejected: SortedMap<String, Rejected>,
     /// The sound card in each device's last desired spec, to detect a microphone that was connected again.
-    pub cards: BTreeMap<String, u32>,
+    pub cards: SortedMap<String, u32>,
     /// Containers that an action of ours stopped or removed, by id.
-    pub stopped: BTreeSet<String>,
+    pub stopped: SortedSet<String>,
     /// Containers that somebody else created to replace ours, by id.
-    pub foreign: BTreeSet<String>,
+    pub foreign: SortedSet<String>,
     /// Containers to be replaced because their capture stands still, by id, and why.
-    pub stalled: BTreeMap<String, String>,
+    pub stalled: SortedMap<String, String>,
     /// The runs of each container, by id.
-    pub runs: BTreeMap<String, Runs>,
+    pub runs: SortedMap<String, Runs>,
     /// How containers with another hash differ from their desired spec, by id.
-    pub compared: BTreeMap<String, Compared>,
+    pub compared: SortedMap<String, Compared>,
 }
 
 /// A container that was compared with a spec.
@@ -65,13 +66,13 @@ impl Default for Past {
         Self {
             failures: Backoffs::default(),
             drifts: Backoffs::of_drifts(),
-            rejected: BTreeMap::new(),
-            cards: BTreeMap::new(),
-            stopped: BTreeSet::new(),
-            foreign: BTreeSet::new(),
-            stalled: BTreeMap::new(),
-            runs: BTreeMap::new(),
-            compared: BTreeMap::new(),
+            rejected: SortedMap::new(),
+            cards: SortedMap::new(),
+            stopped: SortedSet::new(),
+            foreign: SortedSet::new(),
+            stalled: SortedMap::new(),
+            runs: SortedMap::new(),
+            compared: SortedMap::new(),
         }
     }
 }

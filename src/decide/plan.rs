@@ -28,7 +28,9 @@
 //! If more Recorders are desired than `max_recorders`, running ones have priority, then those with a container or an
 //! action under way. So a Recorder that has just failed is not displaced by a new one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::collect::sort_by_key;
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -46,7 +48,7 @@ pub struct View<'a> {
     /// All our containers, running or not.
     pub containers: &'a [Container],
     /// The desired state of each device.
-    pub desired: &'a BTreeMap<String, Desired>,
+    pub desired: &'a SortedMap<String, Desired>,
     /// Whether a device without a desired state is known not to exist, so that its container may be removed.
     pub desired_complete: bool,
     /// Maximum number of Recorders; `None` = unknown, which stops none.
@@ -54,11 +56,11 @@ pub struct View<'a> {
     /// Earlier events.
     pub past: &'a Past,
     /// Devices with an action under way, or with one that ended after the list was requested.
-    pub busy: &'a BTreeSet<String>,
+    pub busy: &'a SortedSet<String>,
     /// Whether a replacement is among those actions.
     pub replacing: bool,
     /// Ids of containers that have been in a transitional state for too long.
-    pub stuck: &'a BTreeSet<String>,
+    pub stuck: &'a SortedSet<String>,
     /// Current time.
     pub now: Instant,
     /// Current time by the wall clock, for texts only.
@@ -71,13 +73,13 @@ pub struct Plan {
     /// What to do now, in this order.
     pub actions: Vec<Action>,
     /// What desired Recorders wait for, by device.
-    pub holds: BTreeMap<String, Hold>,
+    pub holds: SortedMap<String, Hold>,
     /// Ids of containers that record or are paused, by device.
-    pub kept: BTreeMap<String, String>,
+    pub kept: SortedMap<String, String>,
     /// Devices with a running container that is as desired.
-    pub matching: BTreeSet<String>,
+    pub matching: SortedSet<String>,
     /// Containers to compare with the desired spec, by id.
-    pub compare: BTreeMap<String, Arc<Tier2ServiceSpec>>,
+    pub compare: SortedMap<String, Arc<Tier2ServiceSpec>>,
 }
 
 /// For rounding to seconds.
@@ -99,7 +101,7 @@ impl View<'_> {
     }
 
     /// Whether the successor of some Recorder is not proven yet.
-    fn is_proving(&self, containers: &BTreeMap<&str, Vec<&Container>>) -> bool {
+    fn is_proving(&self, containers: &SortedMap<&str, Vec<&Container>>) -> bool {
         let proves = |own: &Vec<&Container>| {
             let has_old = own.iter().any(|container| is_old(container) && container.state.is_over());
             has_old && own.iter().any(|container| container.state == State::Running && !self.past.is_proven(container, self.now))
@@ -145,12 +147,12 @@ pub fn plan(view: &View<'_>) -> Plan {
             planner.remove(device, own, Cause::NoRow);
         }
     }
-    planner.plan.actions.sort_by_key(Action::rank);
+    sort_by_key(&mut planner.plan.actions, Action::rank);
     planner.plan
 }
 
 /// Applies the limit: which devices must not start, and which running ones must stop.
-fn apply_limit<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Container>>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
+fn apply_limit<'a>(view: &'a View<'_>, containers: &SortedMap<&str, Vec<&Container>>) -> (SortedSet<&'a str>, SortedSet<&'a str>) {
     let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
     let has_container = |device: &str| containers.contains_key(device);
     let kept = view.desired.iter().filter(|(device, desired)| matches!(desired, Desired::Keep(_)) && has_container(device)).count();
@@ -158,16 +160,16 @@ fn apply_limit<'a>(view: &'a View<'_>, containers: &BTreeMap<&str, Vec<&Containe
         view.desired.iter().filter(|(_, desired)| matches!(desired, Desired::Run(_))).map(|(device, _)| device.as_str()).collect();
     let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept);
     if desired.len() <= places {
-        return (BTreeSet::new(), BTreeSet::new());
+        return (SortedSet::new(), SortedSet::new());
     }
-    desired.sort_by_cached_key(|device| match () {
+    sort_by_key(&mut desired, |device| match () {
         () if alive(device) => 0,
-        () if has_container(device) || view.busy.contains(*device) => 1,
+        () if has_container(device) || view.busy.contains::<str>(device) => 1,
         () => 2,
     });
-    let (surplus, over_limit): (BTreeSet<&str>, BTreeSet<&str>) = desired[places..].iter().partition(|device| alive(device));
+    let (surplus, over_limit): (SortedSet<&str>, SortedSet<&str>) = desired[places..].iter().copied().partition(|device| alive(device));
     // With an unknown limit, nothing new starts and nothing stops.
-    (over_limit, if view.max_recorders.is_some() { surplus } else { BTreeSet::new() })
+    (over_limit, if view.max_recorders.is_some() { surplus } else { SortedSet::new() })
 }
 
 /// Builds a plan.
@@ -362,8 +364,8 @@ fn is_old(container: &Container) -> bool {
     container.name.ends_with(OLD)
 }
 
-fn by_device(containers: &[Container]) -> BTreeMap<&str, Vec<&Container>> {
-    let mut devices: BTreeMap<&str, Vec<&Container>> = BTreeMap::new();
+fn by_device(containers: &[Container]) -> SortedMap<&str, Vec<&Container>> {
+    let mut devices: SortedMap<&str, Vec<&Container>> = SortedMap::new();
     for container in containers {
         devices.entry(container.labels.get(DEVICE_ID).map_or("", String::as_str)).or_default().push(container);
     }
@@ -385,12 +387,12 @@ pub(crate) mod tests {
     /// another hash and differences, `~` another hash and no difference, `?` another hash and not compared.
     #[derive(Debug)]
     pub(crate) struct Scene {
-        pub(crate) desired: BTreeMap<String, Desired>,
+        pub(crate) desired: SortedMap<String, Desired>,
         pub(crate) containers: Vec<Container>,
         complete: bool,
         max: Option<usize>,
-        busy: BTreeSet<String>,
-        stuck: BTreeSet<String>,
+        busy: SortedSet<String>,
+        stuck: SortedSet<String>,
         replacing: bool,
         pub(crate) past: Past,
         pub(crate) now: Instant,
@@ -446,8 +448,8 @@ pub(crate) mod tests {
             containers: containers.split_whitespace().enumerate().map(parsed).collect(),
             complete: true,
             max: Some(5),
-            busy: BTreeSet::new(),
-            stuck: BTreeSet::new(),
+            busy: SortedSet::new(),
+            stuck: SortedSet::new(),
             replacing: false,
             past,
             now: Instant::now(),
@@ -806,7 +808,7 @@ pub(crate) mod tests {
             self.now += crate::decide::action::PROVEN;
         }
 
-        fn alive(&self) -> BTreeSet<&str> {
+        fn alive(&self) -> SortedSet<&str> {
             self.containers.iter().filter(|container| !container.state.is_over()).map(device_of).collect()
         }
     }
@@ -838,7 +840,7 @@ pub(crate) mod tests {
         fn starts_come_before_replacements_before_stops_and_a_device_has_one_action(scene in any_scene()) {
             let plan = scene.plan();
             prop_assert!(plan.actions.is_sorted_by_key(Action::rank));
-            let devices: BTreeSet<&str> = plan.actions.iter().map(|action| action.device.as_str()).collect();
+            let devices: SortedSet<&str> = plan.actions.iter().map(|action| action.device.as_str()).collect();
             prop_assert_eq!(devices.len(), plan.actions.len());
         }
 
@@ -872,7 +874,7 @@ pub(crate) mod tests {
         fn the_limit_is_kept_and_no_recorder_is_displaced_by_a_new_one(mut scene in any_scene()) {
             scene.busy.clear();
             let plan = scene.plan();
-            let was_alive: BTreeSet<String> = scene.alive().into_iter().map(str::to_owned).collect();
+            let was_alive: SortedSet<String> = scene.alive().into_iter().map(str::to_owned).collect();
             let new = plan.actions.iter().filter(|action| action.rank() == Rank::Start && !was_alive.contains(&action.device)).count();
             let stopped = plan.actions.iter().filter(|action| action.cause == Cause::Surplus).count();
             prop_assert!(new == 0 || stopped == 0, "{new} new, {stopped} stopped");

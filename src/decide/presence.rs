@@ -9,7 +9,7 @@
 //! Times are those of the monotonic clock, so a step of the wall clock has no effect. A microphone that is online in
 //! the database begins as missing: it becomes offline only after the grace period.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::time::{Duration, Instant};
 
 use crate::decide::device::{Microphone, Port};
@@ -45,16 +45,16 @@ pub enum Transition {
 #[derive(Debug)]
 pub struct Presences {
     grace: Duration,
-    states: BTreeMap<String, Presence>,
+    states: SortedMap<String, Presence>,
     /// Card and port at which each was last observed.
-    last: BTreeMap<String, (u32, Option<Port>)>,
+    last: SortedMap<String, (u32, Option<Port>)>,
 }
 
 impl Presences {
     /// No microphone is known yet.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
-        Self { grace, states: BTreeMap::new(), last: BTreeMap::new() }
+        Self { grace, states: SortedMap::new(), last: SortedMap::new() }
     }
 
     /// Presence of one microphone; `None` if it is not known.
@@ -101,7 +101,7 @@ impl Presences {
     /// that was last on one of these is connected is unknown.
     pub fn observe(
         &mut self,
-        observed: &BTreeMap<String, Microphone>,
+        observed: &SortedMap<String, Microphone>,
         unclear: &[(u32, String)],
         now: Instant,
     ) -> Vec<(String, Transition)> {
@@ -151,7 +151,7 @@ impl Presences {
     }
 }
 
-fn on_one_of(last: &BTreeMap<String, (u32, Option<Port>)>, id: &str, unclear: &[(u32, String)]) -> bool {
+fn on_one_of(last: &SortedMap<String, (u32, Option<Port>)>, id: &str, unclear: &[(u32, String)]) -> bool {
     last.get(id).is_some_and(|(card, _)| unclear.iter().any(|(index, _)| index == card))
 }
 
@@ -175,7 +175,7 @@ mod tests {
 
         /// `cards`: `a@0` is microphone `a` on card 0, `?0` an unclear card.
         fn scan(&mut self, seconds: u64, cards: &[&str]) -> String {
-            let mut observed = BTreeMap::new();
+            let mut observed = SortedMap::new();
             let mut unclear = Vec::new();
             for card in cards {
                 match card.split_once('@') {

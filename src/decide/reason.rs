@@ -3,7 +3,8 @@
 //! A microphone is recorded if its Recorder runs and frames arrive. Where the kernel cannot be asked whether they do, the
 //! line tells the state of the container.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -27,13 +28,13 @@ pub struct ReasonInput<'a> {
     /// Presence of each microphone.
     pub presences: &'a Presences,
     /// The desired state of each device.
-    pub desired: &'a BTreeMap<String, Desired>,
+    pub desired: &'a SortedMap<String, Desired>,
     /// Desired Recorders that wait, and for what.
-    pub holds: &'a BTreeMap<String, String>,
+    pub holds: &'a SortedMap<String, String>,
     /// All our containers, or why they are unknown.
     pub containers: Result<&'a [Container], &'a str>,
     /// Whether the Recorders that run capture, by device.
-    pub captures: &'a BTreeMap<String, Capture>,
+    pub captures: &'a SortedMap<String, Capture>,
 }
 
 /// Whether one microphone is recorded, and why.
@@ -49,10 +50,10 @@ pub struct Reason {
 
 /// The reason for each microphone in the database, on a sound card or in a label of a container.
 #[must_use]
-pub fn reasons(known: &ReasonInput<'_>) -> BTreeMap<String, Reason> {
+pub fn reasons(known: &ReasonInput<'_>) -> SortedMap<String, Reason> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
     let containers = known.containers.unwrap_or_default();
-    let ids: BTreeSet<String> =
+    let ids: SortedSet<String> =
         by_insertion(known.registry.devices.keys().chain(known.desired.keys()).cloned().chain(containers.iter().map(device)));
     let entry = |id: String| {
         let reason = reason(known, &id);

@@ -4,7 +4,8 @@
 //! how earlier runs ended, when a failed start may be retried, which container records, and what a Recorder waits for.
 //! It is kept in memory only: a new Controller begins without failures and adopts the running containers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -27,10 +28,10 @@ const FALLBACK_FAILURES: u32 = 3;
 #[derive(Debug, Default)]
 pub struct Recorders {
     past: Past,
-    devices: BTreeMap<String, Recorder>,
+    devices: SortedMap<String, Recorder>,
     /// Ended containers that were counted, by id.
-    counted: BTreeSet<String>,
-    holds: BTreeMap<String, Hold>,
+    counted: SortedSet<String>,
+    holds: SortedMap<String, Hold>,
 }
 
 #[derive(Debug, Default)]
@@ -219,7 +220,7 @@ impl Recorders {
     }
 
     /// These containers are to be replaced, because their capture stands still.
-    pub fn set_stalled(&mut self, stalled: BTreeMap<String, String>) {
+    pub fn set_stalled(&mut self, stalled: SortedMap<String, String>) {
         self.past.stalled = stalled;
     }
 
@@ -241,7 +242,7 @@ impl Recorders {
     pub fn observe(
         &mut self,
         containers: &[Container],
-        desired: &BTreeMap<String, Desired>,
+        desired: &SortedMap<String, Desired>,
         is_busy: impl Fn(&str) -> bool,
         exit: impl Fn(&str) -> Option<Option<i64>>,
         now: Instant,
@@ -249,7 +250,9 @@ impl Recorders {
         let mut notes = Vec::new();
         for (container, code) in self.restarts(containers, exit, now) {
             let ending = code.map_or(Ending::Unknown, Ending::Exit);
-            self.past.runs.entry(container.id.clone()).and_modify(|runs| runs.ended = Some(ending));
+            if let Some(runs) = self.past.runs.get_mut(&container.id) {
+                runs.ended = Some(ending);
+            }
             notes.push(self.note_end(device_of(container), ending, Next::Restarted));
         }
         notes.extend(self.note_foreign(containers, desired, &is_busy));
@@ -290,7 +293,12 @@ impl Recorders {
 
     /// Detects containers with which somebody else replaced ours: the container that this program started does not
     /// exist any more, no action of ours removed it, and another one that was not created from the desired spec runs.
-    fn note_foreign(&mut self, containers: &[Container], desired: &BTreeMap<String, Desired>, is_busy: impl Fn(&str) -> bool) -> Vec<Note> {
+    fn note_foreign(
+        &mut self,
+        containers: &[Container],
+        desired: &SortedMap<String, Desired>,
+        is_busy: impl Fn(&str) -> bool,
+    ) -> Vec<Note> {
         let mut notes = Vec::new();
         for container in containers.iter().filter(|container| container.state == State::Running) {
             let device = device_of(container);
@@ -344,12 +352,12 @@ impl Recorders {
         &mut self,
         plan: &Plan,
         containers: &[Container],
-        desired: &BTreeMap<String, Desired>,
+        desired: &SortedMap<String, Desired>,
         is_unlisted: impl Fn(&str) -> bool,
     ) -> Vec<Note> {
         let mut notes = Vec::new();
         let runs = |id: &String| containers.iter().any(|container| &container.id == id && !container.state.is_over());
-        for (device, recorder) in &mut self.devices {
+        for (device, recorder) in self.devices.iter_mut() {
             recorder.container = recorder.container.take().filter(|id| is_unlisted(device) || runs(id));
         }
         for (device, id) in &plan.kept {
@@ -465,7 +473,7 @@ impl Recorders {
 
     /// What each Recorder waits for, with the last failure.
     #[must_use]
-    pub fn holds(&self) -> BTreeMap<String, String> {
+    pub fn holds(&self) -> SortedMap<String, String> {
         let text = |(device, hold): (&String, &Hold)| {
             let failure = self.devices.get(device).and_then(|recorder| recorder.failure.as_ref());
             let text = match (hold, failure) {

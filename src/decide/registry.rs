@@ -10,7 +10,8 @@
 //! | `auto_suggested`        | the profile that the Controller suggested; it does not suggest it again         |
 //! | `enrollment_decided_at` | the device was enrolled or ignored; if it is `pending` later, a user decided so |
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted_map::SortedMap;
+use crate::sorted_set::SortedSet;
 use std::fmt;
 use std::time::Instant;
 
@@ -45,19 +46,19 @@ pub struct Row {
 #[derive(Debug, Default)]
 pub struct Registry {
     /// Devices by stable id, or why a row is invalid.
-    pub devices: BTreeMap<String, Result<Device, String>>,
+    pub devices: SortedMap<String, Result<Device, String>>,
     /// Profiles by slug, or why a row is invalid.
-    pub profiles: BTreeMap<String, Result<ProfileConfig, String>>,
+    pub profiles: SortedMap<String, Result<ProfileConfig, String>>,
     /// Workers by name: whether each is enabled, or why a row is invalid.
-    pub services: BTreeMap<String, Result<bool, String>>,
+    pub services: SortedMap<String, Result<bool, String>>,
     /// Station-wide settings.
     pub system: System,
     /// The faults of single rows, one line each, with row, value and allowed values.
-    pub faults: BTreeSet<String>,
-    serial_numbers: BTreeSet<String>,
+    pub faults: SortedSet<String>,
+    serial_numbers: SortedSet<String>,
     /// USB port at which each device was last observed; invalid rows included.
-    ports: BTreeMap<String, Port>,
-    workspace_names: BTreeMap<String, String>,
+    ports: SortedMap<String, Port>,
+    workspace_names: SortedMap<String, String>,
 }
 
 /// The part of `system_config.system` that the Controller needs.
@@ -271,7 +272,7 @@ impl Registry {
 
     /// Each id with the USB port at which it was last observed, to identify microphones again.
     #[must_use]
-    pub fn known_ports(&self) -> BTreeMap<String, Port> {
+    pub fn known_ports(&self) -> SortedMap<String, Port> {
         self.ports.clone()
     }
 
@@ -341,8 +342,8 @@ impl Registry {
         id: &str,
         microphone: &Microphone,
         rule: &Rule<'_>,
-        taken: &mut BTreeMap<String, String>,
-        serials: &mut BTreeSet<String>,
+        taken: &mut SortedMap<String, String>,
+        serials: &mut SortedSet<String>,
     ) -> RowChange {
         let serial = microphone.usb.as_ref().and_then(|usb| usb.serial.clone());
         let serial_number = serial.filter(|serial| serials.insert(serial.clone())).unwrap_or_else(|| id.to_owned());
@@ -366,7 +367,7 @@ impl Registry {
         device: &Device,
         microphone: &Microphone,
         rule: &Rule<'_>,
-        taken: &mut BTreeMap<String, String>,
+        taken: &mut SortedMap<String, String>,
     ) -> Option<RowChange> {
         let mut change = RowChange::of(id);
         if !device.online {
@@ -466,8 +467,8 @@ fn port(row: &Value) -> Port {
 impl Rule<'_> {
     /// A workspace name for a device. If its container runs, that is the name of the folder to which it records: the first
     /// version of the Python Controller does not save the name, and cuts it short in another way.
-    fn name_for(&self, id: &str, slug: &str, microphone: &Microphone, taken: &mut BTreeMap<String, String>) -> Option<String> {
-        let others: BTreeSet<&str> = by_insertion(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
+    fn name_for(&self, id: &str, slug: &str, microphone: &Microphone, taken: &mut SortedMap<String, String>) -> Option<String> {
+        let others: SortedSet<&str> = by_insertion(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
         let is_own = |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id);
         let running = self.containers?.iter().filter(|container| !container.state.is_over()).filter(is_own);
         let mut folders = running.filter_map(|container| folder_of(&container.name));
@@ -595,7 +596,7 @@ mod tests {
             rows.push(text("device", "m", &columns));
         }
         let mut presences = Presences::new(std::time::Duration::ZERO);
-        presences.observe(&BTreeMap::from([("m".to_owned(), microphone)]), &[], Instant::now());
+        presences.observe(&SortedMap::from([("m".to_owned(), microphone)]), &[], Instant::now());
         Registry::read(&rows, None).changes(&presences, "now", fallback, containers).into_iter().next()
     }
 

@@ -1,10 +1,10 @@
 //! Which rows are saved for a start without the database, if not all of them fit into the file.
 
-use std::collections::BTreeSet;
+use crate::sorted_set::SortedSet;
 
 use serde_json::Value;
 
-use crate::collect::by_insertion;
+use crate::collect::{by_insertion, sort};
 use crate::decide::registry::Row;
 use crate::json;
 
@@ -48,7 +48,7 @@ pub fn fit(rows: Vec<Row>, limit: usize, size: impl Fn(&Row) -> usize) -> Fitted
     let mut total = sizes.iter().fold(0_usize, |total, size| total.saturating_add(*size));
     let bodies: Vec<Value> =
         rows.iter().map(|row| row.body.as_deref().and_then(|body| json::from_str(body).ok()).unwrap_or_default()).collect();
-    let used: BTreeSet<&str> = by_insertion(bodies.iter().filter_map(|body| body["profile_slug"].as_str()));
+    let used: SortedSet<&str> = by_insertion(bodies.iter().filter_map(|body| body["profile_slug"].as_str()));
     let rank = |row: &Row, body: &Value| match row.kind.as_str() {
         "device" if body["status"] == "offline" => Rank::Offline(body["last_seen"].as_str().unwrap_or_default().to_owned()),
         "profile" if !used.contains(row.key.as_str()) => Rank::Unused,
@@ -56,8 +56,8 @@ pub fn fit(rows: Vec<Row>, limit: usize, size: impl Fn(&Row) -> usize) -> Fitted
         _ => Rank::Settings,
     };
     let mut order: Vec<(Rank, usize)> = rows.iter().zip(&bodies).map(|(row, body)| rank(row, body)).zip(0..).collect();
-    order.sort();
-    let (mut out, mut left_out) = (BTreeSet::new(), LeftOut::default());
+    sort(&mut order);
+    let (mut out, mut left_out) = (SortedSet::new(), LeftOut::default());
     for (_, index) in order {
         if total <= limit {
             break;

@@ -1,6 +1,6 @@
 //! The result of a scan of the sound cards.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::fmt;
 
 use crate::decide::device::Microphone;
@@ -22,7 +22,7 @@ pub struct Signature {
     /// Content of `/proc/asound/cards`.
     pub cards: Vec<u8>,
     /// Address of each USB card.
-    pub addresses: BTreeMap<u32, UsbAddress>,
+    pub addresses: SortedMap<u32, UsbAddress>,
 }
 
 /// USB address of a card, from `/proc/asound/cardN/usbbus`. The kernel assigns a new one at each connection, so it also

@@ -8,7 +8,8 @@
 //! Durations are those of the monotonic clock, which begins at the boot of the host. The wall clock only places them: if
 //! it is stepped, an open session moves with it, as the later time is the better one.
 
-use std::collections::BTreeMap;
+use crate::collect::sort_by_key;
+use crate::sorted_map::SortedMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -336,7 +337,7 @@ pub struct Effort {
 pub struct Sessions {
     /// Identifies the boot of the host; empty if it is unknown.
     boot: String,
-    tracks: BTreeMap<String, Track>,
+    tracks: SortedMap<String, Track>,
     /// Sessions that ended before the last one of their microphone, and must be written.
     closed: Vec<SessionRow>,
     last_id: i64,
@@ -346,7 +347,7 @@ impl Sessions {
     /// Without sessions, for this boot of the host.
     #[must_use]
     pub fn new(boot: &str) -> Self {
-        Self { boot: boot.to_owned(), tracks: BTreeMap::new(), closed: Vec::new(), last_id: 0 }
+        Self { boot: boot.to_owned(), tracks: SortedMap::new(), closed: Vec::new(), last_id: 0 }
     }
 
     /// Handles a read of the PCM of a microphone whose Recorder is this container.
@@ -474,7 +475,7 @@ impl Sessions {
     /// are ignored. Returns the ids of those that became parts of others.
     pub fn continue_from(&mut self, mut rows: Vec<SessionRow>, now: Now) -> Vec<i64> {
         let mut merged = Vec::new();
-        rows.sort_by_key(|row| row.ended);
+        sort_by_key(&mut rows, |row| row.ended);
         for mut row in rows {
             self.last_id = self.last_id.max(row.id);
             let track = self.tracks.entry(row.device.clone()).or_default();
@@ -522,7 +523,7 @@ impl Sessions {
     /// The rows that must be written now: those that changed, and those that are open for a while.
     pub fn due(&mut self, now: Now) -> Vec<SessionRow> {
         let mut rows = std::mem::take(&mut self.closed);
-        for (device, track) in &mut self.tracks {
+        for (device, track) in self.tracks.iter_mut() {
             let Some(last) = &mut track.last else { continue };
             let is_old = last.cause.is_none() && last.written.is_none_or(|written| now.at.saturating_sub(written) >= UPDATE);
             // A row that is continued is only written again when its counter was read.
@@ -657,14 +658,14 @@ mod tests {
     }
 
     /// `begin-end cause` of all rows, in seconds.
-    fn shown(rows: &BTreeMap<i64, SessionRow>) -> String {
+    fn shown(rows: &SortedMap<i64, SessionRow>) -> String {
         let second = |micros: i64| (micros - WALL) as f64 / 1e6;
         let line = |row: &SessionRow| format!("{}-{} {}", second(row.started), second(row.ended), row.cause.as_deref().unwrap_or("open"));
         let lines: Vec<String> = rows.values().map(line).collect();
         lines.join(", ")
     }
 
-    fn write(sessions: &mut Sessions, rows: &mut BTreeMap<i64, SessionRow>, at: f64) -> usize {
+    fn write(sessions: &mut Sessions, rows: &mut SortedMap<i64, SessionRow>, at: f64) -> usize {
         let due = sessions.due(now(at));
         let count = due.len();
         rows.extend(due.into_iter().map(|row| (row.id, row)));
@@ -673,7 +674,7 @@ mod tests {
 
     #[test]
     fn a_session_begins_with_the_first_frame_and_ends_with_the_last_one() {
-        let (mut sessions, mut rows) = (Sessions::new("boot"), BTreeMap::new());
+        let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
         // One read proves nothing yet.
         reads(&mut sessions, &[(103.0, 3.0)]);
         assert_eq!(write(&mut sessions, &mut rows, 103.0), 0);
@@ -731,7 +732,7 @@ mod tests {
             (&[(1.0, &other)], "open"),
         ];
         for (steps, expected) in cases {
-            let (mut sessions, mut rows) = (Sessions::new("boot"), BTreeMap::new());
+            let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
             reads(&mut sessions, &[(103.0, 3.0), (108.0, 8.0)]);
             steps.iter().for_each(|(at, step)| step(&mut sessions, now(108.0 + at)));
             write(&mut sessions, &mut rows, 200.0);
@@ -741,7 +742,7 @@ mod tests {
 
     #[test]
     fn a_microphone_without_a_recorder_has_no_open_session() {
-        let (mut sessions, mut rows) = (Sessions::new("boot"), BTreeMap::new());
+        let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
         reads(&mut sessions, &[(103.0, 3.0), (108.0, 8.0)]);
         for at in [109.0, 112.0] {
             sessions.recorded_by(|_| false, now(at));
@@ -765,7 +766,7 @@ mod tests {
             [(300.0, "boot", "100-400 open"), (150.0, "boot", "100-250 stalled"), (10.0, "other", "100-108 power or boot, 390-400 open")]
         {
             for rows_first in [true, false] {
-                let (mut before, mut rows) = (Sessions::new("boot"), BTreeMap::new());
+                let (mut before, mut rows) = (Sessions::new("boot"), SortedMap::new());
                 reads(&mut before, &[(103.0, 3.0), (108.0, 8.0)]);
                 write(&mut before, &mut rows, 108.0);
                 let mut sessions = Sessions::new(boot);
@@ -793,7 +794,7 @@ mod tests {
     #[test]
     fn rows_of_several_runs_without_a_database_are_one_session() {
         for observed_first in [true, false] {
-            let mut rows = BTreeMap::new();
+            let mut rows = SortedMap::new();
             for run in 0..3 {
                 let mut sessions = Sessions::new("boot");
                 let at = 110.0 + 100.0 * f64::from(run);
@@ -819,7 +820,7 @@ mod tests {
 
     #[test]
     fn small_losses_add_up() {
-        let (mut sessions, mut rows) = (Sessions::new("boot"), BTreeMap::new());
+        let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
         // Half a second is lost between two reads.
         for read in 1..=100 {
             reads(&mut sessions, &[(100.0 + 5.0 * f64::from(read), 4.5 * f64::from(read))]);
@@ -831,7 +832,7 @@ mod tests {
 
     #[test]
     fn a_step_of_the_wall_clock_moves_a_session_and_changes_no_duration() {
-        let (mut sessions, mut rows) = (Sessions::new("boot"), BTreeMap::new());
+        let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
         reads(&mut sessions, &[(103.0, 3.0), (108.0, 8.0)]);
         write(&mut sessions, &mut rows, 108.0);
         let year = 365 * 24 * 3_600_000_000;
@@ -855,7 +856,7 @@ mod tests {
             let pointer = (at * RATE as f64) as u64 % boundary.unwrap();
             Counter { pointer, boundary, ..counter(100.0 + at, 0) }
         };
-        let (mut sessions, mut rows) = (Sessions::new("boot"), BTreeMap::new());
+        let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
         // 68 minutes to the boundary; once the Controller is away for three hours.
         for at in (5..20_000).step_by(5).filter(|at| !(5_000..16_000).contains(at)) {
             sessions.observe("a", "c", &Stream::Runs(wrapping(f64::from(at))), now(100.0 + f64::from(at)));
@@ -889,7 +890,7 @@ mod tests {
         stream: (f64, f64),
         boundary: Option<u64>,
         sessions: Sessions,
-        rows: BTreeMap<i64, SessionRow>,
+        rows: SortedMap<i64, SessionRow>,
         /// Begin, end and cause of each gap.
         gaps: Vec<(f64, f64, String)>,
     }
@@ -1048,7 +1049,7 @@ mod tests {
                 stream: (0.0, 0.0),
                 boundary: Counter::boundary(48_000).filter(|_| seed % 2 == 0),
                 sessions: Sessions::new("boot 0"),
-                rows: BTreeMap::new(),
+                rows: SortedMap::new(),
                 gaps: Vec::new(),
             };
             let mut at = 0.0;

@@ -5,7 +5,7 @@
 //! adapts it to the engine. A running container with the desired hash is never changed, nor is one with another hash
 //! whose [`Tier2ServiceSpec::differences`] are none.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -117,7 +117,7 @@ pub struct Tier2ServiceSpec {
     image: String,
     network: String,
     owner: String,
-    environment: BTreeMap<String, String>,
+    environment: SortedMap<String, String>,
     mounts: Vec<Mount>,
     devices: Vec<&'static str>,
     groups: Vec<&'static str>,
@@ -295,7 +295,7 @@ impl Tier2ServiceSpec {
 
     /// The labels, by full name.
     #[must_use]
-    pub fn labels(&self) -> BTreeMap<String, String> {
+    pub fn labels(&self) -> SortedMap<String, String> {
         let labels = [
             ("tier", TIER_2),
             ("owner", &self.owner),
@@ -409,7 +409,7 @@ impl Tier2ServiceSpec {
             compare(field, before.words(), access.words());
         }
         let env = inspect.pointer("/Config/Env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        let env: BTreeMap<&str, &str> = by_insertion(env.filter_map(|pair| pair.split_once('=')));
+        let env: SortedMap<&str, &str> = by_insertion(env.filter_map(|pair| pair.split_once('=')));
         for (name, after) in &self.environment {
             let before = env.get(name.as_str()).copied().unwrap_or_default();
             match name.as_str() {
@@ -494,7 +494,7 @@ pub(crate) mod tests {
             memory: 512 << 20,
             cpu_quota: 100_000,
             oom_score_adj: 500,
-            environment: BTreeMap::from([("THRESHOLD".to_owned(), "0.7".to_owned()), (INSTANCE.to_owned(), "x".to_owned())]),
+            environment: SortedMap::from([("THRESHOLD".to_owned(), "0.7".to_owned()), (INSTANCE.to_owned(), "x".to_owned())]),
             recordings: Recordings::Read,
             workspace: true,
             database: true,
@@ -508,7 +508,7 @@ pub(crate) mod tests {
             owner: "controller".to_owned(),
             workspace: PathBuf::from("/data"),
             redis_url: "redis://:secret@h/0".to_owned(),
-            database: BTreeMap::from([("POSTGRES_PASSWORD".to_owned(), "secret".to_owned())]),
+            database: SortedMap::from([("POSTGRES_PASSWORD".to_owned(), "secret".to_owned())]),
         }
     }
 

@@ -4,7 +4,7 @@
 //! field for privileges or devices, and no name with which a worker could write into the folder of a Recorder or of
 //! another service.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ pub struct WorkerSettings {
     /// Redis URL as containers reach it.
     pub redis_url: String,
     /// Variables with which a worker connects to the database.
-    pub database: BTreeMap<String, String>,
+    pub database: SortedMap<String, String>,
 }
 
 impl fmt::Debug for WorkerSettings {
@@ -64,7 +64,7 @@ pub struct Worker {
     /// How soon the kernel kills it when memory runs out, 0-1000.
     pub oom_score_adj: u16,
     /// Its own variables.
-    pub environment: BTreeMap<String, String>,
+    pub environment: SortedMap<String, String>,
     /// Whether it reads the recordings.
     pub recordings: Recordings,
     /// Whether it has a folder of its own.
@@ -102,7 +102,7 @@ impl Worker {
             oom_score_adj: fields.optional("oom_score_adj", 500, "a whole number from 0 to 1000", |value| {
                 value.as_u64()?.try_into().ok().filter(|score| *score <= 1000)
             }),
-            environment: fields.optional("environment", BTreeMap::new(), "variables, each with a text in quotes", environment),
+            environment: fields.optional("environment", SortedMap::new(), "variables, each with a text in quotes", environment),
             recordings: fields.optional("recordings", Recordings::None, "none or read", |value| match value.as_str()? {
                 "none" => Some(Recordings::None),
                 "read" => Some(Recordings::Read),
@@ -188,7 +188,7 @@ fn is_worker_name(name: &str) -> bool {
         && !name.starts_with("recorder-")
 }
 
-fn environment(value: &Value) -> Option<BTreeMap<String, String>> {
+fn environment(value: &Value) -> Option<SortedMap<String, String>> {
     let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let pair = |(name, value): (&String, &Value)| {
         let text = value.as_str().filter(|text| !text.contains('\0') && is_name(name))?;

@@ -8,7 +8,7 @@
 //!
 //! Only declared workers have a state. Containers of other services are not touched until the Controller stops.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -22,7 +22,7 @@ use crate::decide::spec::{DEVICE_ID, SERVICE, Tier2ServiceSpec};
 use crate::decide::worker::{Worker, WorkerSettings};
 
 /// The spec of each declared worker, by name.
-pub type WorkerSpecs = BTreeMap<String, Arc<Tier2ServiceSpec>>;
+pub type WorkerSpecs = SortedMap<String, Arc<Tier2ServiceSpec>>;
 
 /// The specs of these workers.
 #[must_use]
@@ -32,7 +32,7 @@ pub fn specs(settings: &WorkerSettings, workers: &[Worker]) -> WorkerSpecs {
 
 /// The desired state of all declared workers.
 #[must_use]
-pub fn desired(specs: &WorkerSpecs, registry: &Registry, database_known: bool, shortage: Option<Shortage>) -> BTreeMap<String, Desired> {
+pub fn desired(specs: &WorkerSpecs, registry: &Registry, database_known: bool, shortage: Option<Shortage>) -> SortedMap<String, Desired> {
     let one = |(name, spec): (&String, &Arc<Tier2ServiceSpec>)| {
         let desired = match (registry.services.get(name), shortage) {
             (None, _) => Desired::Keep(KeepReason::NoRow),
@@ -57,9 +57,9 @@ pub fn is_declared(specs: &WorkerSpecs, container: &Container) -> bool {
 /// For the heartbeat: each worker with `enabled` of its row, whether it runs, and why or why not.
 #[must_use]
 pub fn reasons(
-    desired: &BTreeMap<String, Desired>,
+    desired: &SortedMap<String, Desired>,
     registry: Option<&Registry>,
-    holds: &BTreeMap<String, String>,
+    holds: &SortedMap<String, String>,
     containers: Result<&[Container], &str>,
 ) -> Map<String, Value> {
     let one = |(name, desired): (&String, &Desired)| {

@@ -7,7 +7,7 @@
 //! Reading these files blocks while the card hangs, so the `probe` thread reads them. A card in which a read hangs is
 //! skipped until that read ends, and its state is unknown. Invariant: a card that hangs hides the state of no other.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read as _};
@@ -20,7 +20,7 @@ use log::{debug, info, warn};
 use serde_json::{Value, json};
 
 use crate::clocks::Clocks;
-use crate::collect::by_insertion;
+use crate::collect::{by_insertion, sort};
 use crate::decide::capture::PcmState;
 use crate::decide::presence::Presences;
 use crate::decide::profile::{AudioFormat, ProfileConfig};
@@ -275,7 +275,7 @@ fn folders(pcm: &Path) -> io::Result<Vec<PathBuf>> {
             found.push(sub.path());
         }
     }
-    found.sort();
+    sort(&mut found);
     Ok(found)
 }
 
@@ -313,16 +313,16 @@ impl Recorder {
 
 /// Reads the PCMs of Recorders, and again after a moment if one is open. For a command: a card that hangs blocks it.
 #[must_use]
-pub fn prove(root: &Path, recorders: &[Recorder]) -> BTreeMap<String, Proof> {
+pub fn prove(root: &Path, recorders: &[Recorder]) -> SortedMap<String, Proof> {
     let mut folders = Folders::new();
-    let mut read_all = |before: &BTreeMap<String, Proof>| -> BTreeMap<String, Proof> {
+    let mut read_all = |before: &SortedMap<String, Proof>| -> SortedMap<String, Proof> {
         let prove_one = |recorder: &Recorder| {
             let streams = read(root, &recorder.card, &mut folders);
             (recorder.device.clone(), Proof::new(before.get(&recorder.device), streams, recorder.expected.as_ref()))
         };
         by_insertion(recorders.iter().map(prove_one))
     };
-    let first = read_all(&BTreeMap::new());
+    let first = read_all(&SortedMap::new());
     if first.values().all(|proof| proof.state != PcmState::Open) {
         return first;
     }
@@ -342,7 +342,7 @@ pub struct Card {
 }
 
 /// The folders of substreams, by card.
-type Folders = BTreeMap<Card, Vec<PathBuf>>;
+type Folders = SortedMap<Card, Vec<PathBuf>>;
 
 /// Reads the substreams of a PCM.
 type Read = fn(&Path, &Card, &mut Folders) -> Result<Vec<Substream>, String>;
@@ -367,7 +367,7 @@ pub struct PcmMonitor {
     folders: Folders,
     next: Instant,
     /// By microphone.
-    proofs: BTreeMap<String, Proven>,
+    proofs: SortedMap<String, Proven>,
 }
 
 /// What was read for one Recorder.
@@ -398,7 +398,7 @@ impl PcmMonitor {
             answers,
             folders: Folders::new(),
             next: Instant::now(),
-            proofs: BTreeMap::new(),
+            proofs: SortedMap::new(),
         }
     }
 

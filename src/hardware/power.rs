@@ -8,6 +8,7 @@ use std::thread;
 
 use log::info;
 
+use crate::collect::sort;
 use crate::fs::read_short;
 use crate::text::shown;
 
@@ -45,7 +46,7 @@ fn read(root: &Path, port: Option<&str>) -> Vec<String> {
         .and_then(port_folder)
         .and_then(|folder| read_short(&root.join("sys/bus/usb/devices").join(folder).join("over_current_count"), LIMIT));
     facts.extend(count.map(|count| format!("{} over-current events at its port since the start", shown(&count))));
-    facts.sort();
+    sort(&mut facts);
     facts
 }
 

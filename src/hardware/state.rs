@@ -4,7 +4,7 @@
 //! online, missing or offline. Invariant: a scan that fails changes no presence. A single one is no fault of the station
 //! either, as a card that is disconnected meanwhile can make it fail: only a second one in a row is reported.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ pub struct HardwareState {
     /// The last scan before the first answer of the database, without which no microphone can be identified.
     unidentified: Option<Scan>,
     /// Cards that cannot be identified, and since when.
-    unclear: BTreeMap<u32, Instant>,
+    unclear: SortedMap<u32, Instant>,
     /// Whether the last scan succeeded, or its error.
     pub state: Result<(), String>,
     /// Whether the last scan failed.
@@ -64,7 +64,7 @@ impl HardwareState {
             rate_limit: RateLimit::default(),
             presences: Presences::new(config.grace),
             unidentified: None,
-            unclear: BTreeMap::new(),
+            unclear: SortedMap::new(),
             state: Err(NOT_YET.to_owned()),
             failed: false,
             health: Err(NOT_YET.to_owned()),
@@ -169,7 +169,7 @@ impl HardwareState {
         let now = Instant::now();
         self.report_unclear(&scan, now);
         let mut known = registry.known_ports();
-        for (id, port) in &mut known {
+        for (id, port) in known.iter_mut() {
             if let Some(last) = self.presences.last_port(id) {
                 last.clone_into(port);
             }

@@ -13,7 +13,8 @@
 //! resets it, and reading `serial` waits for that lock. So [`scan`] belongs on a thread of its own. To check whether a
 //! scan is due, [`is_unchanged`] reads `/proc/asound` only, which no device can block.
 
-use std::collections::BTreeMap;
+use crate::collect::sort;
+use crate::sorted_map::SortedMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
@@ -60,7 +61,7 @@ pub fn scan(root: &Path, stuck: &[(u32, UsbAddress)], begin: impl Fn(u32, &UsbAd
     if present.is_empty() && !lines.is_empty() {
         return Err(Unknown(format!("{}: lists cards, but there is no directory of any of them", asound.join("cards").display())));
     }
-    let mut scan = Scan { signature: Signature { cards: text, addresses: BTreeMap::new() }, ..Scan::default() };
+    let mut scan = Scan { signature: Signature { cards: text, addresses: SortedMap::new() }, ..Scan::default() };
     for card in present {
         let address = read(crate::fs::open(&asound.join(format!("card{card}/usbbus"))), ATTRIBUTE_LIMIT).unwrap_or_default();
         scan.signature.addresses.insert(card, address.clone());
@@ -101,15 +102,15 @@ pub struct CardLine {
 ///
 /// # Errors
 /// Why it is not such a file: it is empty, or has neither a line of a card nor the line that there are no cards.
-pub fn parse_cards(text: &[u8]) -> Result<BTreeMap<u32, Vec<CardLine>>, String> {
+pub fn parse_cards(text: &[u8]) -> Result<SortedMap<u32, Vec<CardLine>>, String> {
     let text = String::from_utf8_lossy(text);
     if text.trim() == "--- no soundcards ---" {
-        return Ok(BTreeMap::new());
+        return Ok(SortedMap::new());
     }
     if !text.is_empty() && !text.ends_with('\n') {
         return Err(format!("expected whole lines, got the end {:?}", shown(text.lines().next_back().unwrap_or_default()).to_string()));
     }
-    let mut cards: BTreeMap<u32, Vec<CardLine>> = BTreeMap::new();
+    let mut cards: SortedMap<u32, Vec<CardLine>> = SortedMap::new();
     for (index, line) in text.lines().filter_map(parse_card_line) {
         cards.entry(index).or_default().push(line);
     }
@@ -140,7 +141,7 @@ fn card_directories(asound: &Path) -> io::Result<Vec<u32>> {
             cards.push(index);
         }
     }
-    cards.sort_unstable();
+    sort(&mut cards);
     Ok(cards)
 }
 
@@ -348,7 +349,7 @@ mod tests {
 
     #[test]
     fn no_soundcards_is_a_valid_list_and_an_empty_file_is_not() {
-        assert_eq!(parse_cards(b"--- no soundcards ---\n").unwrap(), BTreeMap::new());
+        assert_eq!(parse_cards(b"--- no soundcards ---\n").unwrap(), SortedMap::new());
         for garbage in [&b""[..], b"\n", b" 0 [r4   ", b"\xff\xfe", b"<html>"] {
             assert!(parse_cards(garbage).is_err(), "{garbage:?}");
         }

@@ -6,7 +6,7 @@
 //! Invariant: a board never reports "ok" while the main loop is stuck. The state of the loop cannot be set; it depends
 //! on the time of the last [`Board::beat`], so that a stuck loop cannot leave an outdated "healthy".
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -58,7 +58,7 @@ enum Need {
 
 #[derive(Debug)]
 struct BoardState {
-    components: BTreeMap<&'static str, Component>,
+    components: SortedMap<&'static str, Component>,
     activity: Activity,
     beat: Instant,
 }
@@ -75,7 +75,7 @@ impl Board {
     /// `instance_id` in heartbeats.
     #[must_use]
     pub fn new(service: &'static str, instance: &str) -> Self {
-        let state = BoardState { components: BTreeMap::new(), activity: Activity::Idle, beat: Instant::now() };
+        let state = BoardState { components: SortedMap::new(), activity: Activity::Idle, beat: Instant::now() };
         Self { shared: Arc::new(Mutex::new(state)), service, instance: instance.into() }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Invariant: nothing in this file waits, except [`Drainer::drain`], which runs on the thread of an action.
 
-use std::collections::BTreeMap;
+use crate::sorted_map::SortedMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -35,7 +35,7 @@ pub struct LogForwarder {
     publisher: Publisher,
     followers: Followers,
     /// Containers whose log is to be followed, but is not yet, and where it begins.
-    waiting: BTreeMap<String, Start>,
+    waiting: SortedMap<String, Start>,
     /// How many logs are followed at most: each holds descriptors.
     limit: usize,
     /// When the last list was handled, by the wall clock and the monotonic one.
@@ -50,9 +50,9 @@ pub struct Drainer {
 }
 
 /// By container id.
-type Followers = Arc<Mutex<BTreeMap<String, Arc<Control>>>>;
+type Followers = Arc<Mutex<SortedMap<String, Arc<Control>>>>;
 
-fn lock(followers: &Followers) -> MutexGuard<'_, BTreeMap<String, Arc<Control>>> {
+fn lock(followers: &Followers) -> MutexGuard<'_, SortedMap<String, Arc<Control>>> {
     followers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -64,7 +64,7 @@ impl LogForwarder {
             podman: podman.clone(),
             publisher,
             followers: Followers::default(),
-            waiting: BTreeMap::new(),
+            waiting: SortedMap::new(),
             limit: descriptors::shares().recorders,
             last_update: None,
             rate_limit: RateLimit::default(),

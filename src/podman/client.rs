@@ -193,7 +193,7 @@ impl Podman {
                     id: row.id,
                     name,
                     state: row.state,
-                    labels: row.labels.unwrap_or_default(),
+                    labels: row.labels.unwrap_or_default().into_iter().collect(),
                     exit_code: row.exit_code,
                     out_of_memory: false,
                     // Podman marks only a run that it saw end.

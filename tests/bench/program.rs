@@ -1,6 +1,5 @@
 //! The program itself: its size, what it is built from, and how long it thinks.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,6 +13,8 @@ use silvasonic_controller::decide::past::Past;
 use silvasonic_controller::decide::plan::{View, plan};
 use silvasonic_controller::decide::presence::Presences;
 use silvasonic_controller::decide::registry::{Registry, Row};
+use silvasonic_controller::sorted_map::SortedMap;
+use silvasonic_controller::sorted_set::SortedSet;
 
 use super::Subject;
 use super::table::Table;
@@ -38,7 +39,7 @@ pub(crate) fn program(table: &mut Table, subject: &Subject) {
     table.add_limited("program, stripped", size(&stripped) as f64 / 1e6, "MB", 2.2);
     std::fs::remove_dir_all(&directory).unwrap();
     let tree = output(Command::new("cargo").args(["tree", "--edges", "normal", "--prefix", "none", "--format", "{p}"]));
-    let crates: BTreeSet<&str> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
+    let crates: SortedSet<&str> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
     table.add_limited("crates in the tree, with this one", crates.len() as f64, "", 130.0);
 }
 
@@ -61,7 +62,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
     };
     let profile = json!({"name": "p", "config": {"audio": {"sample_rate": 384_000}}});
     let mut rows = vec![row("profile", "p", profile), row("system", "system", json!({"max_recorders": COUNT}))];
-    let mut seen = BTreeMap::new();
+    let mut seen = SortedMap::new();
     for n in 0..COUNT {
         let (id, serial) = (format!("0869-0389-{n:04}"), format!("{n:04}"));
         let usb = Usb {
@@ -99,7 +100,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
             other => panic!("{other:?}"),
         })
         .collect();
-    let (past, none) = (Past::default(), BTreeSet::new());
+    let (past, none) = (Past::default(), SortedSet::new());
     let mut took: Vec<f64> = (0..50)
         .map(|_| {
             let begun = Instant::now();

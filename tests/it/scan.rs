@@ -1,6 +1,5 @@
 //! Recorded trees of a real kernel are read as what was plugged in, hostile ones included.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
@@ -8,6 +7,7 @@ use serde_json::Value;
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::decide::device::identify;
 use silvasonic_controller::hardware::sysfs::scan;
+use silvasonic_controller::sorted_map::SortedMap;
 
 /// What `scan --profile` proposes for a card of a recorded tree.
 fn proposed(folder: &std::path::Path, card: u32) -> String {
@@ -83,7 +83,7 @@ fn every_recorded_tree_is_read_as_its_truth_says() {
                 _ => {}
             }
         }
-        let ids = identify(scan.microphones, &BTreeMap::new(), |_| false);
+        let ids = identify(scan.microphones, &SortedMap::new(), |_| false);
         assert_eq!(ids.len(), cards.len(), "{case}");
         for id in ids.keys() {
             assert!(id.chars().all(|c| c.is_ascii_alphanumeric() || "-._~:= ".contains(c)), "{case}: {id}");
