@@ -14,7 +14,7 @@ endif
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench aarch64 fuzz soak lint format clippy doc clean
+.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 fuzz soak lint format clippy doc clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,6 +53,13 @@ test-fresh: ## run `make test` and `make run` on a bare Debian 12 and 13 (made b
 bench: setup recorder ## measure size, speed and cost on real services (release build); BENCH="--json quiet", PEER="command"
 	@cargo build --release --quiet --bins --example bench
 	@$(SUDO) env "PATH=$(PATH):/usr/sbin:/sbin" $(TARGET)/release/examples/bench $(BENCH)
+
+bench-check: setup recorder ## compare counts and ratios with tests/bench/reference.json; BENCH="size counts scale crowd"
+	@cargo build --release --quiet --bins --example bench
+	@$(SUDO) env "PATH=$(PATH):/usr/sbin:/sbin" $(TARGET)/release/examples/bench --compare tests/bench/reference.json $(or $(BENCH),size counts scale)
+
+figures: ## draw docs/figures.svg from tests/bench/reference.json, which make bench BENCH="--save tests/bench/reference.json" writes
+	docs/figures.py < tests/bench/reference.json > docs/figures.svg
 
 aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, and try it under emulation
 	@$(SUDO) tests/aarch64 $(TARGET)/aarch64

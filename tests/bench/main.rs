@@ -1,10 +1,13 @@
 //! `make bench`: what the Controller costs and how quick it is, in one run on real services.
 //!
-//! Prints a table with this machine's name and, where there is one, the limit that each figure should keep; `--json`
-//! prints the same as JSON. Where Podman itself takes most of the time, its own time for the same work is measured in
-//! the same run and shown beside. `PEER="command"` sends another Controller with the same environment variables through
-//! the same table. Names of sections choose some: program, decision, start, plug, died, crowd, quiet, nudge, logs.
-//! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600).
+//! Prints a table with this machine's name and, where there is one, the limit that each figure should keep. Names of
+//! sections choose some (`SECTIONS`); `--json` prints the table as JSON, `--save FILE` also writes it there, and
+//! `--compare FILE` compares counts and ratios with those of a file. Where Podman itself takes most of the time, its own
+//! time for the same work is measured in the same run and shown beside. `PEER="command"` sends another Controller with
+//! the same environment variables through the same table.
+//!
+//! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600), over `QUIET_MINUTES` (5) with a Podman that ends
+//! when it is idle, and over `SCALE_S` seconds (20) for each number of devices.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.
@@ -15,47 +18,84 @@ mod it {
     pub(crate) mod tree;
 }
 
+mod arguments;
+mod by_hand;
 mod logs;
 mod measure;
+mod meter;
 mod program;
 mod quiet;
+mod scale;
 mod table;
 mod times;
 
-use it::station::{Controller, MALLOC, Station};
+use arguments::Arguments;
+use it::station::{Controller, MALLOC, Plan, Station};
 use it::tree::Card;
-use std::process::Command;
+use std::process::{Command, ExitCode};
+use std::str::FromStr;
 use std::time::Duration;
 use table::Table;
 
 const SOON: Duration = Duration::from_secs(60);
 
-fn main() {
-    let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let subjects: Vec<Subject> = [None].into_iter().chain(std::env::var("PEER").ok().map(Some)).map(|peer| Subject { peer }).collect();
-    let mut table = Table::new(subjects.len());
-    let mut section = |name: &str, measure: &dyn Fn(&mut Table, &Subject)| {
-        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
-            for (column, subject) in subjects.iter().enumerate() {
-                table.column = column;
-                measure(&mut table, subject);
-            }
+/// A part of the table.
+struct Section {
+    name: &'static str,
+    measure: fn(&mut Table, &Subject),
+}
+
+const SECTIONS: [Section; 15] = [
+    Section { name: "size", measure: program::size },
+    Section { name: "build", measure: program::build },
+    Section { name: "decision", measure: program::decision },
+    Section { name: "start", measure: |table, subject| [1, 3].iter().for_each(|count| times::start(table, subject, *count)) },
+    Section { name: "plug", measure: |table, subject| times::plug(table, subject, 20) },
+    Section { name: "died", measure: |table, subject| times::died(table, subject, 5) },
+    Section { name: "by-hand", measure: |table, subject| by_hand::by_hand(table, subject, 5) },
+    Section { name: "replace", measure: |table, subject| times::replace(table, subject, 5) },
+    Section { name: "crowd", measure: |table, subject| times::crowd(table, subject, 50, 5) },
+    Section { name: "counts", measure: quiet::counts },
+    Section { name: "quiet", measure: |table, subject| [1, 5, 50].iter().for_each(|count| quiet::quiet(table, subject, *count)) },
+    Section { name: "quiet-hour", measure: quiet::quiet_hour },
+    Section { name: "scale", measure: scale::scale },
+    Section { name: "nudge", measure: |table, subject| quiet::nudge(table, subject, 20) },
+    Section { name: "logs", measure: logs::logs },
+];
+
+fn main() -> ExitCode {
+    let names: Vec<&str> = SECTIONS.iter().map(|section| section.name).collect();
+    let arguments = match Arguments::read(std::env::args().skip(1), &names) {
+        Ok(arguments) => arguments,
+        Err(fault) => {
+            eprintln!("bench: {fault}");
+            return ExitCode::from(2);
         }
     };
-    section("program", &program::program);
-    section("decision", &program::decision);
-    section("start", &|table, subject| times::start(table, subject, 1));
-    section("start", &|table, subject| times::start(table, subject, 3));
-    section("plug", &|table, subject| times::plug(table, subject, 20));
-    section("died", &|table, subject| times::died(table, subject, 5));
-    section("replace", &|table, subject| times::replace(table, subject, 5));
-    section("crowd", &|table, subject| times::crowd(table, subject, 50));
-    section("quiet", &|table, subject| quiet::quiet(table, subject, 1));
-    section("quiet", &|table, subject| quiet::quiet(table, subject, 5));
-    section("quiet", &|table, subject| quiet::quiet(table, subject, 50));
-    section("nudge", &|table, subject| quiet::nudge(table, subject, 20));
-    section("logs", &logs::logs);
-    table.print(std::env::args().any(|argument| argument == "--json"));
+    let subjects: Vec<Subject> = [None].into_iter().chain(std::env::var("PEER").ok().map(Some)).map(|peer| Subject { peer }).collect();
+    let mut table = Table::new(subjects.len());
+    for section in SECTIONS.iter().filter(|section| arguments.chooses(section.name)) {
+        for (column, subject) in subjects.iter().enumerate() {
+            table.column = column;
+            (section.measure)(&mut table, subject);
+        }
+    }
+    if arguments.json {
+        print!("{}", table.json());
+    } else {
+        table.print();
+    }
+    if let Some(path) = &arguments.save {
+        table.save(path);
+    }
+    let is_well = arguments.compare.as_ref().is_none_or(|path| table.compare(path));
+    if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A number from the environment.
+fn setting<T: FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: a number is expected")))
 }
 
 /// A Controller that is measured: this one, or a peer by its command line.
@@ -89,7 +129,12 @@ fn names(count: u32) -> Vec<String> {
 
 /// A station whose database is seeded and whose Podman is warm.
 fn seeded() -> Station {
-    let station = Station::up();
+    seeded_in(Station::plan())
+}
+
+/// Likewise, with the parts of a plan.
+fn seeded_in(plan: Plan) -> Station {
+    let station = plan.up();
     let controller = station.controller();
     controller.wait_log("seeded user", SOON);
     station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 100}' WHERE key = 'system'");

@@ -29,6 +29,22 @@ impl Used {
     }
 }
 
+impl std::ops::Add for Used {
+    type Output = Used;
+
+    fn add(self, other: Used) -> Used {
+        Used { cpu_ns: self.cpu_ns + other.cpu_ns, switches: self.switches + other.switches }
+    }
+}
+
+impl Used {
+    /// What was used after `earlier`: percent of a core, and switches a second.
+    pub(crate) fn rate_since(self, earlier: Used, seconds: f64) -> (f64, f64) {
+        let cpu = self.cpu_ns.saturating_sub(earlier.cpu_ns) as f64 / 1e7 / seconds;
+        (cpu, self.switches.saturating_sub(earlier.switches) as f64 / seconds)
+    }
+}
+
 /// Processor time and switches of some groups of processes over the same `span`: percent of a core, switches a second.
 pub(crate) fn watch<const N: usize>(groups: [&[u32]; N], span: Duration) -> [(f64, f64); N] {
     let before = groups.map(Used::of);
@@ -38,26 +54,64 @@ pub(crate) fn watch<const N: usize>(groups: [&[u32]; N], span: Duration) -> [(f6
     let seconds = begun.elapsed().as_secs_f64();
     let mut rates = [(0.0, 0.0); N];
     for (rate, (before, after)) in rates.iter_mut().zip(before.iter().zip(after)) {
-        let cpu = after.cpu_ns.saturating_sub(before.cpu_ns) as f64 / 1e7 / seconds;
-        *rate = (cpu, after.switches.saturating_sub(before.switches) as f64 / seconds);
+        *rate = after.rate_since(*before, seconds);
     }
     rates
 }
 
-/// The processes of the station's Podman service.
+/// The processes of the station's Podman service, which is not activated.
 pub(crate) fn podman(station: &Station) -> Vec<u32> {
     processes(&["podman", "system", "service", station.dir().to_str().unwrap()])
 }
 
+/// What all runs of an activated Podman service have used: those that have ended, and the one that runs.
+pub(crate) fn activated_podman(station: &Station) -> Used {
+    loop {
+        let runs = station.podman.activations();
+        let ended =
+            runs.iter().filter_map(|run| run.ended).map(|(_, used)| Used { cpu_ns: used.cpu.as_nanos() as u64, switches: used.switches });
+        let running: Vec<u32> = runs.iter().filter(|run| run.ended.is_none()).map(|run| run.id).collect();
+        let used = ended.fold(Used::of(&running), |all, one| all + one);
+        // Nothing began or ended meanwhile.
+        if station.podman.activations().iter().filter(|run| run.ended.is_none()).map(|run| run.id).eq(running) {
+            return used;
+        }
+    }
+}
+
+/// The part of the time between two moments since the boot in which an activated Podman service was resident, and how
+/// often it was activated.
+pub(crate) fn residence(station: &Station, from: Duration, to: Duration) -> (f64, usize) {
+    let runs = station.podman.activations();
+    let spans = runs.iter().map(|run| (run.began.max(from), run.ended.map_or(to, |(at, _)| at.min(to))));
+    let resident: Duration = spans.map(|(began, ended)| ended.saturating_sub(began)).sum();
+    (resident.as_secs_f64() / (to - from).as_secs_f64(), runs.iter().filter(|run| run.began >= from && run.began < to).count())
+}
+
+/// Time since the boot.
+pub(crate) fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// PostgreSQL, with the backends of whoever is connected now, and Redis.
 pub(crate) fn databases(station: &Station) -> Vec<u32> {
+    [postgres(station), redis(station)].concat()
+}
+
+pub(crate) fn redis(station: &Station) -> Vec<u32> {
+    processes(&["redis-server", &station.redis.port().to_string()])
+}
+
+/// With the backends of whoever is connected now.
+pub(crate) fn postgres(station: &Station) -> Vec<u32> {
     let postmaster = processes(&["postgres", "-D", station.dir().to_str().unwrap()]);
     let parent = |id: &u32| {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok())
     };
-    let mut found = processes(&["redis-server", &station.redis.port().to_string()]);
-    found.extend(processes(&["postgres"]).into_iter().filter(|id| parent(id).is_some_and(|parent| postmaster.contains(&parent))));
+    let mut found = processes(&["postgres"]);
+    found.retain(|id| parent(id).is_some_and(|parent| postmaster.contains(&parent)));
     found.extend(postmaster);
     found
 }

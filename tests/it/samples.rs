@@ -1,10 +1,10 @@
-//! docs/commands.md shows what commands print; here it is printed again.
+//! docs/commands.md shows what commands print; here it is printed again. docs/figures.svg is drawn again, too.
 //!
 //! `UPDATE_DOCS=1 cargo test --test it -- samples::` writes the file's samples anew.
 
 use super::station::{Controller, Station, eventually};
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -92,4 +92,14 @@ fn the_samples_of_the_documentation_are_what_the_commands_print() {
         fs::write(FILE, &again).unwrap();
     }
     assert!(document == again, "docs/commands.md shows something else (UPDATE_DOCS=1 writes it anew):\n{again}");
+}
+
+#[test]
+fn the_picture_of_figures_shows_the_reference_run() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
+    let run = fs::File::open(format!("{root}tests/bench/reference.json")).unwrap();
+    let drawn = Command::new(format!("{root}docs/figures.py")).stdin(run).output().unwrap();
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+    let shown = fs::read_to_string(format!("{root}docs/figures.svg")).unwrap();
+    assert!(String::from_utf8_lossy(&drawn.stdout) == shown, "docs/figures.svg is of another run: make figures");
 }
