@@ -14,7 +14,7 @@ endif
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 fuzz soak lint format clippy doc clean
+.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 fuzz soak soak-recorder lint format clippy doc clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -78,6 +78,10 @@ fuzz: setup ## fuzz each parser for FUZZ_S seconds (60), with coverage but witho
 soak: setup recorder ## random plugs, faults and kills for SOAK_MINUTES (10), and a ledger of what was lost, doubled or leaked
 	@cargo build --quiet --bins --example soak
 	@$(SUDO) $(TARGET)/debug/examples/soak
+
+soak-recorder: setup ## record at 384 kHz for SOAK_MINUTES (10) on a disk that freezes every minute, and look for each frame
+	@cargo build --quiet --release --features capture --bin silvasonic-recorder --example soak-recorder
+	@$(SUDO) env "PATH=$(PATH):/usr/sbin:/sbin" $(TARGET)/release/examples/soak-recorder
 
 lint: format clippy doc ## check format, lints and the documentation's links
 

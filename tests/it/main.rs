@@ -78,3 +78,6 @@ mod logs;
 mod healthz;
 // the Recorder: its settings, heartbeat, log and end
 mod recorder;
+// the Recorder that records: cargo test --features capture
+#[cfg(feature = "capture")]
+mod recording;

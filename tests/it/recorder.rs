@@ -20,7 +20,10 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     pub(crate) fn start(redis_url: &str) -> Recorder {
-        let mut command = command(redis_url);
+        Recorder::spawn(command(redis_url))
+    }
+
+    pub(crate) fn spawn(mut command: Command) -> Recorder {
         command.stdout(Stdio::piped());
         let mut process = Ended::spawn(command);
         let lines = BufReader::new(process.child().stdout.take().unwrap()).lines();
@@ -53,7 +56,7 @@ impl Recorder {
     }
 
     /// SIGTERM; how long the end took. It must be a clean one.
-    fn stop(&mut self) -> Duration {
+    pub(crate) fn stop(&mut self) -> Duration {
         let start = Instant::now();
         self.process.signal(Signal::TERM);
         assert_eq!(self.process.wait(SOON), 0);
@@ -61,7 +64,7 @@ impl Recorder {
     }
 }
 
-fn command(redis_url: &str) -> Command {
+pub(crate) fn command(redis_url: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_silvasonic-recorder"));
     command.env_clear().stdin(Stdio::null()).current_dir("/").envs([
         ("SILVASONIC_RECORDER_DEVICE", "hw:1,0"),

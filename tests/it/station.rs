@@ -21,6 +21,7 @@ pub(crate) mod process;
 mod proxy;
 mod redis;
 mod relay;
+pub(crate) mod sound;
 
 pub(crate) use build::Builder;
 pub(crate) use controller::Controller;

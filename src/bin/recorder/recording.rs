@@ -47,7 +47,7 @@ use self::progress::Progress;
 use self::writer::Writer;
 
 /// For how long the disk may hang without a loss …
-const BUFFER: Duration = Duration::from_secs(10);
+const BUFFER: Duration = Duration::from_secs(8);
 /// … with so much memory at most, and so many blocks at least.
 const MEMORY: usize = 64 << 20;
 const BLOCKS: usize = 4;

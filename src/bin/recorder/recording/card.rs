@@ -1,7 +1,7 @@
 //! The sound card: an ALSA PCM that captures with exactly the rate, the channels and the samples of the profile.
 //!
 //! Nothing is converted but 24 bits in four bytes to three: raw is raw. The kernel's buffer is as long as the driver
-//! allows, up to two seconds, so that a busy machine loses nothing.
+//! allows, up to one second, so that a busy machine loses nothing.
 
 use alsa::pcm::{Access, Format as Wire, HwParams, PCM};
 use alsa::{Direction, ValueOr};
@@ -113,7 +113,7 @@ fn configure(pcm: &PCM, device: &str, format: Format) -> Result<Option<usize>, S
         let (least, most) = (params.get_rate_min().unwrap_or_default(), params.get_rate_max().unwrap_or_default());
         format!("{device}: the profile expects {rate} Hz, the card offers {least} to {most} Hz")
     })?;
-    params.set_buffer_size_near(i64::from(rate) * 2).map_err(|error| failed("with a long buffer", error))?;
+    params.set_buffer_size_near(i64::from(rate)).map_err(|error| failed("with a long buffer", error))?;
     params.set_period_size_near(period(rate), ValueOr::Nearest).map_err(|error| failed("in long periods", error))?;
     pcm.hw_params(&params).map_err(|error| failed("with the profile's parameters", error))?;
     Ok(skip)
