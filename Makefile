@@ -1,5 +1,7 @@
 # What developers type, one target at a time. Tests and `make run` need root for Podman's sandbox: sudo is used when we are not root.
 
+# what cargo runs as root, when we are not
+AS_ROOT = $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SOURCES := $(shell find src profiles workers defaults.yml Cargo.toml Cargo.lock -type f 2>/dev/null)
 # with a Podman of your own (SILVASONIC_CONTAINER_SOCKET), `make run` does without root
@@ -14,7 +16,7 @@ endif
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 fuzz soak soak-recorder lint format clippy doc clean
+.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 fuzz soak soak-recorder lint format clippy doc sound clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,7 +43,8 @@ plug unplug: ## plug or unplug the simulated microphone of `make run`
 	@$(RUN_SUDO) ln -sfn hardware/$@ .station/host.new && $(RUN_SUDO) mv -T .station/host.new .station/host
 
 test: setup recorder ## run all tests, or some: make test TESTS="--test it -- plug::"
-	tests/progress cargo test $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'") $(TESTS)
+	tests/progress cargo test $(AS_ROOT) $(TESTS)
+	$(if $(TESTS),,tests/progress cargo test $(AS_ROOT) --features capture --bin silvasonic-recorder --test it -- recording:: settings::)
 
 test-podman5: setup recorder ## run the tests that touch Podman on 5.x, in a chroot of Debian trixie (made by debootstrap)
 	@tests/podman-sandbox up /tmp/sv-trixie --suite trixie --rootfs /var/tmp/silvasonic-trixie >/dev/null; tests/podman-sandbox down /tmp/sv-trixie
@@ -88,12 +91,17 @@ lint: format clippy doc ## check format, lints and the documentation's links
 format:
 	cargo fmt --check
 
-clippy:
+# Without and with the sound library; a build without it must not need it.
+clippy: sound
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features capture -- -D warnings
 
 # Of the library and the Recorder: Cargo leaves out a program whose name is the library's.
-doc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+doc: sound
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features capture
+
+sound:
+	@tests/setup build sound
 
 # what is installed first is needed by what comes next
 .NOTPARALLEL:

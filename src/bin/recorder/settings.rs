@@ -124,15 +124,12 @@ fn is_name(text: &str) -> bool {
 
 /// The text of `--help`.
 pub(crate) fn help() -> String {
-    let mut text = format!(
-        "{PURPOSE}.\n\nUsage: silvasonic-recorder [--help | --version]\n\nSettings are environment variables:\n",
-    );
+    let mut text = format!("{PURPOSE}.\n\nUsage: silvasonic-recorder [--help | --version]\n\nSettings are environment variables:\n",);
     for (name, default, meaning) in VARIABLES {
         text.push_str(&format!("  {name}\n      {meaning} [{}]\n", default.unwrap_or("required")));
     }
     text
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -184,7 +181,10 @@ mod tests {
         assert_eq!((settings.reserve, settings.workspace), (512_000_000, PathBuf::from(WORKSPACE)));
         let faults = read_with(&[("SILVASONIC_RECORDER_RESERVE_MB", "1.5"), ("SILVASONIC_RECORDER_WORKSPACE", "data")]);
         let faults = faults.map(|_| ()).unwrap_err().join("\n");
-        assert!(faults.contains("RESERVE_MB: expected a whole number") && faults.contains("WORKSPACE: expected an absolute path"), "{faults}");
+        assert!(
+            faults.contains("RESERVE_MB: expected a whole number") && faults.contains("WORKSPACE: expected an absolute path"),
+            "{faults}"
+        );
     }
 
     #[test]

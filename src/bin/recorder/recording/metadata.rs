@@ -56,11 +56,7 @@ pub(super) fn repaired(text: &str, format: Format, frames: u64) -> String {
     let unknown = ["Length:", "Silvasonic|Frames:", "Silvasonic|Peak", "Silvasonic|RMS", "Silvasonic|Clipped", "Silvasonic|Repaired"];
     let known = text.lines().map(|line| line.trim_end_matches('\0')).filter(|line| !line.is_empty());
     let mut kept: String = known.filter(|line| !unknown.iter().any(|key| line.starts_with(key))).flat_map(|line| [line, "\n"]).collect();
-    let _ = write!(
-        kept,
-        "Length: {:.6}\nSilvasonic|Frames: {frames}\nSilvasonic|Repaired: true\n",
-        format.duration(frames).as_secs_f64()
-    );
+    let _ = write!(kept, "Length: {:.6}\nSilvasonic|Frames: {frames}\nSilvasonic|Repaired: true\n", format.duration(frames).as_secs_f64());
     kept
 }
 

@@ -136,7 +136,8 @@ mod tests {
         fs::write(place.buffer.join("other.txt"), &whole).unwrap();
         symlink("/etc/hostname", place.buffer.join("link.wav")).unwrap();
         repair(&place);
-        let mut left: Vec<_> = fs::read_dir(&place.buffer).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> =
+            fs::read_dir(&place.buffer).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
         let mut expected = stay.to_vec();
         expected.sort_unstable();
@@ -161,7 +162,8 @@ mod tests {
     fn an_unfinished_file_of_another_program_is_finished() {
         let scratch = Scratch::new();
         let place = scratch.place();
-        let mut bytes = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x0a\x00\x00\x00\x14\x00\x00\x00\x02\x00\x10\x00".to_vec();
+        let mut bytes =
+            b"RIFF\xff\xff\xff\xffWAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x0a\x00\x00\x00\x14\x00\x00\x00\x02\x00\x10\x00".to_vec();
         bytes.extend(b"LIST\x04\x00\x00\x00INFOdata\xff\xff\xff\xff");
         bytes.extend([5; 41]);
         fs::write(place.buffer.join("1a2b3c4d_00000012.wav"), &bytes).unwrap();

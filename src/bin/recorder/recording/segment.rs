@@ -41,7 +41,14 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Creates the file.
-    pub(super) fn create(place: &Place, origin: &Origin, format: Format, start: SystemTime, most: u64, id: (&Run, u32)) -> io::Result<Segment> {
+    pub(super) fn create(
+        place: &Place,
+        origin: &Origin,
+        format: Format,
+        start: SystemTime,
+        most: u64,
+        id: (&Run, u32),
+    ) -> io::Result<Segment> {
         let (run, number) = id;
         let path = place.buffer.join(name::file_name(start, format.duration(most), run, number));
         let file = OpenOptions::new().write(true).create_new(true).open(&path)?;

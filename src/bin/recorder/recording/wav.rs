@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn heads_of_other_programs_are_read() {
         // As FFmpeg begins a file: a list after the format, and lengths that it will correct at the end.
-        let mut bytes = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x80\xbb\x00\x00\x00\x77\x01\x00\x02\x00\x10\x00".to_vec();
+        let mut bytes =
+            b"RIFF\xff\xff\xff\xffWAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x80\xbb\x00\x00\x00\x77\x01\x00\x02\x00\x10\x00".to_vec();
         bytes.extend(b"LIST\x1a\x00\x00\x00INFOISFT\x0d\x00\x00\x00Lavf59.27.100\x00data\xff\xff\xff\xff");
         let format = Format { sample: Sample::S16, rate: 48_000, channels: 1 };
         assert_eq!(parse(&bytes), Some(Head { format, text: None, data_at: 78, data: u32::MAX }));
