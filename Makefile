@@ -3,6 +3,8 @@
 # what cargo runs as root, when we are not
 AS_ROOT = $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# what the guests of `make station-test` boot from and run
+VIRTUAL := $(TARGET)/virtual-station
 SOURCES := $(shell find src profiles workers defaults.yml Cargo.toml Cargo.lock -type f 2>/dev/null)
 # with a Podman of your own (SILVASONIC_CONTAINER_SOCKET), `make run` does without root
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
@@ -16,7 +18,7 @@ endif
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 fuzz soak soak-recorder lint format clippy doc sound clean
+.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 station-test fuzz soak soak-recorder lint format clippy doc sound clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -68,6 +70,19 @@ aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, an
 	@$(SUDO) tests/aarch64 $(TARGET)/aarch64
 	qemu-aarch64-static $(TARGET)/aarch64/silvasonic-controller --version
 	STATION_CONTROLLER="qemu-aarch64-static $(abspath $(TARGET))/aarch64/silvasonic-controller" cargo test --test it -- arrival::seeding arrival::a_long scan::
+
+station-test: $(VIRTUAL)/silvasonic-controller $(VIRTUAL)/recorder ## run the release build in virtual stations with USB microphones; SUITES="bookworm trixie", SCENARIOS="plug"
+	@$(SUDO) tests/virtual-station/station-test $(VIRTUAL) $(if $(SUITES),--suites "$(SUITES)") $(if $(SCENARIOS),--scenarios "$(SCENARIOS)")
+
+$(VIRTUAL)/silvasonic-controller: $(SOURCES)
+	@echo "building the Controller for the virtual stations"
+	@cargo rustc --release --quiet --bin silvasonic-controller -- -C target-feature=+crt-static -C strip=debuginfo
+	@mkdir -p $(@D)
+	@cp $(TARGET)/release/silvasonic-controller $@.new && mv $@.new $@
+
+$(VIRTUAL)/recorder: tests/virtual-station/capture.c
+	@mkdir -p $(@D)
+	@cc -static -O2 -Wall -Wextra -Werror -o $@ $<
 
 fuzz: setup ## fuzz each parser for FUZZ_S seconds (60), with coverage but without sanitizers, on the stable toolchain
 	cd fuzz && RUSTFLAGS="-C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table -C codegen-units=1" cargo build --quiet --release --bins --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir ../$(TARGET)/fuzz

@@ -1,0 +1,147 @@
+"""A station: a guest in which the Controller is installed, with the questions that the scenarios ask."""
+
+import io
+import json
+import os
+import sys
+import tarfile
+import time
+
+from guest import Guest, GuestError
+
+PROJECT = os.path.realpath(os.path.dirname(__file__) + "/../..")
+PREPARE = f"{PROJECT}/tests/virtual-station/guest/prepare"
+UNIT = "silvasonic-controller.service"
+SETTINGS = "/etc/silvasonic/controller.env"
+CONTROLLER = "/usr/local/bin/silvasonic-controller"
+ULTRAMIC = "0869-0389-034F6A21"
+
+
+def image(program):
+    """An image with one static program, as the Containerfile builds it, as a tar archive of its files."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.add(f"{PROJECT}/packaging/image", arcname=".")
+        archive.add(program, arcname="./program", filter=executable)
+    return data.getvalue()
+
+
+def executable(entry):
+    """Who builds the project may run programs that others may not."""
+    entry.uid = entry.gid = 0
+    entry.mode = 0o755
+    return entry
+
+
+def prepare(images, suite, folder):
+    """Boots the disk of a suite, prepares it, and saves its state, if that is missing or old."""
+    guest = Guest(images, suite, folder)
+    state = guest.path(".ready.state")
+    if os.path.exists(state) and os.path.getmtime(state) > max(map(os.path.getmtime, (guest.path(".ext4"), PREPARE))):
+        return
+    print(f"station-test: {suite}: boots and saves its state", file=sys.stderr, flush=True)
+    try:
+        guest.disk = guest.path(".ready.qcow2")
+        guest.new_disk(guest.path(".ext4"), "raw")
+        guest.boot()
+        guest.put("/root/image.tar", image(f"{images}/silvasonic-controller"))
+        with open(PREPARE, encoding="utf-8") as file:
+            guest.run(file.read(), timeout_s=600)
+        guest.save()
+    finally:
+        guest.stop()
+
+
+class Station:
+    """A guest with a running Controller."""
+
+    def __init__(self, images, suite, folder):
+        self.guest = Guest(images, suite, folder)
+        self.images = images
+
+    # --- life
+
+    def start(self, recorder, **settings):
+        """Installs and starts the Controller; `recorder` is the program in the Recorder image."""
+        self.guest.resume()
+        self.guest.put("/root/image.tar", image(recorder))
+        self.guest.run("podman import -q --change 'ENTRYPOINT [\"/program\"]' --change 'ENV PATH=/' /root/image.tar"
+                       " localhost/silvasonic_recorder:latest; rm /root/image.tar", timeout_s=200)
+        self.install(f"{self.images}/silvasonic-controller", f"{PROJECT}/packaging/{UNIT}", CONTROLLER, f"/etc/systemd/system/{UNIT}")
+        with open(f"{PROJECT}/tests/virtual-station/guest/probe", "rb") as file:
+            self.guest.put("/usr/local/sbin/probe", file.read(), 0o755)
+        lines = [f"SILVASONIC_{name.upper()}={value}\n" for name, value in settings.items()]
+        self.guest.put(SETTINGS, "".join(lines).encode(), 0o600)
+        self.guest.run(f"systemctl daemon-reload && systemctl enable --now {UNIT}", timeout_s=120)
+        self.wait_calm()
+
+    def install(self, program, unit, program_path, unit_path):
+        """Copies the program and its unit."""
+        for source, target, mode in ((program, program_path, 0o755), (unit, unit_path, 0o644)):
+            with open(source, "rb") as file:
+                self.guest.put(target, file.read(), mode)
+
+    def measure_podman(self):
+        """Podman's own time from a new card until frames arrive, which depends on the machine. The Controller is stopped
+        meanwhile."""
+        self.run(f"systemctl stop {UNIT}")
+        handle = self.begin_probe("podman", 120, *self.probe("cards"))
+        self.guest.plug("measured", "ultramic", "7")
+        seconds = self.end_probe(handle)["seconds"]
+        self.guest.unplug("measured")
+        self.until("the card is gone", "! grep -q ': USB-Audio' /proc/asound/cards")
+        self.run(f"systemctl start {UNIT}")
+        self.wait_calm()
+        return seconds
+
+    def wait_calm(self):
+        """Waits until the Controller is ready, and does not hash a password any more."""
+        self.until("the Controller is ready", "silvasonic-controller health && sleep 1 &&"
+                   " ! grep -qx bcrypt /proc/$(pidof silvasonic-controller)/task/*/comm")
+
+    # --- questions
+
+    def run(self, command, timeout_s=60):
+        """Runs a command in the guest. Those of the Controller find Podman's socket."""
+        return self.guest.run(f"export SILVASONIC_CONTAINER_SOCKET=/run/podman/podman.sock; {command}", timeout_s)
+
+    def until(self, what, condition, timeout_s=120):
+        """Waits until a shell command succeeds. Returns how long it took."""
+        uptime = "$(cut -d. -f1 /proc/uptime)"
+        loop = f"end=$(({uptime} + {timeout_s})); until {{ {condition}; }} >/dev/null 2>&1; do sleep 0.2; [ {uptime} -lt $end ] || exit 1; done"
+        begun = time.monotonic()
+        try:
+            self.run(loop, timeout_s + 60)
+        except GuestError:
+            raise GuestError(f"{what}: not within {timeout_s} s\n{self.log()[-3000:]}") from None
+        return time.monotonic() - begun
+
+    def begin_probe(self, *arguments):
+        """Begins to measure."""
+        return self.guest.begin("probe " + " ".join(map(str, arguments)), 1200)
+
+    def end_probe(self, handle):
+        """What was measured."""
+        try:
+            return json.loads(self.guest.finish(handle))
+        except GuestError as error:
+            raise GuestError(f"{error}\n{self.log()[-3000:]}") from None
+
+    def probe(self, *arguments):
+        """Measures."""
+        return self.end_probe(self.begin_probe(*arguments))
+
+    def plug(self, name="m1", kind="ultramic", port="1", timeout_s=120):
+        """Connects a microphone and waits for its frames. Returns the times, and the process of the Recorder."""
+        handle = self.begin_probe("plug", timeout_s, *self.probe("cards"))
+        self.guest.plug(name, kind, port)
+        return self.end_probe(handle)
+
+    def log(self):
+        """What the Controller has logged since the boot."""
+        return self.run(f"journalctl -b -u {UNIT} -o cat --no-pager")
+
+    def history(self, device=ULTRAMIC, since="1d"):
+        """The parts of the history of a microphone."""
+        microphones = json.loads(self.run(f"silvasonic-controller history --json --since {since}"))["microphones"]
+        return [part for microphone in microphones if microphone["id"] == device for part in microphone["parts"]]
