@@ -123,7 +123,7 @@ impl Controller {
             specs: SpecCache::new(config.recorder.clone()),
             recorders: Recorders::default(),
             captures: Captures::new(config.capture_timeout, config.usb_reset),
-            logs: LogForwarder::new(&podman, publisher),
+            logs: LogForwarder::new(&podman, publisher, events.clone()),
             limits: Limits::new(&config.recorder),
             history: History::default(),
             rate_limit: RateLimit::default(),
@@ -173,6 +173,7 @@ impl Controller {
     fn observe(&mut self) {
         let now = Instant::now();
         self.next_tick = now + self.config.interval;
+        self.logs.tick();
         if self.shutdown.is_some() {
             self.containers.request(&self.actions);
             return;
@@ -209,6 +210,7 @@ impl Controller {
                 self.known().dump().iter().for_each(|line| info!("dump: {line}"));
             }
             Event::Nudge => self.nudges.arrived(),
+            Event::Audience => self.logs.audience_changed(),
             Event::Changed => self.containers.changed(&self.actions),
             Event::Hardware { generation, scan } => {
                 if let Some(changes) = self.hardware.answered(generation, scan, self.database.registry.as_ref()) {

@@ -42,6 +42,8 @@ pub enum Event {
     Dump,
     /// A request for an immediate cycle.
     Nudge,
+    /// Somebody listens to the log lines, or nobody does any more.
+    Audience,
     /// One of our containers changed, or Podman's event stream was opened or ended.
     Changed,
     /// The result of a scan of the sound cards, or why it failed.

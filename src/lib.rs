@@ -21,8 +21,8 @@
 //! | [`database`]   | PostgreSQL                         | connection, statements, seeding, the last answer               |
 //! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd, kind of mount   |
 //! | [`containers`] | the containers of Tier 2           | list, events, liveness, actions; the only code that changes them |
-//! | [`logs`]       | container logs                     | follow, cursor, lines                                          |
-//! | [`redis`]      | Redis                              | publisher, nudges                                              |
+//! | [`logs`]       | container logs                     | follow while somebody listens, cursor, lines                   |
+//! | [`redis`]      | Redis                              | publisher, audience, nudges                                    |
 //! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, notification, host metrics             |
 //! | [`cli`]        | a terminal, health checks          | one file a command; the answers under the names `curl`, `sh`   |
 //!
@@ -44,14 +44,14 @@
 //! | `database`  | 256 KiB | the next request; PostgreSQL                | 3 s to log in, 5 s a statement        | with the process, or when abandoned |
 //! | `podman`    | 256 KiB | the next request; Podman                    | 5 s a list                            | with the process                  |
 //! | `events`    | 256 KiB | Podman's event stream                       | none: an event can come at any time   | with the process                  |
-//! | `publisher` | 256 KiB | heartbeats and lines; Redis                 | 2 s a reply                           | after the last heartbeat          |
+//! | `publisher` | 256 KiB | heartbeats, lines, the next question; Redis | 2 s a reply                           | after the last heartbeat          |
 //! | `nudge`     | 128 KiB | a nudge from Redis                          | keepalive probes                      | with the process                  |
 //!
 //! <!-- /threads -->
 //!
 //! Short-lived ones: `action` (one for each change of containers, bounded by the deadlines of its calls), `log-…` (one
-//! for each followed log), `engine` (reads the properties of Podman once), `bcrypt` (hashes or verifies the admin's
-//! password once), `reset` (authorises a USB device again) and `power` (reads what the host says about power and heat
+//! for each log while somebody listens), `engine` (reads the properties of Podman once), `bcrypt` (hashes or verifies
+//! the admin's password once), `reset` (authorises a USB device again) and `power` (reads what the host says about power and heat
 //! when a microphone is disconnected). Four use disks, which can hang without a limit, so no thread waits for them
 //! without one: `lock` (ends when it holds the lock), `files` (at most one for each file in the Recorder workspace
 //! and in the state directory of the service, while there is something to read or write), `config` (reads the files that

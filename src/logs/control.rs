@@ -1,16 +1,21 @@
 //! What a follower's thread shares with the main loop and the actions: its instructions.
 //!
+//! A control whose follower has no thread holds what the next one goes on with.
+//!
 //! Invariant: [`Control::interrupt`] ends the wait for a stream that is open, and prevents that one is opened with
 //! older instructions, as the follower stores its [`Closer`] under the same lock.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::logs::sink::FrameSink;
 use crate::podman::stream::Closer;
 
 /// Shared by one follower's thread and those who instruct it.
 #[derive(Debug)]
 pub(super) struct Control {
+    /// The container's name.
+    pub(super) name: String,
     instructions: Mutex<Instructions>,
     changed: Condvar,
 }
@@ -18,6 +23,12 @@ pub(super) struct Control {
 /// What a follower must do.
 #[derive(Debug, Default)]
 pub(super) struct Instructions {
+    /// What a thread that is started goes on with; `None` while one has it.
+    pub(super) parked: Option<FrameSink>,
+    /// There is a thread.
+    pub(super) has_thread: bool,
+    /// End the thread and keep what it knows: nobody listens.
+    pub(super) park: bool,
     /// Read what is left, then wait: the container is about to be removed.
     pub(super) drain: bool,
     /// That was done; the container may be removed.
@@ -35,16 +46,23 @@ pub(super) struct Instructions {
 }
 
 impl Instructions {
+    /// Whether a thread could be started.
+    pub(super) fn lacks_thread(&self) -> bool {
+        !self.has_thread && !self.end
+    }
+
     /// Whether they must be followed at once, without waiting for a stream.
     pub(super) fn is_urgent(&self) -> bool {
-        self.end || self.drain || self.set_back.is_some()
+        self.end || self.park || self.drain || self.set_back.is_some()
     }
 }
 
 impl Control {
-    /// A container that runs or not, as of the last list.
-    pub(super) fn new(running: bool) -> Self {
-        Self { instructions: Mutex::new(Instructions { running, ..Instructions::default() }), changed: Condvar::new() }
+    /// For a container whose log is not followed yet.
+    pub(super) fn new(sink: FrameSink) -> Self {
+        let name = sink.origin.container.clone();
+        let instructions = Instructions { parked: Some(sink), ..Instructions::default() };
+        Self { name, instructions: Mutex::new(instructions), changed: Condvar::new() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Instructions> {

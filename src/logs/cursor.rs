@@ -47,6 +47,18 @@ impl Position {
         Self { second, read: 0, after: 0, oldest: second }
     }
 
+    /// Moves on to the beginning of a second, if all frames that were read are of earlier ones; whether it did. Otherwise
+    /// frames of this second or later may follow.
+    pub fn skip_to(&mut self, second: u64) -> bool {
+        let moves = second > self.second;
+        if moves {
+            *self = Self::at(second);
+        } else {
+            self.oldest = self.oldest.min(second);
+        }
+        moves
+    }
+
     /// Notes that a frame was read.
     pub fn advance(&mut self, second: u64) {
         if second > self.second {
@@ -62,6 +74,12 @@ impl Position {
     /// Notes that the clock was set back: frames of this second or later may follow.
     pub fn clock_set_back(&mut self, second: u64) {
         self.oldest = self.oldest.min(second);
+    }
+
+    /// Whether a stream from here may contain unread frames of before this second.
+    #[must_use]
+    pub fn may_precede(&self, second: u64) -> bool {
+        self.oldest < second
     }
 
     /// The second since 1970 at which a stream must begin, to contain all frames that were not read.
@@ -164,6 +182,24 @@ mod tests {
         assert_eq!(read(&mut position, &[100, 101, 102, 102, 103]), [2, 3, 4]);
         assert_eq!(position.since(), 101);
         assert_eq!(Position::beginning().since(), 0);
+    }
+
+    #[test]
+    fn what_was_written_before_a_second_is_skipped_and_nothing_is_new_twice() {
+        let log = [100, 101, 101, 103, 104, 104, 105];
+        for read_before in 0..=log.len() {
+            for second in 99..=106 {
+                let mut position = Position::beginning();
+                read(&mut position, &log[..read_before]);
+                position.skip_to(second);
+                let new = read(&mut position, &log);
+                let expected: Vec<usize> = (read_before..log.len()).filter(|index| log[*index] >= second).collect();
+                // The rest of a second of which frames were read comes, too.
+                let last = if read_before > 0 { log[read_before - 1] } else { 0 };
+                let all: Vec<usize> = (read_before..log.len()).collect();
+                assert_eq!(new, if second > last { expected } else { all }, "{read_before} frames read, skipped to {second}");
+            }
+        }
     }
 
     #[test]

@@ -95,28 +95,30 @@ impl fmt::Display for StreamEnd {
     }
 }
 
-/// Starts the thread for the container with this id. It ends when it is instructed to.
+/// Starts the thread for the container with this id, unless there is one. It goes on with what the control holds, and
+/// ends when it is instructed to.
 ///
 /// # Errors
 /// The thread cannot be started.
-pub(super) fn start(podman: &Podman, id: &str, control: Arc<Control>, sink: FrameSink) -> io::Result<()> {
+pub(super) fn start(podman: &Podman, id: &str, control: &Arc<Control>) -> io::Result<()> {
+    let mut instructions = control.lock();
+    instructions.park = false;
+    if !instructions.lacks_thread() {
+        return Ok(());
+    }
     // The kernel shows fifteen bytes; names differ at their ends rather than their beginnings.
-    let container = &sink.origin.container;
-    let tail = container.char_indices().rev().nth(10).map_or(0, |(at, _)| at);
-    let name = format!("log-{}", &container[tail..]).replace('\0', "");
-    let follower = Follower {
-        podman: podman.clone(),
-        id: id.to_owned(),
-        control,
-        sink,
-        delay: RETRY,
-        first_frame: None,
-        checked: 0,
-        run: None,
-        process: None,
-        rate_limit: RateLimit::default(),
+    let tail = control.name.char_indices().rev().nth(10).map_or(0, |(at, _)| at);
+    let name = format!("log-{}", &control.name[tail..]).replace('\0', "");
+    let (podman, id, shared) = (podman.clone(), id.to_owned(), Arc::clone(control));
+    let run = move || {
+        let Some(sink) = shared.lock().parked.take() else { return };
+        let follower =
+            Follower { podman, id, control: shared, sink, delay: RETRY, run: None, process: None, rate_limit: RateLimit::default() };
+        follower.run();
     };
-    thread::Builder::new().name(name).stack_size(STACK).spawn(move || follower.run()).map(drop)
+    thread::Builder::new().name(name).stack_size(STACK).spawn(run)?;
+    instructions.has_thread = true;
+    Ok(())
 }
 
 /// What belongs to the thread.
@@ -126,10 +128,6 @@ struct Follower {
     control: Arc<Control>,
     sink: FrameSink,
     delay: Duration,
-    /// The first frame of the log at the last check.
-    first_frame: Option<Vec<u8>>,
-    /// Bytes that had been read by then.
-    checked: u64,
     /// The run that a stream follows, and when it was last known to be alive.
     run: Option<(Run, Instant)>,
     /// Its process, where the Controller can see it.
@@ -140,12 +138,14 @@ struct Follower {
 impl Follower {
     fn run(mut self) {
         loop {
-            let now = self.control.lock();
+            let mut now = self.control.lock();
             let (end, drain, set_back) = (now.end, now.drain && !now.drained, now.set_back);
-            drop(now);
-            if end {
+            if end || now.park && !drain {
+                (now.parked, now.has_thread) = (Some(self.sink), false);
+                self.control.notify();
                 return;
             }
+            drop(now);
             if let Some(second) = set_back {
                 self.control.lock().set_back = None;
                 self.sink.position.clock_set_back(second);
@@ -269,7 +269,11 @@ impl Follower {
         // A list from before the end of the run may set this again; the next list corrects it.
         instructions.running = false;
         while !instructions.is_urgent() && !instructions.running {
-            instructions = self.control.wait(instructions);
+            // It does not exist any more.
+            instructions.end |= instructions.missing;
+            if !instructions.end {
+                instructions = self.control.wait(instructions);
+            }
         }
     }
 
@@ -338,7 +342,7 @@ impl Follower {
             if let Err(bad) = pushed {
                 return StreamEnd::Invalid(bad);
             }
-            if mode == Mode::Follow && (self.first_frame.is_none() || self.sink.bytes - self.checked >= CHECK_BYTES) {
+            if mode == Mode::Follow && (self.sink.first_frame.is_none() || self.sink.bytes - self.sink.checked >= CHECK_BYTES) {
                 self.check_first_frame();
             }
         }
@@ -346,7 +350,7 @@ impl Follower {
 
     /// Checks whether the log begins with the same frame as before; if not, conmon has replaced its file.
     fn check_first_frame(&mut self) {
-        self.checked = self.sink.bytes;
+        self.sink.checked = self.sink.bytes;
         let first = match self.read_first_frame() {
             Ok(Some(first)) => first,
             Ok(None) => return,
@@ -355,7 +359,7 @@ impl Follower {
                 return;
             }
         };
-        if self.first_frame.replace(first.clone()).is_some_and(|before| before != first) {
+        if self.sink.first_frame.replace(first.clone()).is_some_and(|before| before != first) {
             self.report_loss();
         }
     }

@@ -1,14 +1,17 @@
-//! Keeps one follower for each container, from one list of containers to the next.
+//! Keeps one follower for each container, from one list of containers to the next, while somebody listens.
 //!
 //! Containers of the first list existed when the Controller started: only lines that they write from then on are
 //! forwarded. The log of any other container is read from its beginning, as that container is younger than the
 //! Controller, no matter which program created it. So the actions that start containers need not report them here, and
 //! it does not matter whether a list arrives before the end of such an action.
 //!
+//! While nobody listens, no log is read. Each container keeps its position; when somebody listens again, its log is read
+//! from the moment on at which nobody did the last time.
+//!
 //! Invariant: nothing in this file waits, except [`Drainer::drain`], which runs on the thread of an action.
 
 use crate::sorted_map::SortedMap;
-use std::io;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,35 +20,48 @@ use log::{debug, warn};
 use crate::decide::container::{Container, State};
 use crate::decide::spec::{DEVICE_ID, SERVICE};
 use crate::descriptors;
+use crate::event::Event;
 use crate::logs::control::Control;
 use crate::logs::follower;
 use crate::logs::line::Origin;
 use crate::logs::sink::{FrameSink, Start, seconds};
 use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
+use crate::redis::audience::{Audience, Moment};
 use crate::redis::publisher::Publisher;
 
 /// Time to read the last lines of a container before it is removed.
 const DRAIN: Duration = Duration::from_secs(1);
+/// Time to ask Redis before that whether somebody listens.
+const ASK: Duration = Duration::from_millis(250);
 
 /// The followers of all containers.
 #[derive(Debug)]
 pub struct LogForwarder {
     podman: Podman,
     publisher: Publisher,
+    events: SyncSender<Event>,
+    /// Redis is asked who listens.
+    is_asking: bool,
     followers: Followers,
-    /// Containers whose log is to be followed, but is not yet, and where it begins.
-    waiting: SortedMap<String, Start>,
+    /// Somebody listens.
+    is_heard: bool,
+    /// How many logs are to be followed, but are not yet.
+    waiting: usize,
     /// How many logs are followed at most: each holds descriptors.
     limit: usize,
-    /// When the last list was handled, by the wall clock and the monotonic one.
-    last_update: Option<(SystemTime, Instant)>,
+    /// When the clock was last looked at, by the wall clock and the monotonic one.
+    last_look: (SystemTime, Instant),
+    /// A list was handled.
+    has_list: bool,
     rate_limit: RateLimit,
 }
 
 /// For the actions that remove containers.
 #[derive(Clone, Debug)]
 pub struct Drainer {
+    podman: Podman,
+    publisher: Publisher,
     followers: Followers,
 }
 
@@ -57,98 +73,147 @@ fn lock(followers: &Followers) -> MutexGuard<'_, SortedMap<String, Arc<Control>>
 }
 
 impl LogForwarder {
-    /// Without followers.
+    /// Without followers. Each change of the audience is an [`Event::Audience`].
     #[must_use]
-    pub fn new(podman: &Podman, publisher: Publisher) -> Self {
+    pub fn new(podman: &Podman, publisher: Publisher, events: SyncSender<Event>) -> Self {
         Self {
             podman: podman.clone(),
             publisher,
+            events,
+            is_asking: false,
             followers: Followers::default(),
-            waiting: SortedMap::new(),
+            is_heard: false,
+            waiting: 0,
             limit: descriptors::shares().recorders,
-            last_update: None,
+            last_look: (SystemTime::now(), Instant::now()),
+            has_list: false,
             rate_limit: RateLimit::default(),
         }
     }
 
     /// Handles a new list: each container in it has a follower from now on, the others have none.
     pub fn update(&mut self, containers: &[Container]) {
-        let (wall, now) = (SystemTime::now(), Instant::now());
-        let is_first = self.last_update.is_none();
-        let set_back = self.last_update.and_then(|(last_wall, last)| set_back_to(last_wall, wall, now.saturating_duration_since(last)));
-        self.last_update = Some((wall, now));
+        let first = if self.has_list { Start::Beginning } else { Start::After(seconds(SystemTime::now())) };
+        self.has_list = true;
         let mut followers = lock(&self.followers);
-        if let Some(second) = set_back {
-            debug!("the clock was set back; opening log streams again");
-            followers.values().for_each(|control| control.interrupt(|instructions| instructions.set_back = Some(second)));
-        }
         followers.retain(|id, control| {
             if containers.iter().any(|container| &container.id == id) {
                 return true;
             }
+            let mut instructions = control.lock();
             // Podman itself ends the stream of a removed container, after the last line.
-            let was_missing = std::mem::replace(&mut control.lock().missing, true);
+            let was_missing = std::mem::replace(&mut instructions.missing, true);
+            let keeps = instructions.has_thread && !was_missing;
+            drop(instructions);
             if was_missing {
                 control.interrupt(|instructions| instructions.end = true);
             }
-            !was_missing
+            control.notify();
+            keeps
         });
         for container in containers.iter().filter(|container| container.state != State::Created) {
+            let control = followers.entry(container.id.clone()).or_insert_with(|| self.control(container, first));
+            let mut instructions = control.lock();
+            instructions.missing = false;
             let running = container.state == State::Running;
-            if let Some(control) = followers.get(&container.id) {
-                let mut instructions = control.lock();
-                instructions.missing = false;
-                if instructions.running != running {
-                    instructions.running = running;
-                    control.notify();
-                }
+            if instructions.running != running {
+                instructions.running = running;
+                control.notify();
+            }
+        }
+        let has_logs = !followers.is_empty();
+        drop(followers);
+        if has_logs != self.is_asking {
+            self.is_asking = has_logs;
+            self.publisher.watch_audience(has_logs.then(|| self.events.clone()));
+        }
+        self.start();
+    }
+
+    /// At each tick: the clock, a change of the audience that no event reported, and threads that could not be started.
+    pub fn tick(&mut self) {
+        let (wall, now) = (SystemTime::now(), Instant::now());
+        let (last_wall, last) = std::mem::replace(&mut self.last_look, (wall, now));
+        if let Some(second) = set_back_to(last_wall, wall, now.saturating_duration_since(last)) {
+            debug!("the clock was set back; opening log streams again");
+            for control in lock(&self.followers).values() {
+                control.interrupt(|instructions| match &mut instructions.parked {
+                    Some(sink) => sink.position.clock_set_back(second),
+                    None => instructions.set_back = Some(second),
+                });
+            }
+        }
+        self.audience_changed();
+        if self.waiting > 0 {
+            self.start();
+        }
+    }
+
+    /// Begins to follow when somebody listens, and ends that when nobody does.
+    pub fn audience_changed(&mut self) {
+        let (audience, nobody_at) = self.publisher.audience();
+        let is_heard = audience == Some(Audience::Somebody);
+        if is_heard == self.is_heard {
+            return;
+        }
+        self.is_heard = is_heard;
+        if is_heard {
+            let second = nobody_at.map(|moment| moment.earliest_second(&Moment::now()));
+            debug!("somebody listens to log lines");
+            lock(&self.followers).values().for_each(|control| resume(control, second));
+            self.start();
+        } else {
+            debug!("nobody listens to log lines");
+            lock(&self.followers).values().for_each(|control| control.interrupt(|instructions| instructions.park = true));
+            self.waiting = 0;
+        }
+    }
+
+    /// Starts the threads that are lacking.
+    fn start(&mut self) {
+        if !self.is_heard {
+            return;
+        }
+        let now = Instant::now();
+        let followers = lock(&self.followers);
+        let mut room = self.limit.saturating_sub(followers.values().filter(|control| control.lock().has_thread).count());
+        let mut failed = None;
+        self.waiting = 0;
+        for (id, control) in followers.iter().filter(|(_, control)| control.lock().lacks_thread()) {
+            if room == 0 || failed.is_some() {
+                self.waiting += 1;
                 continue;
             }
-            let first = if is_first { Start::After(seconds(wall)) } else { Start::Beginning };
-            let start = *self.waiting.entry(container.id.clone()).or_insert(first);
-            if followers.len() >= self.limit {
-                continue;
-            }
-            match self.follow(container, start) {
-                Ok(control) => {
-                    self.waiting.remove(&container.id);
-                    followers.insert(container.id.clone(), control);
-                }
-                Err(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for a log; retrying: {why}"), now),
+            room -= 1;
+            if let Err(why) = follower::start(&self.podman, id, control) {
+                self.waiting += 1;
+                failed = Some(why);
             }
         }
         drop(followers);
-        self.waiting.retain(|id, _| containers.iter().any(|container| &container.id == id));
-        self.report_waiting(now);
-    }
-
-    /// Reports that logs are not followed for lack of descriptors.
-    fn report_waiting(&mut self, now: Instant) {
-        let (count, limit) = (self.waiting.len(), self.limit);
-        if count > 0 && lock(&self.followers).len() >= limit {
+        let (count, limit) = (self.waiting, self.limit);
+        match failed {
+            Some(why) => self.rate_limit.warn("thread", &format!("cannot start a thread for a log; retrying: {why}"), now),
+            None => drop(self.rate_limit.cleared("thread", now)),
+        }
+        if count > 0 && room == 0 {
             let line = format!("{count} logs are not forwarded yet: {limit} is the most at a time, for lack of file descriptors");
             self.rate_limit.warn("limit", &line, now);
         } else {
             self.rate_limit.cleared("limit", now);
         }
-        if count == 0 {
-            self.rate_limit.cleared("thread", now);
-        }
     }
 
-    fn follow(&self, container: &Container, start: Start) -> io::Result<Arc<Control>> {
+    fn control(&self, container: &Container, start: Start) -> Arc<Control> {
         let label = |name: &str| container.labels.get(name).cloned().unwrap_or_default();
         let origin = Origin { service: label(SERVICE), instance: label(DEVICE_ID), container: container.name.clone() };
-        let control = Arc::new(Control::new(container.state == State::Running));
-        let sink = FrameSink::new(start, origin, self.publisher.clone());
-        follower::start(&self.podman, &container.id, Arc::clone(&control), sink)?;
-        Ok(control)
+        Arc::new(Control::new(FrameSink::new(start, origin, self.publisher.clone())))
     }
 
     /// For the actions that remove containers.
     #[must_use]
     pub fn drainer(&self) -> Drainer {
-        Drainer { followers: Arc::clone(&self.followers) }
+        Drainer { podman: self.podman.clone(), publisher: self.publisher.clone(), followers: Arc::clone(&self.followers) }
     }
 
     /// Ends all followers at once.
@@ -157,15 +222,35 @@ impl LogForwarder {
     }
 }
 
+/// Prepares a log that nobody listened to before: it goes on with this second.
+fn resume(control: &Control, second: Option<u64>) {
+    let mut instructions = control.lock();
+    instructions.park = false;
+    if let (Some(sink), Some(second)) = (&mut instructions.parked, second) {
+        sink.resume(second);
+    }
+}
+
 impl Drainer {
-    /// Forwards the last lines of a container that has ended, before it is removed. Waits a second at most, and logs a
-    /// warning when that was not enough.
+    /// Forwards the last lines of a container that has ended, before it is removed, if somebody listens. Waits a second
+    /// at most, and logs a warning when that was not enough.
     pub fn drain(&self, id: &str, name: &str) {
         let Some(control) = lock(&self.followers).get(id).cloned() else { return };
+        if control.lock().lacks_thread() {
+            // Somebody may have subscribed since the last question.
+            if !self.publisher.is_heard(ASK) {
+                return;
+            }
+            resume(&control, self.publisher.audience().1.map(|moment| moment.earliest_second(&Moment::now())));
+            if let Err(why) = follower::start(&self.podman, id, &control) {
+                warn!("the last log lines of {name} may be lost: cannot start a thread: {why}");
+                return;
+            }
+        }
         control.interrupt(|instructions| (instructions.drain, instructions.drained) = (true, false));
         let until = Instant::now() + DRAIN;
         let mut instructions = control.lock();
-        while !instructions.drained && !instructions.end {
+        while !instructions.drained && !instructions.end && instructions.has_thread {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 warn!("the last log lines of {name} may be lost: not read within {} s", DRAIN.as_secs());

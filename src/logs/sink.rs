@@ -21,6 +21,7 @@ pub(super) enum Start {
 }
 
 /// The state that the frames of a container's log change.
+#[derive(Debug)]
 pub(super) struct FrameSink {
     pub(super) position: Position,
     /// Frames up to this second were written before the Controller started; they are counted and not forwarded.
@@ -28,6 +29,9 @@ pub(super) struct FrameSink {
     pub(super) origin: Origin,
     /// Bytes of all streams.
     pub(super) bytes: u64,
+    /// The first frame of the log at the last check, and how many bytes had been read by then.
+    pub(super) first_frame: Option<Vec<u8>>,
+    pub(super) checked: u64,
     joiner: Joiner,
     publisher: Publisher,
 }
@@ -38,7 +42,16 @@ impl FrameSink {
             Start::Beginning => (Position::beginning(), None),
             Start::After(second) => (Position::at(second), Some(second)),
         };
-        Self { position, mute, joiner: Joiner::default(), origin, publisher, bytes: 0 }
+        Self { position, mute, joiner: Joiner::default(), origin, publisher, bytes: 0, first_frame: None, checked: 0 }
+    }
+
+    /// Goes on after a time in which nobody listened: lines of before this second are not forwarded any more.
+    pub(super) fn resume(&mut self, second: u64) {
+        if self.position.skip_to(second) {
+            // What was there may have been lost meanwhile, and nobody missed it.
+            (self.first_frame, self.joiner) = (None, Joiner::default());
+        }
+        self.mute = self.position.may_precede(second).then(|| second.saturating_sub(1));
     }
 
     /// Handles one frame, and adds the lines that end in it to `lines`.

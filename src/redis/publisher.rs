@@ -1,6 +1,7 @@
 //! Redis: heartbeats and log lines out, by one thread with one connection.
 //!
-//! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON.
+//! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON. For a caller
+//! that wants to know, it asks once a second whether somebody listens to the log lines ([`crate::redis::audience`]).
 //!
 //! A server may close a connection that is idle. That is detected before something is sent, and a new connection is
 //! opened without a message. A server may also refuse one operation and accept others: a full one refuses SET only, and
@@ -10,11 +11,13 @@
 //! Invariants: queueing never fails, and waits only while Redis is available and no longer than the caller allows. What
 //! cannot be sent is dropped and counted. A log line is sent at most once: after a broken connection it is unknown
 //! whether the line arrived, so it is not sent again. A heartbeat may be sent again, as it replaces the previous one.
-//! Memory is bounded by [`QUEUE_LINES`] and [`QUEUE_BYTES`]. With nothing to send, the thread sleeps without a timer.
+//! Memory is bounded by [`QUEUE_LINES`] and [`QUEUE_BYTES`]. With nothing to send or to ask, the thread sleeps without a
+//! timer.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +25,8 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use redis::{ConnectionInfo, Pipeline, RedisError, Value};
 
+use crate::event::Event;
+use crate::redis::audience::{self, Audience, Inquiry, Moment};
 use crate::redis::connection::{Connection, REPLY, address, describe};
 use crate::text::shown;
 
@@ -54,6 +59,8 @@ struct PublisherShared {
     filled: Condvar,
     /// There is room for lines, or Redis is unavailable.
     room: Condvar,
+    /// Redis has answered who listens, or is unavailable.
+    answered: Condvar,
     /// The thread has ended.
     finished: Condvar,
 }
@@ -67,6 +74,9 @@ struct Queue {
     waiting: VecDeque<u64>,
     next_ticket: u64,
     dropped: u64,
+    inquiry: Inquiry,
+    /// Who is told that the audience changed; without one, Redis is not asked.
+    interested: Option<SyncSender<Event>>,
     /// Why Redis is unavailable.
     fault: Option<String>,
     /// Why Redis refused each operation the last time.
@@ -86,6 +96,13 @@ struct StatusMessage {
     json: String,
     ttl: Duration,
     made: Instant,
+}
+
+/// What the thread does next.
+enum Work {
+    Send(Batch),
+    /// Asks who listens to the log lines.
+    Ask,
 }
 
 /// What is sent at once.
@@ -131,6 +148,8 @@ struct Outcome {
     /// For each operation in the batch: done, or why it was refused.
     results: [Option<Result<(), String>>; OPERATIONS.len()],
     refused_lines: u64,
+    /// How many clients received the last line.
+    receivers: Option<i64>,
 }
 
 impl Outcome {
@@ -160,6 +179,8 @@ impl Publisher {
             waiting: VecDeque::new(),
             next_ticket: 0,
             dropped: 0,
+            inquiry: Inquiry::new(),
+            interested: None,
             fault: Some("not connected yet".to_owned()),
             refused: Default::default(),
             disconnected: false,
@@ -167,13 +188,19 @@ impl Publisher {
             finished: false,
             busy_since: Some(Instant::now()),
         };
-        let shared =
-            Arc::new(PublisherShared { queue: Mutex::new(queue), filled: Condvar::new(), room: Condvar::new(), finished: Condvar::new() });
+        let shared = Arc::new(PublisherShared {
+            queue: Mutex::new(queue),
+            filled: Condvar::new(),
+            room: Condvar::new(),
+            answered: Condvar::new(),
+            finished: Condvar::new(),
+        });
         let thread = PublisherThread {
             shared: Arc::clone(&shared),
             address,
             place: redacted(url),
             key: format!("{STATUS}:{instance}"),
+            tried: Moment::now(),
             fault_since: None,
             refused_since: [None; OPERATIONS.len()],
             drops_logged: None,
@@ -240,6 +267,40 @@ impl Publisher {
         }
     }
 
+    /// From now on asks whether somebody listens to the log lines, and reports each change with [`Event::Audience`]; or
+    /// does not ask any more.
+    pub fn watch_audience(&self, interested: Option<SyncSender<Event>>) {
+        self.shared.queue().interested = interested;
+        self.shared.filled.notify_one();
+    }
+
+    /// Who listens, `None` until that is known; and the last moment at which nobody did.
+    #[must_use]
+    pub fn audience(&self) -> (Option<Audience>, Option<Moment>) {
+        let queue = self.shared.queue();
+        (queue.inquiry.audience, queue.inquiry.nobody_at)
+    }
+
+    /// Asks now whether somebody listens. Without an answer within `limit`, nobody does.
+    #[must_use]
+    pub fn is_heard(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut queue = self.shared.queue();
+        let before = queue.inquiry.sent;
+        if !queue.inquiry.is_refused {
+            queue.inquiry.due = Instant::now();
+            self.shared.filled.notify_one();
+            while !queue.disconnected && queue.inquiry.answered <= before {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return false;
+                }
+                queue = self.shared.answered.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        queue.inquiry.audience == Some(Audience::Somebody)
+    }
+
     /// Whether Redis is available and accepts each kind of data.
     ///
     /// # Errors
@@ -278,8 +339,8 @@ impl PublisherShared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something to send; `None` when all is sent and nothing more will be queued.
-    fn next(&self) -> Option<Batch> {
+    /// Waits for something to do; `None` when all is sent and nothing more will be queued.
+    fn next(&self) -> Option<Work> {
         let mut queue = self.queue();
         loop {
             let batch = queue.take();
@@ -288,14 +349,36 @@ impl PublisherShared {
             }
             if !batch.is_empty() {
                 queue.busy_since = Some(Instant::now());
-                return Some(batch);
+                return Some(Work::Send(batch));
             }
-            queue.busy_since = None;
             if queue.finishing {
+                queue.busy_since = None;
                 return None;
             }
-            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            let left = queue.interested.as_ref().map(|_| queue.inquiry.due.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                queue.inquiry.asked();
+                queue.busy_since = Some(Instant::now());
+                return Some(Work::Ask);
+            }
+            queue.busy_since = None;
+            queue = match left {
+                Some(left) => self.filled.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
         }
+    }
+
+    /// Changes what is known about the audience, and reports that.
+    fn learn(&self, change: impl FnOnce(&mut Inquiry)) {
+        let mut queue = self.queue();
+        let before = queue.inquiry.audience;
+        change(&mut queue.inquiry);
+        if queue.inquiry.audience != before {
+            // If the queue is full, the main loop is awake and looks at the next tick.
+            queue.interested.iter().for_each(|events| drop(events.try_send(Event::Audience)));
+        }
+        self.answered.notify_all();
     }
 
     /// Sleeps until the next try to connect; `false` when the thread must end instead.
@@ -351,6 +434,8 @@ struct PublisherThread {
     /// The URL without its secrets.
     place: String,
     key: String,
+    /// When Redis was last used, or tried.
+    tried: Moment,
     /// Since when Redis is unavailable; it was logged then.
     fault_since: Option<Instant>,
     /// Since when each operation is refused; it was logged then.
@@ -379,33 +464,83 @@ impl PublisherThread {
         self.shared.end();
     }
 
-    fn connect(&self) -> Result<Connection, RedisError> {
+    fn connect(&mut self) -> Result<Connection, RedisError> {
+        self.tried = Moment::now();
         Connection::open(&self.address, REPLY_LIMIT)
     }
 
     /// Sends until Redis is unavailable; returns why. `None` when all is sent and the thread must end.
-    fn serve(&mut self, mut connection: Connection, delay: &mut Duration) -> Option<String> {
+    fn serve(&mut self, connection: Connection, delay: &mut Duration) -> Option<String> {
+        let mut connection = Some(connection);
         // The first batch may be empty: it is then a ping, so that "connected" always rests on an answer of Redis.
-        let mut batch = self.shared.queue().take();
+        let mut work = Work::Send(self.shared.queue().take());
         self.shared.room.notify_all();
         loop {
-            match send(&mut connection, &self.key, &batch) {
-                Ok(outcome) => {
+            let usable = match connection.take().filter(Connection::is_idle) {
+                Some(connection) => Ok(connection),
+                None => self.connect().map_err(|error| describe(&error)),
+            };
+            connection = match (work, usable) {
+                (Work::Send(batch), Err(why)) => return Some(self.give_back(batch, why)),
+                (Work::Send(batch), Ok(mut connection)) => {
+                    if let Err(why) = self.send(&mut connection, &batch) {
+                        return Some(self.give_back(batch, why));
+                    }
                     *delay = RETRY;
-                    self.shared.queue().dropped += outcome.refused_lines;
-                    self.available();
-                    OPERATIONS.into_iter().zip(outcome.results).for_each(|(operation, result)| self.answered(operation, result));
+                    Some(connection)
                 }
-                Err(why) => return Some(self.give_back(batch, why)),
+                (Work::Ask, Ok(connection)) => self.ask(connection),
+                // A server that restarts is back before the next heartbeat, which finds out otherwise.
+                (Work::Ask, Err(_)) => {
+                    self.shared.learn(|inquiry| inquiry.unreachable(self.tried));
+                    None
+                }
+            };
+            work = self.shared.next()?;
+        }
+    }
+
+    fn send(&mut self, connection: &mut Connection, batch: &Batch) -> Result<(), String> {
+        self.tried = Moment::now();
+        let outcome = send(connection, &self.key, batch)?;
+        self.shared.queue().dropped += outcome.refused_lines;
+        self.available();
+        OPERATIONS.into_iter().zip(outcome.results).for_each(|(operation, result)| self.answered(operation, result));
+        if let Some(clients) = outcome.receivers {
+            self.shared.learn(|inquiry| inquiry.received(clients, self.tried));
+        }
+        Ok(())
+    }
+
+    /// Asks who listens to the log lines. Returns the connection if it can be used again.
+    fn ask(&mut self, mut connection: Connection) -> Option<Connection> {
+        self.tried = Moment::now();
+        match ask(&mut connection) {
+            Ok(answer) => {
+                if let Some(why) = answer.as_ref().err().filter(|_| !self.shared.queue().inquiry.is_refused) {
+                    self.not_told(why);
+                }
+                self.shared.learn(|inquiry| inquiry.answer(answer.ok(), self.tried));
+                Some(connection)
             }
-            batch = self.shared.next()?;
-            if !connection.is_idle() {
-                match self.connect() {
-                    Ok(new) => connection = new,
-                    Err(error) => return Some(self.give_back(batch, describe(&error))),
+            Err(Unanswered::Unavailable) => {
+                self.shared.learn(|inquiry| inquiry.unreachable(self.tried));
+                None
+            }
+            Err(Unanswered::Broken(why)) => {
+                let mut is_refusal = false;
+                self.shared.learn(|inquiry| is_refusal = inquiry.broke(self.tried));
+                if is_refusal {
+                    self.not_told(&why);
                 }
+                None
             }
         }
+    }
+
+    /// Reports that Redis does not say who listens.
+    fn not_told(&self, why: &str) {
+        info!("Redis at {} does not tell who listens to {LOGS}, so logs are always followed: {why}", self.place);
     }
 
     /// Keeps the heartbeat of a batch that was not sent, and counts its lines as dropped.
@@ -427,6 +562,7 @@ impl PublisherThread {
         queue.lines.clear();
         queue.bytes = 0;
         drop(queue);
+        self.shared.learn(|inquiry| inquiry.unreachable(self.tried));
         self.shared.room.notify_all();
         if self.fault_since.is_none() {
             self.fault_since = Some(Instant::now());
@@ -511,6 +647,12 @@ fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<Outcome
                 }
                 Err(why)
             }
+            Value::Int(clients) => {
+                if operations.get(index) == Some(&Operation::PublishLines) {
+                    outcome.receivers = Some(clients);
+                }
+                Ok(())
+            }
             _ => Ok(()),
         };
         // The answer to PING has no operation: any answer shows that Redis is available.
@@ -519,6 +661,43 @@ fn send(connection: &mut Connection, key: &str, batch: &Batch) -> Result<Outcome
         }
     }
     Ok(outcome)
+}
+
+/// Why there is no answer to the question who listens.
+enum Unanswered {
+    /// The connection ended; the next one may be better.
+    Broken(String),
+    /// Redis is unavailable.
+    Unavailable,
+}
+
+/// Asks who listens to the log lines; the answer, or why it is refused.
+fn ask(connection: &mut Connection) -> Result<Result<Audience, String>, Unanswered> {
+    let lost = |error: io::Error| match error.kind() {
+        io::ErrorKind::TimedOut => Unanswered::Unavailable,
+        _ => Unanswered::Broken(describe(&error.into())),
+    };
+    let question = audience::question(LOGS);
+    let deadline = Instant::now() + REPLY;
+    connection.send(&question.get_packed_pipeline(), deadline).map_err(lost)?;
+    let mut answer = Ok(Audience::Nobody);
+    for _ in 0..question.len() {
+        let part = match connection.reply(Some(deadline)).map_err(lost)? {
+            Value::ServerError(error) => {
+                if is_general(error.code()) {
+                    return Err(Unanswered::Unavailable);
+                }
+                Err(describe(&error.into()))
+            }
+            reply => audience::parse(&reply).ok_or_else(|| "an answer of another form than expected".to_owned()),
+        };
+        answer = match (answer, part) {
+            (Err(why), _) | (_, Err(why)) => Err(why),
+            (Ok(Audience::Nobody), part) => part,
+            (answer, _) => answer,
+        };
+    }
+    Ok(answer)
 }
 
 /// Whether an error concerns the connection and not one operation: a login is missing, or the server loads its data.

@@ -265,6 +265,88 @@ fn a_flood_holds_no_other_container_up_and_is_reported_when_podman_drops_lines()
     assert_eq!(controller.count_log("exceeded its size limit"), 1);
 }
 
+/// Names of the threads that follow a log.
+fn followers(controller: &Controller) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", controller.id())).unwrap().flatten();
+    tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("log-"))).count()
+}
+
+#[test]
+fn logs_are_followed_only_while_somebody_listens_and_each_line_comes_once() {
+    let stage = Stage::with(&[Card::ultramic(), Card::rode().index(1)], SPEAKER);
+    let controller = stage.controller();
+    stage.station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    // A pattern may match the channel, too.
+    for (round, channel) in [CHANNEL, CHANNEL, "silvasonic:*"].into_iter().enumerate() {
+        // A listener comes while another one stays, and both go.
+        stage.tell(ULTRAMIC, "echo unheard");
+        let written = Instant::now();
+        eventually(SOON, "nobody is asked for", || (followers(&controller) == 0).then_some(()));
+        eventually(SOON, "two later seconds", || (written.elapsed() > Duration::from_millis(2500)).then_some(()));
+        let listener = stage.station.redis.subscribe(channel);
+        let begun = Instant::now();
+        stage.tell(ULTRAMIC, "echo 1; echo 2");
+        let messages = || -> String {
+            loop {
+                let line = next(&listener.lines);
+                // The pattern matches heartbeats, too.
+                if let Some(message) = line["message"].as_str() {
+                    return message.to_owned();
+                }
+            }
+        };
+        assert_eq!((messages(), messages()), ("1".to_owned(), "2".to_owned()), "round {round}");
+        println!("the first line came {:?} after the subscription", begun.elapsed());
+        assert_eq!(followers(&controller), 2);
+        let second = stage.station.redis.subscribe(channel);
+        stage.tell(RODE, "echo 3");
+        assert_eq!(messages(), "3");
+        drop(second);
+        stage.tell(ULTRAMIC, "echo 4");
+        assert_eq!(messages(), "4");
+    }
+}
+
+#[test]
+fn a_subscriber_hears_a_container_that_ends_and_is_replaced_right_after() {
+    let stage = Stage::with(&[Card::ultramic()], SPEAKER);
+    let controller = stage.controller();
+    stage.station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    for round in 0..3 {
+        eventually(SOON, "nobody is asked for", || (followers(&controller) == 0).then_some(()));
+        let before = stage.station.podman.mark(ULTRAMIC);
+        let listener = stage.station.redis.subscribe(CHANNEL);
+        let said = format!("said {round}");
+        stage.tell(ULTRAMIC, &format!("echo {said}; exit 0"));
+        assert_eq!(message(&listener.lines), said);
+        eventually(SOON, "a new container", || stage.station.podman.mark(ULTRAMIC).filter(|mark| Some(mark) != before.as_ref()));
+        stage.station.podman.wait_running(SOON, &[ULTRAMIC]);
+        stage.tell(ULTRAMIC, "echo new");
+        assert_eq!(message(&listener.lines), "new");
+    }
+}
+
+#[test]
+fn logs_are_always_followed_where_redis_does_not_tell_who_listens() {
+    let stage = Stage::with(&[Card::ultramic()], SPEAKER);
+    redis::cmd("ACL").arg(&["SETUSER", "default", "-pubsub"]).exec(&mut stage.station.redis.connection()).unwrap();
+    let controller = stage.controller();
+    stage.station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let line = controller.wait_log("does not tell who listens to silvasonic:logs, so logs are always followed", SOON);
+    assert!(line.contains("NOPERM"), "{line}");
+    eventually(SOON, "a follower", || (followers(&controller) == 1).then_some(()));
+    let listener = stage.station.redis.subscribe(CHANNEL);
+    stage.tell(ULTRAMIC, "echo 1");
+    assert_eq!(message(&listener.lines), "1");
+    // It is no fault of Redis.
+    let health = stage.station.redis.get("silvasonic:status:controller").unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&health).unwrap()["health"]["components"]["redis"]["healthy"], true);
+    drop(listener);
+    stage.tell(ULTRAMIC, "echo 2");
+    assert_eq!((followers(&controller), controller.count_log("does not tell who listens")), (1, 1));
+}
+
 /// A service that answers each request to follow with the next of `answers`, and says nothing otherwise.
 fn scripted(socket: PathBuf, answers: Vec<Vec<u8>>) {
     let listener = UnixListener::bind(socket).unwrap();
@@ -333,7 +415,8 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
         ],
     );
     let bus = Publisher::start(&station.redis.url(), "controller").unwrap();
-    let mut logs = LogForwarder::new(&Podman::new(socket), bus);
+    let (events, audience) = std::sync::mpsc::sync_channel(8);
+    let mut logs = LogForwarder::new(&Podman::new(socket), bus, events);
     logs.update(&[]);
     let container = Container {
         id: "c1".to_owned(),
@@ -348,6 +431,8 @@ fn broken_streams_are_reported_and_read_again_where_they_broke() {
     };
     let begun = Instant::now();
     logs.update(&[container]);
+    audience.recv_timeout(SOON).unwrap();
+    logs.audience_changed();
     numbered(&lines, 4);
     assert!(lines.try_recv().is_err());
     assert!(begun.elapsed() < SOON);

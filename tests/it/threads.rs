@@ -36,7 +36,8 @@ fn the_fixed_threads_are_those_of_the_table_in_the_crate_documentation() {
     let is_short_lived = |name: &String| {
         name.starts_with("log-") || ["action", "engine", "bcrypt", "files", "config", "folder", "lock"].contains(&name.as_str())
     };
-    // A followed log shows that the start is over.
+    // A log is followed only while somebody listens; that it is shows that the start is over.
+    let _lines = station.redis.listen("silvasonic:logs");
     let is_up = |names: &BTreeSet<String>| names.iter().any(|name| name.starts_with("log-"));
     let names = eventually(SOON, "the threads of a running station", || {
         let names = running();

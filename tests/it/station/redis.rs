@@ -134,4 +134,39 @@ impl Redis {
         subscribed.recv().expect("Redis confirms the subscription");
         receiver
     }
+
+    /// Subscribes to a channel, or to a pattern, until it is dropped.
+    pub(crate) fn subscribe(&self, name: &str) -> Subscriber {
+        let mut connection = self.connection();
+        let id = ::redis::cmd("CLIENT").arg("ID").query(&mut connection).unwrap();
+        let (sender, lines) = channel();
+        let (ready, subscribed) = channel();
+        let name = name.to_owned();
+        std::thread::spawn(move || {
+            let mut messages = connection.as_pubsub();
+            if name.contains('*') { messages.psubscribe(&name) } else { messages.subscribe(&name) }.unwrap();
+            ready.send(()).unwrap();
+            while let Some(text) = messages.get_message().ok().and_then(|message| message.get_payload().ok()) {
+                let _ = sender.send(text);
+            }
+        });
+        subscribed.recv().expect("Redis confirms the subscription");
+        Subscriber { lines, id, control: self.connection() }
+    }
+}
+
+/// A subscription that ends.
+pub(crate) struct Subscriber {
+    pub(crate) lines: Receiver<String>,
+    id: i64,
+    control: Connection,
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        let killed: ::redis::RedisResult<()> = ::redis::cmd("CLIENT").arg("KILL").arg("ID").arg(self.id).exec(&mut self.control);
+        if !std::thread::panicking() {
+            killed.expect("the subscription is ended");
+        }
+    }
 }
