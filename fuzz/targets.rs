@@ -18,6 +18,7 @@ use silvasonic_controller::config::Config;
 use silvasonic_controller::containers::watch;
 use silvasonic_controller::decide::desired::{Desired, SpecCache, desired};
 use silvasonic_controller::decide::device::{Microphone, Usb, identify, is_workspace_name, serial};
+use silvasonic_controller::decide::offer;
 use silvasonic_controller::decide::presence::Presences;
 use silvasonic_controller::decide::profile::{Profile, ProfileConfig};
 use silvasonic_controller::decide::registry::{Registry, Row, System};
@@ -262,11 +263,11 @@ pub(crate) fn stream0(data: &[u8]) {
     for setting in &settings {
         assert!(setting.channels > 0 && !setting.formats.is_empty() && !setting.rates.is_empty() && !setting.rates.contains(&0));
     }
-    assert!(!formats::summary(&settings).chars().any(is_invisible), "{settings:?}");
+    assert!(!offer::summary(&settings).chars().any(is_invisible), "{settings:?}");
     let forged = format!("X\nCapture:\n  Altset 1\n  Format: S32_LE\n  Channels: 2\n  Rates: 10000000\n{text}");
     assert_eq!(formats::parse(&forged).as_ref(), Ok(&settings));
     let Some(choice) = formats::best(&settings) else { return };
-    let offers = |setting: &formats::Setting| {
+    let offers = |setting: &offer::Setting| {
         let (low, high) = (setting.rates.iter().min().copied(), setting.rates.iter().max().copied());
         let between = setting.continuous && low <= Some(choice.sample_rate) && Some(choice.sample_rate) <= high;
         setting.channels == choice.channels && (between || setting.rates.contains(&choice.sample_rate))
@@ -289,7 +290,7 @@ fn rows_of(data: &[u8]) -> Vec<Row> {
 fn microphone(card: u32, serial: Option<String>, bus_path: &str) -> Microphone {
     let (vendor, product) = ("0869".to_owned(), "0389".to_owned());
     let usb = Usb { vendor, product, serial, bus_path: bus_path.to_owned(), port_path: None, address: format!("1:{card}") };
-    Microphone { card, pcm: 0, name: "UltraMic".to_owned(), usb: Some(usb) }
+    Microphone { card, pcm: 0, name: "UltraMic".to_owned(), usb: Some(usb), offer: Default::default() }
 }
 
 /// Rows of the database: a faulty one affects only itself and is named on one line; ids stay one-to-one; and what is

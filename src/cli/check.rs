@@ -15,6 +15,7 @@ use crate::config::{Config, SettingFault};
 use crate::config_folder::ConfigFolder;
 use crate::database::connection::{Connection, reason};
 use crate::decide::container::Engine;
+use crate::decide::desired::{Desired, SpecCache, desired};
 use crate::decide::registry::Registry;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::decide::workspace::Workspace;
@@ -255,6 +256,13 @@ fn devices(config: &Config, registry: &Registry, findings: &mut Findings) {
     let presences = devices::presences(config, registry, &mut Vec::new());
     if let Some((text, fix)) = devices::fallback(config, registry, &presences) {
         findings.warn("profiles", text, fix);
+    }
+    for (id, desired) in desired(registry, true, &presences, &mut SpecCache::new(config.recorder.clone())) {
+        let Desired::Run(spec) = desired else { continue };
+        let Some(mismatch) = &spec.mismatch else { continue };
+        let (text, fix) =
+            (format!("{}: {mismatch}", shown(&id)), "correct `audio` of the profile, or enroll the microphone with another one");
+        if mismatch.is_certain { findings.fail("profiles", text, fix) } else { findings.warn("profiles", text, fix) }
     }
     for (name, fate) in takeover::fates(config, registry, &presences).unwrap_or_default() {
         match fate {

@@ -3,20 +3,17 @@
 use crate::collect::sort_by_key;
 use crate::sorted_map::SortedMap;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::decide::device::{Microphone, identify};
+use crate::decide::offer::{Setting, summary};
 use crate::decide::profile::{Match, Profile, best, scores};
-use crate::hardware::formats::{self, Setting};
+use crate::hardware::formats;
 use crate::hardware::sysfs;
 use crate::text::{shown, table};
 
-/// In bytes; much more than the altsettings of any card need.
-const STREAM_LIMIT: u64 = 256 << 10;
 const SLUG_LIMIT: usize = 60;
 
 /// The connected microphones.
@@ -46,7 +43,7 @@ impl ScanReport {
         let read = |(id, microphone): (String, Microphone)| {
             let criteria = profiles.iter().map(|profile| (profile.slug.as_str(), profile.config.criteria()));
             let best_match = best(scores(criteria, &microphone));
-            ScannedCard { id, capture: read_stream(root, &microphone), best_match, microphone }
+            ScannedCard { id, capture: formats::read(root, microphone.card, microphone.pcm), best_match, microphone }
         };
         let ids = identify(scan.microphones, &SortedMap::new(), |_| false);
         let mut microphones: Vec<ScannedCard> = ids.into_iter().filter(|(_, microphone)| is_selected(microphone.card)).map(read).collect();
@@ -72,7 +69,7 @@ impl ScanReport {
                     Match::One { slug, score } => format!("{slug} ({score})"),
                     Match::Ambiguous { slugs, score } => format!("{} ({score} each: ambiguous)", slugs.join(", ")),
                 },
-                capture.as_ref().map_or_else(|why| format!("unknown: {why}"), |settings| formats::summary(settings)),
+                capture.as_ref().map_or_else(|why| format!("unknown: {why}"), |settings| summary(settings)),
             ]);
         }
         let mut text = if rows.len() == 1 { "no USB microphone is connected\n".to_owned() } else { table(&rows) };
@@ -135,7 +132,7 @@ impl ScannedCard {
         }
         let setting = match &self.capture {
             Ok(settings) => {
-                let _ = writeln!(text, "# It captures {}.", shown(&formats::summary(settings)));
+                let _ = writeln!(text, "# It captures {}.", shown(&summary(settings)));
                 formats::best(settings)
             }
             Err(why) => {
@@ -163,16 +160,6 @@ impl ScannedCard {
     }
 }
 
-/// What the microphone can capture. The file has the number of the PCM.
-fn read_stream(root: &Path, &Microphone { card, pcm, .. }: &Microphone) -> Result<Vec<Setting>, String> {
-    let path = root.join(format!("proc/asound/card{card}/stream{pcm}"));
-    let mut text = Vec::new();
-    let read = File::open(&path).and_then(|file| file.take(STREAM_LIMIT).read_to_end(&mut text));
-    read.map_err(|error| error.to_string())
-        .and_then(|_| formats::parse(&String::from_utf8_lossy(&text)))
-        .map_err(|why| format!("stream{pcm}: {why}"))
-}
-
 /// Letters and digits of `name` in lower case; other characters become a single `_`.
 fn slug(name: &str) -> String {
     let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
@@ -197,6 +184,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::decide::device::Usb;
+    use crate::decide::offer::Offer;
     use crate::decide::profile::score;
 
     fn scanned(name: &str, capture: Result<Vec<Setting>, String>) -> ScannedCard {
@@ -210,7 +198,7 @@ mod tests {
         };
         ScannedCard {
             id: "x".into(),
-            microphone: Microphone { card: 0, pcm: 0, name: name.into(), usb: Some(usb) },
+            microphone: Microphone { card: 0, pcm: 0, name: name.into(), usb: Some(usb), offer: Offer::default() },
             capture,
             best_match: Match::None,
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::clock;
 use crate::decide::container::{Container, State};
 use crate::decide::desired::StopReason;
+use crate::decide::offer::Mismatch;
 use crate::decide::spec::Tier2ServiceSpec;
 
 /// One action for one device.
@@ -333,6 +334,8 @@ pub enum Hold {
     },
     /// Somebody else created the running container.
     Foreign,
+    /// No Recorder can capture what the profile asks for.
+    NotOffered(Mismatch),
 }
 
 impl Hold {
@@ -342,7 +345,7 @@ impl Hold {
         match self {
             Self::Busy | Self::Transitional(_) | Self::Removing | Self::Comparing | Self::Turn => false,
             Self::LimitReached | Self::Paused { .. } | Self::BackOff { .. } | Self::Drifting { .. } => true,
-            Self::FellBack { .. } | Self::Foreign => true,
+            Self::FellBack { .. } | Self::Foreign | Self::NotOffered(_) => true,
         }
     }
 }
@@ -363,6 +366,7 @@ impl fmt::Display for Hold {
             Self::Turn => f.write_str("another Recorder is replaced first"),
             Self::FellBack { why } => write!(f, "fell back to the previous container: {why}"),
             Self::Foreign => f.write_str("somebody else created its container, which is left running"),
+            Self::NotOffered(mismatch) => write!(f, "{mismatch}"),
         }
     }
 }

@@ -16,8 +16,10 @@ use std::sync::Arc;
 use crate::collect::by_insertion;
 use crate::decide::container::Container;
 use crate::decide::device::Microphone;
+use crate::decide::offer::Mismatch;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::pressure::Shortage;
+use crate::decide::profile::ProfileConfig;
 use crate::decide::registry::{Device, Enrollment, Registry};
 use crate::decide::spec::{DEVICE_ID, RecorderSettings, Tier2ServiceSpec};
 
@@ -123,11 +125,14 @@ impl SpecCache {
         Self { recorder, specs: SortedMap::new() }
     }
 
-    fn get(&mut self, device: &str, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> Arc<Tier2ServiceSpec> {
+    fn get(&mut self, device: &str, microphone: &Microphone, folder: &str, profile: &str, config: &ProfileConfig) -> Arc<Tier2ServiceSpec> {
+        let config_json = config.recorder_json();
         if let Some(spec) = self.specs.get(device).filter(|spec| spec.is_of(microphone, folder, profile, config_json)) {
             return Arc::clone(spec);
         }
-        let spec = Arc::new(Tier2ServiceSpec::recorder(&self.recorder, device, microphone, folder, profile, config_json.to_owned()));
+        let mut spec = Tier2ServiceSpec::recorder(&self.recorder, device, microphone, folder, profile, config_json.to_owned());
+        spec.mismatch = Mismatch::find(&microphone.offer, config.capture());
+        let spec = Arc::new(spec);
         self.specs.insert(device.to_owned(), Arc::clone(&spec));
         spec
     }
@@ -196,6 +201,6 @@ fn of_device(id: &str, device: &Device, registry: &Registry, presence: Option<&P
         (None, _) => keep(KeepReason::HardwareUnknown),
         (Some(Presence::Missing { .. } | Presence::Offline), _) => keep(KeepReason::NotDetected),
         (Some(Presence::Online(_)), None) => keep(KeepReason::NoWorkspaceName),
-        (Some(Presence::Online(microphone)), Some(folder)) => Desired::Run(specs.get(id, microphone, folder, slug, config.recorder_json())),
+        (Some(Presence::Online(microphone)), Some(folder)) => Desired::Run(specs.get(id, microphone, folder, slug, config)),
     }
 }

@@ -22,6 +22,7 @@ use crate::sorted_set::SortedSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::decide::offer::Offer;
 use crate::text::fingerprint;
 
 /// Longest serial number that is used unchanged; the USB specification allows 126 characters.
@@ -43,6 +44,8 @@ pub struct Microphone {
     pub name: String,
     /// Its USB device; without one, only the card index identifies it.
     pub usb: Option<Usb>,
+    /// What it can capture.
+    pub offer: Offer,
 }
 
 /// The USB device of a microphone.
@@ -347,7 +350,7 @@ mod tests {
             port_path: None,
             address: format!("001/{card:03}"),
         };
-        Microphone { card, pcm: 0, name: "Mic".to_owned(), usb: Some(usb) }
+        Microphone { card, pcm: 0, name: "Mic".to_owned(), usb: Some(usb), offer: Offer::default() }
     }
 
     /// At a port of the host controller `controller`.
@@ -396,7 +399,7 @@ mod tests {
     fn an_id_contains_the_serial_number_else_the_port_else_the_card() {
         assert_eq!(ids(vec![usb(0, Some("S1"), "1-1")], &[]), [id("0869-0389-S1", 0)]);
         assert_eq!(ids(vec![usb(0, None, "1-1.4")], &[]), [id("0869-0389-port1-1.4", 0)]);
-        let bare = Microphone { card: 3, pcm: 0, name: String::new(), usb: None };
+        let bare = Microphone { card: 3, pcm: 0, name: String::new(), usb: None, offer: Offer::default() };
         assert_eq!(ids(vec![bare], &[]), [id("alsa-card3", 3)]);
     }
 

@@ -14,6 +14,7 @@ pub mod effort;
 pub mod hang;
 pub mod leadership;
 pub mod lenient;
+pub mod offer;
 pub mod past;
 pub mod plan;
 pub mod presence;

@@ -25,6 +25,9 @@
 //! replaced at a time, so that an edit that affects many never interrupts two Recorders at the same time. One whose
 //! capture stands still is replaced without waiting: it has nothing to lose.
 //!
+//! A Recorder that could not open its card, because the card does not offer what the profile asks for, is not started
+//! and replaces nothing.
+//!
 //! If more Recorders are desired than `max_recorders`, running ones have priority, then those with a container or an
 //! action under way. So a Recorder that has just failed is not displaced by a new one.
 
@@ -172,6 +175,11 @@ fn apply_limit<'a>(view: &'a View<'_>, containers: &SortedMap<&str, Vec<&Contain
     (over_limit, if view.max_recorders.is_some() { surplus } else { SortedSet::new() })
 }
 
+/// A Recorder with this spec could not open its card.
+fn not_offered(spec: &Tier2ServiceSpec) -> Option<Hold> {
+    spec.mismatch.as_ref().filter(|mismatch| mismatch.is_certain).cloned().map(Hold::NotOffered)
+}
+
 /// Builds a plan.
 struct Planner<'a> {
     view: &'a View<'a>,
@@ -247,7 +255,8 @@ impl Planner<'_> {
         let stays = match past.rejection(&spec.device, spec.hash()) {
             Some(why) if stalled.is_none() => Some(Hold::FellBack { why: why.to_owned() }),
             _ => past.foreign.contains(&old.id).then_some(Hold::Foreign),
-        };
+        }
+        .or_else(|| not_offered(spec));
         if let Some(hold) = stays {
             self.hold(spec, hold);
             return self.tidy(spec, old, &others, Cause::Duplicate);
@@ -320,6 +329,9 @@ impl Planner<'_> {
             let failed: Vec<&Container> = own.iter().copied().filter(|other| other.id != old.id).collect();
             return self.fall_back(spec, &failed, old, Ending::of(old));
         }
+        if let Some(hold) = not_offered(spec) {
+            return self.hold(spec, hold);
+        }
         let is_used = |container: &&Container| [created, predecessor].into_iter().flatten().any(|used| used.id == container.id);
         let remove: Vec<&Container> = own.iter().copied().filter(|container| !is_used(container)).collect();
         let task = Task::Start {
@@ -377,7 +389,9 @@ pub(crate) mod tests {
     use super::*;
     use crate::decide::action::{Rank, Removal};
     use crate::decide::desired::{KeepReason, StopReason};
+    use crate::decide::offer::{Mismatch, Setting};
     use crate::decide::past::Compared;
+    use crate::decide::profile::AudioFormat;
     use crate::decide::spec::tests::spec;
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -569,6 +583,25 @@ pub(crate) mod tests {
         assert_eq!(scene.plan().holds["a"].to_string(), "back-off until 1970-01-01T00:00:02Z after 3 failures");
         scene.now += Duration::from_secs(2);
         assert_eq!(scene.actions(), "restart a c0, stop b c1");
+    }
+
+    #[test]
+    fn what_no_recorder_can_capture_is_not_started_and_replaces_nothing() {
+        let offer = |channels| [Setting { formats: vec!["S16_LE".to_owned()], channels, rates: vec![48_000], continuous: false }];
+        let asked = |channels| AudioFormat { rate: 48_000, channels, format: "S16LE".to_owned() };
+        for (containers, offered, asked_for, expected) in [
+            ("", 1, 2, ""),
+            ("a:exited", 1, 2, ""),
+            ("a:running", 1, 2, ""),
+            ("a:running!", 1, 2, ""),
+            ("", 2, 1, "start a"),
+            ("a:exited", 2, 1, "restart a c0"),
+        ] {
+            let mut scene = scene("a:run", containers);
+            let Some(Desired::Run(spec)) = scene.desired.get_mut("a") else { unreachable!() };
+            Arc::make_mut(spec).mismatch = Mismatch::find(&offer(offered), asked(asked_for));
+            assert_eq!(scene.actions(), expected, "{containers:?}");
+        }
     }
 
     #[test]

@@ -158,6 +158,7 @@ fn on_one_of(last: &SortedMap<String, (u32, Option<Port>)>, id: &str, unclear: &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::offer::Offer;
 
     struct Fake {
         start: Instant,
@@ -165,7 +166,7 @@ mod tests {
     }
 
     fn microphone(card: u32) -> Microphone {
-        Microphone { card, pcm: 0, name: "m".to_owned(), usb: None }
+        Microphone { card, pcm: 0, name: "m".to_owned(), usb: None, offer: Offer::default() }
     }
 
     impl Fake {

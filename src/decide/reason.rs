@@ -76,7 +76,12 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
         let capture = known.captures.get(id).unwrap_or(&Capture::Unproven);
         let (recording, state) = running_text(capture, &begun);
         let text = match desired {
-            Some(Desired::Run(_)) => known.holds.get(id).map_or_else(|| state.clone(), |hold| format!("{state}; {hold}")),
+            Some(Desired::Run(spec)) => {
+                let mismatch = spec.mismatch.as_ref().filter(|_| recording != Some(true)).map(ToString::to_string);
+                let hold = known.holds.get(id).cloned();
+                let mismatch = mismatch.filter(|mismatch| Some(mismatch) != hold.as_ref());
+                [Some(state), hold, mismatch].into_iter().flatten().collect::<Vec<_>>().join("; ")
+            }
             Some(Desired::Keep(why)) => format!("{state}, although {why}"),
             Some(Desired::Stop(why)) => format!("{state}, to be stopped: {why}"),
             None => format!("{state}, to be stopped: it is not in the database"),
@@ -84,7 +89,13 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
         return Reason { recording, stalled: matches!(capture, Capture::Standing(_)), text };
     }
     let why = match desired {
-        Some(Desired::Run(_)) => known.holds.get(id).map_or("starting", String::as_str).to_owned(),
+        Some(Desired::Run(spec)) => {
+            let hold = known.holds.get(id).map_or("starting", String::as_str);
+            match &spec.mismatch {
+                Some(mismatch) if !mismatch.is_certain => format!("{hold}; {mismatch}"),
+                _ => hold.to_owned(),
+            }
+        }
         Some(Desired::Keep(why)) => pending(known, id).map_or_else(|| why.to_string(), |more| format!("pending, {more}")),
         Some(Desired::Stop(why)) => pending(known, id).map_or_else(|| why.to_string(), |more| format!("pending, {more}")),
         None => "it is not in the database".to_owned(),

@@ -24,6 +24,12 @@ use crate::text::shown;
 /// Failures of a predecessor after which the rejected spec is tried again.
 const FALLBACK_FAILURES: u32 = 3;
 
+/// Runs that ended in a row, up to which that is not a fault for health checks.
+const SHORT_RUNS: u32 = 5;
+
+/// A run of this duration is a steady one.
+const STEADY: Duration = Duration::from_secs(60);
+
 /// The Recorders of all devices.
 #[derive(Debug, Default)]
 pub struct Recorders {
@@ -44,6 +50,8 @@ struct Recorder {
     own: Option<String>,
     /// How the last run ended, and how many runs ended.
     ended: Option<(Ending, u32)>,
+    /// How many of them ended in a row, without a steady one in between.
+    short_runs: u32,
     /// Why the last run ended or failed to start, while that explains a hold.
     failure: Option<String>,
 }
@@ -212,6 +220,9 @@ impl Recorders {
     /// A microphone was connected or disconnected: earlier failures do not count any more.
     pub fn reconnected(&mut self, device: &str) {
         self.past.failures.forget(device);
+        if let Some(recorder) = self.devices.get_mut(device) {
+            recorder.short_runs = 0;
+        }
     }
 
     /// Records how a container differs from a spec.
@@ -260,7 +271,14 @@ impl Recorders {
             let device = device_of(container);
             let Some(Desired::Run(spec)) = desired.get(device) else { continue };
             match container.state {
-                State::Running => self.past.failures.running(device, now),
+                State::Running => {
+                    self.past.failures.running(device, now);
+                    let is_steady = |runs: &Runs| now.saturating_duration_since(runs.since) >= STEADY;
+                    if let (true, Some(recorder)) = (self.past.runs.get(&container.id).is_some_and(is_steady), self.devices.get_mut(device))
+                    {
+                        recorder.short_runs = 0;
+                    }
+                }
                 State::Exited | State::Lost if !is_busy(device) && self.is_own_end(container, spec) => {
                     let ending = Ending::of(container);
                     if ending != Ending::Reboot {
@@ -342,6 +360,7 @@ impl Recorders {
         let recorder = self.of(device);
         let count = recorder.ended.map_or(0, |(_, count)| count);
         recorder.ended = Some((ending, count + 1));
+        recorder.short_runs += 1;
         recorder.failure = Some(ending.to_string());
         Note::Ended { device: device.to_owned(), ending, next }
     }
@@ -489,7 +508,11 @@ impl Recorders {
     #[must_use]
     pub fn summary(&self) -> (usize, Vec<String>) {
         let faults = self.holds.iter().filter(|(_, hold)| hold.is_fault()).map(|(device, hold)| format!("{device}: {hold}"));
-        (self.running().count(), faults.collect())
+        let short = self.devices.iter().filter_map(|(device, recorder)| {
+            let (ending, _) = recorder.ended.filter(|_| recorder.short_runs > SHORT_RUNS)?;
+            Some(format!("{device}: {} runs in a row lasted less than {} s; the last one {ending}", recorder.short_runs, STEADY.as_secs()))
+        });
+        (self.running().count(), faults.chain(short).collect())
     }
 
     /// How the last run of each device ended, and how many runs ended, for the heartbeat.
@@ -593,6 +616,28 @@ mod tests {
         assert_eq!(recorders.holds()["a"], "back-off until 1970-01-01T00:00:02Z after 3 failures: ended with code 1");
         assert_eq!(recorders.summary(), (0, vec!["a: back-off until 1970-01-01T00:00:02Z after 3 failures".to_owned()]));
         assert_eq!(recorders.ends()["a"], json!({"last": "ended with code 1", "count": 3}));
+    }
+
+    #[test]
+    fn runs_that_end_again_and_again_are_a_fault_until_one_is_steady() {
+        let mut scene = scene("a:run", "a:running");
+        let mut recorders = Recorders::default();
+        let mut observe = |scene: &Scene| {
+            recorders.observe(&scene.containers, &scene.desired, |_| false, |_| Some(Some(3)), scene.now);
+            recorders.summary().1
+        };
+        for run in 1..=8 {
+            scene.containers[0].started = run;
+            scene.now += Duration::from_secs(3);
+            let faults = observe(&scene);
+            match run {
+                // The first list shows no end yet.
+                ..=6 => assert!(faults.is_empty(), "{faults:?}"),
+                _ => assert_eq!(faults, [format!("a: {} runs in a row lasted less than 60 s; the last one ended with code 3", run - 1)]),
+            }
+        }
+        scene.now += STEADY;
+        assert!(observe(&scene).is_empty());
     }
 
     #[test]

@@ -551,6 +551,7 @@ impl fmt::Display for System {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::offer::Offer;
     use serde_json::json;
 
     fn system(previous: Option<&System>, value: Option<&str>) -> System {
@@ -581,7 +582,7 @@ mod tests {
             text("profile", "other", &json!({"config": {"audio": {"sample_rate": 1, "match": {"alsa_name_contains": "other"}}}})),
             text("system", "system", &json!({"max_recorders": 5, "auto_enrollment": auto_enrollment})),
         ];
-        let microphone = Microphone { card: 1, pcm: 0, name: "Mic".to_owned(), usb: None };
+        let microphone = Microphone { card: 1, pcm: 0, name: "Mic".to_owned(), usb: None, offer: Offer::default() };
         if !row.is_null() {
             let mut columns = json!({
                 "model": "Mic", "status": "online", "enrollment_status": "pending", "enabled": true, "profile_slug": null,

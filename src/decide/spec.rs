@@ -14,6 +14,7 @@ use crate::collect::by_insertion;
 use crate::decide::container::{Engine, Version};
 use crate::decide::device::{Microphone, container_name};
 use crate::decide::difference::{self, Keys};
+use crate::decide::offer::{Mismatch, Offer};
 use crate::decide::worker::{Recordings, Worker, WorkerSettings};
 use crate::text::fingerprint;
 
@@ -127,6 +128,10 @@ pub struct Tier2ServiceSpec {
     restart_tries: u32,
     privileged: bool,
     hash: String,
+    /// What the card offers. Not a part of the container.
+    offer: Offer,
+    /// What the profile asks for and the card does not offer.
+    pub mismatch: Option<Mismatch>,
 }
 
 /// A folder of the host in a container.
@@ -195,6 +200,8 @@ impl Tier2ServiceSpec {
             restart_tries: recorder.restart_tries,
             privileged: recorder.privileged,
             hash: String::new(),
+            offer: Offer::clone(&microphone.offer),
+            mismatch: None,
         }
         .hashed()
     }
@@ -233,6 +240,8 @@ impl Tier2ServiceSpec {
             restart_tries: WORKER_RESTARTS,
             privileged: false,
             hash: String::new(),
+            offer: Offer::default(),
+            mismatch: None,
         }
         .hashed()
     }
@@ -246,6 +255,7 @@ impl Tier2ServiceSpec {
     #[must_use]
     pub fn is_of(&self, microphone: &Microphone, folder: &str, profile: &str, config_json: &str) -> bool {
         self.folder.as_deref() == Some(folder)
+            && self.offer == microphone.offer
             && self.profile.as_deref() == Some(profile)
             && self.environment.get(DEVICE).is_some_and(|device| *device == microphone.alsa_device())
             && self.environment.get(CONFIG_JSON).is_some_and(|text| text == config_json)
@@ -449,7 +459,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn spec(device: &str, card: u32) -> Tier2ServiceSpec {
-        let microphone = Microphone { card, pcm: 0, name: "m".to_owned(), usb: None };
+        let microphone = Microphone { card, pcm: 0, name: "m".to_owned(), usb: None, offer: Offer::default() };
         Tier2ServiceSpec::recorder(
             &recorder(),
             device,
@@ -478,7 +488,7 @@ pub(crate) mod tests {
     fn the_hash_of_a_recorder_is_that_of_earlier_versions() {
         let with = |tries, privileged| {
             let settings = RecorderSettings { restart_tries: tries, privileged, ..recorder() };
-            let microphone = Microphone { card: 2, pcm: 0, name: "m".to_owned(), usb: None };
+            let microphone = Microphone { card: 2, pcm: 0, name: "m".to_owned(), usb: None, offer: Offer::default() };
             Tier2ServiceSpec::recorder(&settings, "a", &microphone, "p-a", "p", r#"{"audio":{"sample_rate":384000}}"#.to_owned())
                 .hash()
                 .to_owned()
@@ -576,7 +586,10 @@ pub(crate) mod tests {
 
     #[test]
     fn another_pcm_of_the_card_is_another_spec() {
-        let (config, other) = (r#"{"audio":{"sample_rate":384000}}"#, Microphone { card: 0, pcm: 1, name: "m".to_owned(), usb: None });
+        let (config, other) = (
+            r#"{"audio":{"sample_rate":384000}}"#,
+            Microphone { card: 0, pcm: 1, name: "m".to_owned(), usb: None, offer: Offer::default() },
+        );
         assert!(!spec("a", 0).is_of(&other, "p-a", "p", config));
         let changed = Tier2ServiceSpec::recorder(&recorder(), "a", &other, "p-a", "p", config.to_owned());
         assert_eq!(changed.environment[DEVICE], "hw:0,1");
@@ -607,7 +620,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_container_as_the_python_controller_creates_it_does_not_differ() {
-        let microphone = Microphone { card: 0, pcm: 0, name: "m".to_owned(), usb: None };
+        let microphone = Microphone { card: 0, pcm: 0, name: "m".to_owned(), usb: None, offer: Offer::default() };
         let config = r#"{"audio":{"channels":1,"format":"S16LE","sample_rate":384000},"processing":{"chunk_size":4096,"gain_db":0.0,"highpass_filter_hz":null},"stream":{"live_stream_enabled":false,"processed_enabled":true,"raw_enabled":true,"segment_duration_s":10}}"#;
         let mut spec = Tier2ServiceSpec::recorder(&recorder(), "a", &microphone, "p-a", "p", config.to_owned());
         spec.image = "rec:1".to_owned();

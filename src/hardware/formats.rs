@@ -4,27 +4,22 @@
 //! the product string in the first line. It may contain line breaks and forge a line `Capture:`, so the last such line
 //! counts.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
 use serde_json::{Value, json};
 
+use crate::decide::offer::{Setting, profile_format};
+
+/// In bytes; much more than the altsettings of any card need.
+const STREAM_LIMIT: u64 = 256 << 10;
 /// Highest rate in a profile, in Hz.
 const RATE_LIMIT: u64 = 10_000_000;
 
 /// Rates at which microphones and converters work, in Hz.
 const USUAL_RATES: [u64; 15] =
     [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000, 250_000, 256_000, 352_800, 384_000];
-
-/// One altsetting: formats, channels and rates that can be combined.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// As ALSA names them, `S16_LE`.
-    pub formats: Vec<String>,
-    /// Number of channels.
-    pub channels: u64,
-    /// In Hz; for a continuous range, its ends.
-    pub rates: Vec<u64>,
-    /// Whether all rates between these are possible, too.
-    pub continuous: bool,
-}
 
 /// The capture settings of a profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +30,19 @@ pub struct Choice {
     pub channels: u64,
     /// `S16LE`, `S24LE` or `S32LE`.
     pub format: &'static str,
+}
+
+/// What the PCM of this card below `root` can capture. The file has the number of the PCM.
+///
+/// # Errors
+/// The file cannot be read, or has no valid part about capture.
+pub fn read(root: &Path, card: u32, pcm: u32) -> Result<Vec<Setting>, String> {
+    let path = root.join(format!("proc/asound/card{card}/stream{pcm}"));
+    let mut text = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(STREAM_LIMIT).read_to_end(&mut text));
+    read.map_err(|error| error.to_string())
+        .and_then(|_| parse(&String::from_utf8_lossy(&text)))
+        .map_err(|why| format!("stream{pcm}: {why}"))
 }
 
 /// Parses the part about capture.
@@ -84,50 +92,26 @@ fn rates(value: &str) -> (Vec<u64>, bool) {
     }
 }
 
-impl Setting {
-    /// The highest rate that a profile can contain. The ends of a range say what the converter accepts, often
-    /// without a meaning for sound, so the highest usual rate within it counts.
-    fn best_rate(&self) -> Option<u64> {
-        let possible = self.rates.iter().copied().filter(|rate| *rate <= RATE_LIMIT).max();
-        if !self.continuous {
-            return possible;
-        }
-        let (low, high) = (self.rates.iter().min()?, self.rates.iter().max()?);
-        USUAL_RATES.iter().rev().find(|rate| (low..=high).contains(rate)).copied().or(possible)
+/// The highest rate that a profile can contain. The ends of a range say what the converter accepts, often without a
+/// meaning for sound, so the highest usual rate within it counts.
+fn best_rate(setting: &Setting) -> Option<u64> {
+    let possible = setting.rates.iter().copied().filter(|rate| *rate <= RATE_LIMIT).max();
+    if !setting.continuous {
+        return possible;
     }
+    let (low, high) = (setting.rates.iter().min()?, setting.rates.iter().max()?);
+    USUAL_RATES.iter().rev().find(|rate| (low..=high).contains(rate)).copied().or(possible)
 }
 
 /// The best settings that a profile can contain: the highest rate, then the widest format, then the most channels.
 #[must_use]
 pub fn best(settings: &[Setting]) -> Option<Choice> {
     let choices = settings.iter().flat_map(|setting| {
-        let rate = setting.best_rate();
+        let rate = best_rate(setting);
         let format = setting.formats.iter().filter_map(|format| profile_format(format)).max();
         Some((rate?, format?, setting.channels)).filter(|_| setting.channels <= 64)
     });
     choices.max().map(|(sample_rate, format, channels)| Choice { sample_rate, channels, format })
-}
-
-/// The name of a format in profiles, from that in ALSA. USB sends 24 bits as three bytes; ALSA may show them as four.
-fn profile_format(format: &str) -> Option<&'static str> {
-    match format {
-        "S16_LE" => Some("S16LE"),
-        "S24_3LE" | "S24_LE" => Some("S24LE"),
-        "S32_LE" => Some("S32LE"),
-        _ => None,
-    }
-}
-
-/// `48000, 44100 Hz S16_LE 1 channel(s)`
-#[must_use]
-pub fn summary(settings: &[Setting]) -> String {
-    let line = |setting: &Setting| {
-        let rates: Vec<String> = setting.rates.iter().map(ToString::to_string).collect();
-        let plural = if setting.channels == 1 { "" } else { "s" };
-        let rates = rates.join(if setting.continuous { "-" } else { ", " });
-        format!("{rates} Hz {} {} channel{plural}", setting.formats.join("/"), setting.channels)
-    };
-    settings.iter().map(line).collect::<Vec<_>>().join("; ")
 }
 
 /// As JSON.
@@ -140,6 +124,7 @@ pub fn to_json(settings: &[Setting]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::offer::summary;
 
     /// As recorded (`tests/fixtures/04`), with more altsettings as other cards have them.
     const TEXT: &str = "\

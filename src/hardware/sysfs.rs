@@ -24,6 +24,7 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use crate::decide::device::{Microphone, Usb, serial};
 use crate::decide::scan::{Scan, Signature, Unknown, UsbAddress};
+use crate::hardware::formats;
 use crate::text::shown;
 
 /// Much more than 32 cards need.
@@ -173,13 +174,15 @@ fn read_card(root: &Path, card: u32, lines: Option<&[CardLine]>) -> Result<Optio
     let parent = usb_parent(&sys, &directory)?.ok_or_else(|| format!("{}: no USB device above", directory.display()))?;
     let parent = Directory::open(parent)?;
     let usb = read_usb(&sys, &parent, entry.attribute("usbbus")?)?;
+    // What cannot be read prevents nothing.
+    let offer = formats::read(root, card, pcm).unwrap_or_default().into();
     if !entry.is_current() || !parent.is_current() || resolve()? != directory {
         return changed();
     }
     if ids != format!("{}:{}", usb.vendor, usb.product) {
         return Err(format!("USB ids {}:{} in sysfs, {} in /proc/asound", usb.vendor, usb.product, shown(&ids)));
     }
-    Ok(Some(Microphone { card, pcm, name, usb: Some(usb) }))
+    Ok(Some(Microphone { card, pcm, name, usb: Some(usb), offer }))
 }
 
 /// A directory whose entries are read through its open file, so that all of them are of one generation. The kernel gives

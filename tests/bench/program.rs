@@ -79,7 +79,7 @@ pub(crate) fn decision(table: &mut Table, subject: &Subject) {
             port_path: Some(format!("pci0000:00/0000:00:07.0/{n}")),
             address: format!("001/{n:03}"),
         };
-        seen.insert(id.clone(), Microphone { card: n, pcm: 0, name: "UltraMic".into(), usb: Some(usb) });
+        seen.insert(id.clone(), Microphone { card: n, pcm: 0, name: "UltraMic".into(), usb: Some(usb), offer: Default::default() });
         let device = json!({"model": "UltraMic", "serial_number": serial, "status": "online", "enrollment_status": "enrolled", "enabled": true,
             "profile_slug": "p", "config": {"alsa_card_index": n}, "workspace_name": format!("p-{n:04}")});
         rows.push(row("device", &id, device));

@@ -30,7 +30,7 @@ fn own_requests(station: &Station, count: u32, podman: &Podman) -> Vec<Value> {
     let request = |n: u32| {
         let folder = format!("own-{n}");
         fs::create_dir_all(station.workspace().join("recorder").join(&folder)).unwrap();
-        let microphone = Microphone { card: n, pcm: 0, name: "bench".to_owned(), usb: None };
+        let microphone = Microphone { card: n, pcm: 0, name: "bench".to_owned(), usb: None, offer: Default::default() };
         let spec = Tier2ServiceSpec::recorder(&recorder, &folder, &microphone, &folder, "bench", config.to_string());
         spec.create_request(&engine, &spec.name)
     };

@@ -170,6 +170,47 @@ fn limits_that_the_kernel_does_not_hold_are_told() {
 }
 
 #[test]
+fn what_a_card_does_not_offer_is_named_and_not_started() {
+    let station = Station::up();
+    station.tree.set(&[Card::rode()]);
+    station.tree.alter(|root| {
+        let stream = "RODE at usb-1 : USB Audio\n\nCapture:\n  Interface 1\n    Altset 1\n    Format: S16_LE\n    Channels: 1\n    Rates: 48000, 44100\n";
+        fs::write(root.join("proc/asound/card0/stream0"), stream).unwrap();
+    });
+    let controller = running(&station);
+    let id = "19f7-0003-port1-2";
+    let mismatch = "its profile asks for 48000 Hz S16LE 2 channels, but the card offers 48000, 44100 Hz S16_LE 1 channel";
+    controller.wait_log(&format!("microphone {id} waits: {mismatch}"), SOON);
+    let reason = format!("not recording: {mismatch}");
+    eventually(SOON, "the reason", || (meta(&station)[id]["reason"] == reason.as_str()).then_some(()));
+    let health = || controller.get("/healthy").map(|(_, health)| health["components"]["containers"].clone()).unwrap_or_default();
+    assert_eq!(health(), json!({"healthy": false, "required": false, "details": format!("0 running; {id}: {mismatch}")}));
+    let (_, devices, _) = typed(&station, "devices", &[]);
+    assert!(devices.contains(&reason), "{devices}");
+    let (code, check, _) = typed(&station, "check", &[]);
+    assert!(check.contains(&format!("failed   profiles       {id}: {mismatch} -> correct `audio` of the profile")), "{check}");
+    assert_eq!((code, station.containers().len()), (Some(1), 0));
+    // Another format is named, and does not keep a Recorder from its attempt.
+    let audio = r#"{"audio": {"sample_rate": 48000, "channels": 1, "format": "S24LE"}}"#;
+    station.postgres.exec(&format!("UPDATE microphone_profiles SET config = config || '{audio}' WHERE slug = 'rode_nt_usb'"));
+    station.podman.wait_running(SOON, &[RODE]);
+    let named = "has not opened the card; since ";
+    let reason = || meta(&station)[id]["reason"].as_str().filter(|text| text.contains(named)).map(str::to_owned);
+    let text = eventually(SOON, named, reason);
+    assert!(
+        text.ends_with("; its profile asks for 48000 Hz S24LE 1 channel, but the card offers 48000, 44100 Hz S16_LE 1 channel"),
+        "{text}"
+    );
+    // What cannot be read prevents nothing.
+    station.tree.set(&[]);
+    station.podman.wait_running(SOON, &[""; 0]);
+    station.postgres.exec("UPDATE microphone_profiles SET config = jsonb_set(config, '{audio,channels}', '8') WHERE slug = 'rode_nt_usb'");
+    station.tree.set(&[Card::rode()]);
+    station.tree.alter(|root| fs::remove_file(root.join("proc/asound/card0/stream0")).unwrap());
+    station.podman.wait_running(SOON, &[RODE]);
+}
+
+#[test]
 fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);

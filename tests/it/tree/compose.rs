@@ -294,15 +294,30 @@ fn product(vid: &str, pid: &str) -> String {
     format!("{}/{}/100", short(vid), short(pid))
 }
 
+/// The recorded RODE offers one channel, its profile asks for the two of the real one.
+pub(super) fn widen_rode(root: &Path) {
+    for (card, pcm) in (0..4).flat_map(|card| [(card, 0), (card, 1)]) {
+        let file = root.join(format!("proc/asound/card{card}/stream{pcm}"));
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        if let (true, Some((before, capture))) = (text.starts_with("RODE"), text.split_once("\nCapture:\n")) {
+            fs::write(&file, format!("{before}\nCapture:\n{}", capture.replace("Channels: 1", "Channels: 2"))).unwrap();
+        }
+    }
+}
+
 fn stream(card: &Card, long: &[u8]) -> Vec<u8> {
     let mut text = [long, b" : USB Audio\n"].concat();
     let mut part = |way: &str, interface: u32, endpoint: &str| {
-        let lines = format!(
-            "\n{way}:\n  Status: Stop\n  Interface {interface}\n    Altset 1\n    Format: S16_LE\n    Channels: 1\n    Endpoint: {endpoint}\n    \
-             Rates: {}\n    Bits: 16\n    Channel map: MONO\n",
-            if card.vid == "0869" { 384_000 } else { 48_000 }
-        );
-        text.extend_from_slice(lines.as_bytes());
+        let head = format!("\n{way}:\n  Status: Stop\n");
+        text.extend_from_slice(head.as_bytes());
+        // Whatever a profile of a test asks for.
+        for channels in 1..=2 {
+            let lines = format!(
+                "  Interface {interface}\n    Altset {channels}\n    Format: S16_LE\n    Channels: {channels}\n    Endpoint: {endpoint}\n    \
+                 Rates: 1 - 10000000 (continuous)\n    Bits: 16\n"
+            );
+            text.extend_from_slice(lines.as_bytes());
+        }
     };
     if card.playback {
         part("Playback", 2, "0x02 (2 OUT) (ADAPTIVE)");
