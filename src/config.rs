@@ -103,6 +103,22 @@ const HOST_OF_CONTAINERS: &str = "host.containers.internal";
 /// Set by a process that replaces itself: the id of that process, which stays the same. Not a setting.
 pub const REPLACED: &str = "SILVASONIC_REPLACED";
 
+/// The settings of the service of the host, which commands at a terminal use if they have none of their own.
+pub const SERVICE_SETTINGS: &str = "/etc/silvasonic/controller.env";
+
+/// The variables in an `EnvironmentFile=` of systemd; the last of equal names counts.
+#[must_use]
+pub fn parse_environment(text: &str) -> Vec<(String, OsString)> {
+    let variable = |line: &str| {
+        let (name, value) = line.trim().split_once('=').filter(|_| !line.trim_start().starts_with(['#', ';']))?;
+        let value = value.trim();
+        let quoted = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+        let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
+        Some((name.trim().to_owned(), OsString::from(value)))
+    };
+    text.lines().filter_map(variable).collect()
+}
+
 /// Valid settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -624,6 +640,13 @@ mod tests {
     fn read(set: &[(&str, &str)]) -> Result<Config, Vec<String>> {
         Config::read(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
             .map_err(|faults| faults.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn an_environment_file_is_read_as_systemd_reads_it() {
+        let text = "# comment\n; another\n\n A = b c \r\nB=\"quoted #\"\nC='x'\nD=\n#E=1\nnonsense\nA=last\nF=a=b\n";
+        let expected = [("A", "b c"), ("B", "quoted #"), ("C", "x"), ("D", ""), ("A", "last"), ("F", "a=b")];
+        assert_eq!(parse_environment(text), expected.map(|(name, value)| (name.to_owned(), OsString::from(value))));
     }
 
     #[test]

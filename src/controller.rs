@@ -205,6 +205,7 @@ impl Controller {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Terminate => self.begin_shutdown(),
+            Event::Leave => self.leave(),
             Event::Dump => {
                 self.report_workers();
                 self.known().dump().iter().for_each(|line| info!("dump: {line}"));

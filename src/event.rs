@@ -38,6 +38,8 @@ pub struct Comparison {
 pub enum Event {
     /// A termination signal.
     Terminate,
+    /// A request to stop and to leave the Recorders running (SIGUSR2).
+    Leave,
     /// A request to write the state and the last decisions to the log (SIGUSR1).
     Dump,
     /// A request for an immediate cycle.

@@ -1,7 +1,7 @@
 //! The program: command line, settings, logger, threads and exit code. It makes no decisions.
 
 use std::backtrace::Backtrace;
-use std::io::{Stderr, Write};
+use std::io::{ErrorKind, Stderr, Write};
 use std::panic::PanicHookInfo;
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,8 +12,8 @@ use log::{Log, debug, error, info};
 use silvasonic_controller::cli::arguments::{self, Arguments, Command, Format, Invocation};
 use silvasonic_controller::cli::scan::ScanReport;
 use silvasonic_controller::cli::sh::Typed;
-use silvasonic_controller::cli::{check, completions, curl, devices, health, history, logs, man, profiles, sh, workers};
-use silvasonic_controller::config::{Config, Launch, LogFormat, SettingFault};
+use silvasonic_controller::cli::{check, completions, curl, devices, health, history, logs, man, profiles, setup, sh, workers};
+use silvasonic_controller::config::{Config, Launch, LogFormat, SERVICE_SETTINGS, SettingFault, VARIABLES, parse_environment};
 use silvasonic_controller::config_folder::ConfigFolder;
 use silvasonic_controller::controller::{Controller, End};
 use silvasonic_controller::descriptors;
@@ -76,21 +76,22 @@ fn answer(words: &[String]) -> ExitCode {
 /// Executes a command. The error is an exit code: what is wrong was reported already.
 fn execute(given: &Arguments) -> Result<ExitCode, ExitCode> {
     Ok(match given.command {
-        Command::Run => run(settings()?),
-        Command::Logs => match logs::show(&settings()?.redis_url, &given.log_view()) {
+        Command::Run => run(settings(given.command)?),
+        Command::Logs => match logs::show(&settings(given.command)?.redis_url, &given.log_view()) {
             Ok(()) => ExitCode::from(SUCCESS),
             Err(why) => fail(&why.to_string()),
         },
-        Command::Devices => finish(devices::show(&settings()?, given)),
-        Command::History => finish(history::show(&settings()?, given)),
+        Command::Devices => finish(devices::show(&settings(given.command)?, given)),
+        Command::History => finish(history::show(&settings(given.command)?, given)),
         Command::Enroll | Command::Ignore | Command::Reset | Command::Enable | Command::Disable => {
-            finish(devices::decide(&settings()?, given))
+            finish(devices::decide(&settings(given.command)?, given))
         }
-        Command::Workers => finish(workers::show(&settings()?, given)),
-        Command::Check => finish(Ok(check::check(read_settings(), given.format()))),
-        Command::Scan => finish(scan(&settings()?, given)),
-        Command::CheckProfiles => finish(profiles::check(given.value("DIR").map(Into::into).or(settings()?.config_dir))),
-        Command::Health => finish(health::show(settings()?.port)),
+        Command::Workers => finish(workers::show(&settings(given.command)?, given)),
+        Command::Setup => fail(&setup::execute(given)),
+        Command::Check => finish(Ok(check::check(read_settings(given.command), given.format()))),
+        Command::Scan => finish(scan(&settings(given.command)?, given)),
+        Command::CheckProfiles => finish(profiles::check(given.value("DIR").map(Into::into).or(settings(given.command)?.config_dir))),
+        Command::Health => finish(health::show(settings(given.command)?.port)),
         Command::Completions => print(&completions::script(given.value("SHELL").unwrap_or_default())),
         Command::Man => print(&man::page(env!("CARGO_PKG_VERSION"))),
     })
@@ -125,12 +126,29 @@ fn fail(why: &str) -> ExitCode {
     ExitCode::from(FAILURE)
 }
 
-fn read_settings() -> Result<Config, Vec<SettingFault>> {
-    Config::read_with(|name| std::env::var_os(name), Path::exists)
+/// The settings in the environment or, if it has none of them and a command needs some, those of the service of this
+/// host.
+fn read_settings(command: Command) -> Result<Config, Vec<SettingFault>> {
+    let own = |name: &str| std::env::var_os(name);
+    let is_set = VARIABLES.iter().any(|(name, ..)| own(name).is_some());
+    if command == Command::Run || is_set {
+        return Config::read_with(own, Path::exists);
+    }
+    let text = match std::fs::read_to_string(SERVICE_SETTINGS) {
+        Ok(text) => text,
+        Err(why) if why.kind() == ErrorKind::NotFound => return Config::read_with(own, Path::exists),
+        Err(why) => {
+            report(&format!("{SERVICE_SETTINGS}: {why}; the defaults apply: repeat this with sudo to use the settings of the service"));
+            return Config::read_with(own, Path::exists);
+        }
+    };
+    let variables = parse_environment(&text);
+    let of_service = |name: &str| variables.iter().rev().find(|(variable, _)| variable == name).map(|(_, value)| value.clone());
+    Config::read_with(|name| own(name).or_else(|| of_service(name)), Path::exists)
 }
 
-fn settings() -> Result<Config, ExitCode> {
-    read_settings().map_err(|faults| {
+fn settings(command: Command) -> Result<Config, ExitCode> {
+    read_settings(command).map_err(|faults| {
         faults.iter().for_each(|fault| report(&fault.to_string()));
         ExitCode::from(WRONG_USAGE)
     })
@@ -196,6 +214,7 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
             let event = match signal {
                 Signal::Terminate => Event::Terminate,
                 Signal::Dump => Event::Dump,
+                Signal::Leave => Event::Leave,
             };
             // If the queue is disconnected, the program is already ending.
             !matches!(events.try_send(event), Err(TrySendError::Full(_)))
@@ -211,7 +230,7 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
 
 fn answer_as_curl(words: &[String]) -> ExitCode {
     // Malformed settings are no fault of the server that is asked.
-    let output = curl::execute(words, read_settings().ok().map(|config| config.port));
+    let output = curl::execute(words, read_settings(Command::Health).ok().map(|config| config.port));
     if !output.error.is_empty() {
         // If standard error is closed, the exit code reports it.
         let _ = writeln!(std::io::stderr(), "{}", output.error);

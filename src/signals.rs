@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::{fmt, io};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
@@ -20,6 +20,8 @@ pub enum Signal {
     Terminate,
     /// SIGUSR1: write the state to the log.
     Dump,
+    /// SIGUSR2: stop, and leave the Recorders running.
+    Leave,
 }
 
 /// Signals that arrived and are not yet delivered.
@@ -36,8 +38,8 @@ impl fmt::Debug for Signals {
 }
 
 impl Signals {
-    /// Handles SIGTERM, SIGINT and SIGUSR1 from now on. `deliver` must not block; it returns `false` to be called
-    /// again.
+    /// Handles SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 from now on. `deliver` must not block; it returns `false` to be
+    /// called again.
     ///
     /// # Errors
     /// When a handler cannot be registered or a socket cannot be created.
@@ -51,6 +53,7 @@ impl Signals {
             sockets.push((Signal::Terminate, socket(number)?));
         }
         sockets.push((Signal::Dump, socket(SIGUSR1)?));
+        sockets.push((Signal::Leave, socket(SIGUSR2)?));
         Ok(Self { sockets, pending: Vec::new(), deliver: Box::new(deliver) })
     }
 

@@ -35,6 +35,8 @@ pub enum Command {
     Disable,
     /// Show workers and why they run or not.
     Workers,
+    /// Prepare a station.
+    Setup,
     /// Check everything that a station needs.
     Check,
     /// Show the connected microphones.
@@ -220,6 +222,32 @@ pub const COMMANDS: &[CommandSpec] = &[
         about: "show all workers, and why each runs or not",
         more: "Reads the declarations, database and Podman, so it works without a running Controller. What a worker waits for is \
                read from the last heartbeat of the Controller.",
+    },
+    CommandSpec {
+        command: Command::Setup,
+        words: "setup",
+        operands: &[],
+        options: &[
+            OptionSpec { name: "--yes", value: None, about: "do not ask before each step" },
+            OptionSpec {
+                name: "--workspace",
+                value: Some(ValueSpec { name: "DIR", kind: ValueKind::Folder }),
+                about: "folder for recordings; without it, SILVASONIC_WORKSPACE_PATH",
+            },
+            OptionSpec {
+                name: "--disk",
+                value: Some(ValueSpec { name: "DEV", kind: ValueKind::Text }),
+                about: "mount the file system on this device above that folder",
+            },
+            OptionSpec {
+                name: "--image",
+                value: Some(ValueSpec { name: "FILE", kind: ValueKind::Text }),
+                about: "archive with the image of the Recorder",
+            },
+        ],
+        about: "prepare this machine as a station, and start the service",
+        more: "Part of the Debian package. Asks before each step: packages, Podman's socket, disk and workspace, network, database, \
+               Redis, the image of the Recorder, the service. What is done already is left as it is.",
     },
     CommandSpec {
         command: Command::Check,
@@ -592,7 +620,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_first_wrong_word_and_what_was_expected() {
-        let commands = "expected run, logs, devices, history, enroll, ignore, reset, enable, disable, workers, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
+        let commands = "expected run, logs, devices, history, enroll, ignore, reset, enable, disable, workers, setup, check, scan, profiles check, health, completions, man, --help, --version or nothing, got";
         let table = [
             ("log", format!("{commands} \"log\"; see --help")),
             ("profiles", format!("{commands} \"profiles\"; see --help")),

@@ -185,7 +185,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let presences = presences(config, &registry, &mut notes);
     notes.extend(fallback(config, &registry, &presences).map(|(text, fix)| format!("{text}: {fix}")));
     let podman = Podman::new(config.socket.clone());
-    let containers = recorders(&podman, &config.recorder.owner).map_err(|error| error.to_string());
+    let containers = recorders(&podman, &config.recorder.owner).map_err(|error| format!("{}: {error}", config.socket.display()));
     let desired = desired(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
     let wanted = |past: &Past| {
         plan(&View {

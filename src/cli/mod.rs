@@ -12,6 +12,7 @@ pub mod logs;
 pub mod man;
 pub mod profiles;
 pub mod scan;
+pub mod setup;
 pub mod sh;
 mod takeover;
 pub mod workers;

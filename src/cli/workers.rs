@@ -28,7 +28,8 @@ pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), St
         .map_err(|why| cannot_read(&why))?;
     let registry = Registry::read(&rows, None);
     let desired = desired(&specs(&config.workers, &workers), &registry, true, None);
-    let containers = tier2(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| error.to_string());
+    let containers =
+        tier2(&Podman::new(config.socket.clone()), &config.recorder.owner).map_err(|error| format!("{}: {error}", config.socket.display()));
     notes.extend(containers.as_ref().err().map(|why| format!("cannot read Podman: {why}")));
     let containers = containers.as_deref().map_err(String::as_str);
     let mut found = reasons(&desired, Some(&registry), &Default::default(), containers);

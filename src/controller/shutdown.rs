@@ -32,6 +32,14 @@ impl Controller {
         }
     }
 
+    /// Begins a shutdown that leaves the Recorders running, unless another one has begun.
+    pub(super) fn leave(&mut self) {
+        if self.shutdown.is_none() {
+            self.config.shutdown = Shutdown::Keep;
+            self.begin_shutdown();
+        }
+    }
+
     /// Whether the shutdown is complete.
     pub(super) fn is_done(&self) -> bool {
         let Some(deadline) = self.shutdown else { return false };

@@ -165,13 +165,17 @@ fn the_log_of_a_station_of_the_python_controller_is_json_as_its_log_shippers_exp
 }
 
 #[test]
-fn with_keep_a_termination_signal_touches_nothing() {
+fn with_keep_a_termination_signal_touches_nothing_and_an_upgrade_neither() {
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);
     let mut controller = station.controller_with(&[("SILVASONIC_SHUTDOWN", "keep")]);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     let before = ids(&station);
     controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(1)), 0);
+    let mut controller = station.controller();
+    controller.wait_log(&format!("{ULTRAMIC} is already running as desired; adopted"), SOON);
+    controller.signal(Signal::USR2);
     assert_eq!(controller.wait_exit(Duration::from_secs(1)), 0);
     // A stop that was asked for would be over when the next Controller has adopted the container.
     let next = station.controller();
