@@ -26,7 +26,7 @@ help: ## show this list
 setup: ## install what tests and `make run` need (apt); prints nothing when all is there
 	@tests/setup
 
-recorder: setup $(TARGET)/static/silvasonic-recorder $(TARGET)/static/silvasonic-controller ## build the programs that go into test images
+recorder: setup $(TARGET)/static/silvasonic-recorder $(TARGET)/static/silvasonic-controller $(TARGET)/capture/silvasonic-recorder ## build the programs that go into test images
 
 # linked statically, for an image that holds nothing else; the plain build uses the same place below debug/
 $(TARGET)/static/%: $(SOURCES)
@@ -34,6 +34,13 @@ $(TARGET)/static/%: $(SOURCES)
 	@cargo rustc --bin $* -- -C target-feature=+crt-static -C strip=debuginfo
 	@mkdir -p $(@D)
 	@cp $(TARGET)/debug/$* $@.new && mv $@.new $@
+
+# the one that records; it needs ALSA's library beside it
+$(TARGET)/capture/silvasonic-recorder: $(SOURCES)
+	@echo "building the Recorder that records"
+	@cargo rustc --quiet --features capture --bin silvasonic-recorder -- -C strip=debuginfo
+	@mkdir -p $(@D)
+	@cp $(TARGET)/debug/silvasonic-recorder $@.new && mv $@.new $@
 
 run: setup recorder ## start a throw-away station with the Controller in the foreground; Ctrl-C removes it
 	@echo "building the Controller and its station"

@@ -1,4 +1,4 @@
-//! The Containerfile: its stages hold one static program each, which finds other containers by name and Podman again.
+//! The Containerfile: its stages hold one program each, which finds other containers by name and Podman again.
 
 use super::station::{Builder, NETWORK, Station, eventually};
 use super::tree::Card;
@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 #[test]
-fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
+fn the_images_hold_one_program_each_that_finds_others_by_name() {
     let station = Station::plan().without_postgres().without_redis().without_recorder_image().up();
     let podman = |args: &[&str]| station.podman.exec(args);
     let builder = Builder::new(&station);
@@ -23,12 +23,25 @@ fn the_images_hold_one_static_program_each_that_finds_others_by_name() {
         let mut files: Vec<String> = String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
         files.retain(|name| !name.ends_with('/'));
         files.sort();
-        let links = if stage == "controller" { ["bin/sh", "curl", "usr/bin/curl"].as_slice() } else { &[] };
         let mut expected = ["etc/group", "etc/passwd", program].map(str::to_owned).to_vec();
-        expected.extend(links.iter().map(|link| (*link).to_owned()));
+        match stage {
+            "controller" => expected.extend(["bin/sh", "curl", "usr/bin/curl"].map(str::to_owned)),
+            _ => {
+                expected.push("usr/share/alsa/alsa.conf".to_owned());
+                expected.extend(builder.libraries().iter().map(|library| library.trim_start_matches('/').to_owned()));
+            }
+        }
         expected.sort();
         assert_eq!(files, expected);
     }
+
+    // It gets as far as the card that is not there: its libraries and ALSA's configuration are.
+    let variables =
+        ["RECORDER_DEVICE=hw:31,0", "RECORDER_PROFILE_SLUG=p", "INSTANCE_ID=i", "RECORDER_CONFIG_JSON={\"audio\":{\"sample_rate\":48000}}"];
+    let set: String = variables.iter().map(|variable| format!(" -e 'SILVASONIC_{variable}'")).collect();
+    let out =
+        station.sandboxed(&format!("podman run --rm --read-only --network=none{set} localhost/silvasonic_recorder 2>&1; echo code $?"));
+    assert!(out.contains("hw:31,0: cannot open it: ") && out.contains("No such file or directory") && out.ends_with("code 1\n"), "{out}");
 
     // What is mounted at /host and /app/config is found without a setting; an empty folder is not.
     station.tree.set(&[Card::ultramic()]);

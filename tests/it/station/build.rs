@@ -25,18 +25,38 @@ impl Builder<'_> {
             fs::create_dir_all(base.join(folder)).unwrap();
         }
         fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
-        for applet in ["sh", "sed", "cp", "mkdir", "ls", "ln"] {
+        for applet in ["sh", "sed", "cp", "mkdir", "ls", "ln", "rm", "grep", "cat"] {
             symlink("busybox", base.join("bin").join(applet)).unwrap();
         }
-        for program in ["silvasonic-controller", "silvasonic-recorder"] {
-            fs::copy(image::static_program(program), base.join("programs").join(program)).unwrap();
+        fs::copy(image::static_program("silvasonic-controller"), base.join("programs/silvasonic-controller")).unwrap();
+        let (recorder, libraries) = image::capturing_recorder();
+        fs::copy(recorder, base.join("programs/silvasonic-recorder")).unwrap();
+        let mut listed = String::new();
+        for library in &libraries {
+            let target = base.join(library.strip_prefix("/").unwrap());
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            fs::copy(library, target).unwrap();
+            listed.push_str(&format!("\tlib => {} (0x1)\n", library.display()));
         }
+        fs::write(base.join("libraries"), listed).unwrap();
+        fs::create_dir_all(base.join("usr/share/alsa")).unwrap();
+        fs::copy("/usr/share/alsa/alsa.conf", base.join("usr/share/alsa/alsa.conf")).unwrap();
         script("rustc", "echo host: some-target");
-        let expected = "build --release --locked --bins --target some-target";
+        script("ldd", "cat /libraries");
+        let install = "install -y --no-install-recommends libasound2-dev pkg-config";
+        script("apt-get", &format!("[ \"$*\" = update ] || [ \"$*\" = \"{install}\" ]"));
+        let (controller, recorder) = (
+            "build --release --locked --bin silvasonic-controller --target some-target",
+            "build --release --locked --features capture --bin silvasonic-recorder",
+        );
         script(
             "cargo",
             &format!(
-                "[ \"$*\" = \"{expected}\" ] && ls src/main.rs profiles/*.yml Cargo.lock defaults.yml || exit 1\nmkdir -p target/some-target && cp -r /programs target/some-target/release"
+                "ls src/main.rs profiles/*.yml Cargo.lock defaults.yml || exit 1\n\
+                 case \"$*\" in\n\
+                 \"{controller}\") mkdir -p target/some-target && cp -r /programs target/some-target/release;;\n\
+                 \"{recorder}\") mkdir -p target && cp -r /programs target/release;;\n\
+                 *) exit 1;;\nesac"
             ),
         );
         let archive = station.dir().join("base.tar");
@@ -44,6 +64,11 @@ impl Builder<'_> {
         assert!(packed.success());
         station.podman.exec(&["import", archive.to_str().unwrap(), RUST]);
         Builder(station)
+    }
+
+    /// The libraries of the Recorder.
+    pub(crate) fn libraries(&self) -> Vec<String> {
+        image::capturing_recorder().1.iter().map(|path| path.to_str().unwrap().to_owned()).collect()
     }
 
     /// Builds a stage; the full name of its image.

@@ -83,12 +83,26 @@ pub(crate) fn busybox() -> &'static [u8] {
     })
 }
 
-/// A static program; the Makefile knows how it is built and whether it is out of date.
+/// A static program.
 pub(crate) fn static_program(name: &str) -> PathBuf {
+    made(&Path::new("static").join(name))
+}
+
+/// The Recorder that records, and the libraries that it is linked to.
+pub(crate) fn capturing_recorder() -> (PathBuf, Vec<PathBuf>) {
+    let program = made(Path::new("capture/silvasonic-recorder"));
+    let listed = Command::new("ldd").arg(&program).output().expect("ldd");
+    let text = String::from_utf8(listed.stdout).expect("paths of libraries");
+    let libraries = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).map(PathBuf::from).collect();
+    (program, libraries)
+}
+
+/// A program below the target directory; the Makefile knows how it is built and whether it is out of date.
+fn made(program: &Path) -> PathBuf {
     // Two that make the same file would be in each other's way.
     static MAKE: Mutex<()> = Mutex::new(());
     let _alone = MAKE.lock().unwrap_or_else(PoisonError::into_inner);
-    let program = target_dir().join("static").join(name);
+    let program = target_dir().join(program);
     let made = Command::new("make")
         .args(["--silent", "--no-print-directory", "-C", env!("CARGO_MANIFEST_DIR")])
         .arg(&program)
@@ -97,7 +111,7 @@ pub(crate) fn static_program(name: &str) -> PathBuf {
         .env_remove("MAKELEVEL")
         .output()
         .expect("make is missing: run tests/setup");
-    assert!(made.status.success(), "building {name} failed:\n{}", String::from_utf8_lossy(&made.stderr));
+    assert!(made.status.success(), "building {} failed:\n{}", program.display(), String::from_utf8_lossy(&made.stderr));
     program
 }
 
