@@ -3,6 +3,8 @@
 //! Services that the environment names already (`SILVASONIC_CONTAINER_SOCKET`, `SILVASONIC_DB_HOST` or `POSTGRES_HOST`,
 //! `SILVASONIC_REDIS_URL`) are used; the others are started here and removed at the end. Other settings of the Controller
 //! are passed on, so `SILVASONIC_LOG_LEVEL=debug make run` does what it says.
+//!
+//! The Recorder records: the sound card of this machine, or a tone if there is none. The first file outlives the station.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.
@@ -12,6 +14,7 @@ mod it {
     pub(crate) mod tree;
 }
 
+use it::station::sound::{Sound, alsa_config};
 use it::station::{Controller, NETWORK, Podman, RECORDER, Station};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -48,10 +51,14 @@ fn main() -> ExitCode {
     let mut station = plan.up();
     let link = Link::to(station.dir());
     let code = run(&mut station, &settings, real.as_deref(), &stop);
+    let kept = first_recording(&station).map(|recording| keep(&recording));
     println!("\nRemoving the station …");
     drop(link);
     drop(station);
     println!("All is gone.");
+    if let Some(kept) = kept {
+        println!("The first recording is {}.", kept.display());
+    }
     ExitCode::from(code)
 }
 
@@ -89,6 +96,8 @@ fn run(station: &mut Station, settings: &Settings, real: Option<&str>, stop: &Re
     if stopped() {
         return 0;
     }
+    let sound = real.is_none().then(|| tone(station));
+    let mut pcm = Pcm { folder: station.tree.present().join("proc/asound/card0/pcm0c/sub0"), taken: 0, looked: Instant::now() };
     let mut borrowed = None;
     step(4, "Podman", || match &settings.podman {
         Some(socket) => {
@@ -103,10 +112,11 @@ fn run(station: &mut Station, settings: &Settings, real: Option<&str>, stop: &Re
     if stopped() {
         return 0;
     }
+    let config = sound.as_ref().map(|_| alsa_config(&format!("/app/workspace/{PIPE}")));
     step(5, "Recorder's image", || match &mut borrowed {
-        Some(borrowed) => borrowed.recorder_image().to_owned(),
+        Some(borrowed) => borrowed.recorder_image(config.as_deref()).to_owned(),
         None => {
-            station.podman.recorder_image();
+            station.podman.recording_image(config.as_deref());
             RECORDER.to_owned()
         }
     });
@@ -128,7 +138,15 @@ fn run(station: &mut Station, settings: &Settings, real: Option<&str>, stop: &Re
     let ours = words.filter(|word| word.starts_with("SILVASONIC_") || word.starts_with("POSTGRES_"));
     fs::write(station.dir().join("env"), ours.collect::<Vec<_>>().join(" ")).unwrap();
     let mut controller = Controller::foreground(command);
+    let mut is_announced = false;
     loop {
+        if let Some(sound) = &sound {
+            pcm.follow(sound);
+        }
+        if let Some(recording) = first_recording(station).filter(|_| !is_announced) {
+            is_announced = true;
+            println!("\nThe first recording is {}\n", recording.display());
+        }
         if let Some(code) = controller.exit_code() {
             println!("\nThe Controller ended with exit code {code}.");
             return u8::try_from(code).unwrap_or(1);
@@ -190,6 +208,78 @@ impl Settings {
     }
 }
 
+/// In the folder of the simulated microphone's Recorder: what its container reads instead of a sound card.
+const PIPE: &str = ".card";
+const SIMULATED: &str = "recorder/ultramic-384-evo-6a21";
+
+/// A tone of 1000 Hz, 12 dB below full scale, as the simulated microphone delivers it.
+fn tone(station: &Station) -> Sound {
+    let folder = station.workspace().join(SIMULATED);
+    fs::create_dir_all(&folder).unwrap();
+    Sound::start(&folder.join(PIPE), 384_000, |frame, bytes| {
+        let angle = (frame % 384) as f64 / 384.0 * std::f64::consts::TAU;
+        bytes.extend_from_slice(&((angle.sin() * 8192.0) as i16).to_le_bytes());
+    })
+}
+
+/// What the kernel would show of the simulated microphone: it runs while its frames are taken.
+struct Pcm {
+    folder: PathBuf,
+    taken: u64,
+    looked: Instant,
+}
+
+impl Pcm {
+    fn follow(&mut self, sound: &Sound) {
+        if self.looked.elapsed() < Duration::from_millis(500) {
+            return;
+        }
+        self.looked = Instant::now();
+        let taken = sound.given() - sound.unread();
+        let (status, params) = match recorder_process().filter(|_| taken > self.taken) {
+            Some(id) => (
+                format!("state: RUNNING\nowner_pid   : {id}\nhw_ptr      : {taken}\n"),
+                "format: S16_LE\nchannels: 1\nrate: 384000 (384000/1)\n",
+            ),
+            None => ("closed\n".to_owned(), "closed\n"),
+        };
+        self.taken = taken;
+        for (name, text) in [("hw_params", params), ("status", &status)] {
+            let new = self.folder.join("new");
+            fs::write(&new, text).unwrap();
+            fs::rename(&new, self.folder.join(name)).unwrap();
+        }
+    }
+}
+
+/// The process of the simulated microphone's Recorder.
+fn recorder_process() -> Option<u32> {
+    let ids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_recorder = |id: &u32| {
+        let read = |name: &str| fs::read(format!("/proc/{id}/{name}")).unwrap_or_default();
+        let wanted = b"SILVASONIC_INSTANCE_ID=0869-0389-034F6A21";
+        read("comm").starts_with(b"silvasonic-reco") && read("environ").split(|&byte| byte == 0).any(|variable| variable == wanted)
+    };
+    ids.into_iter().find(is_recorder)
+}
+
+fn first_recording(station: &Station) -> Option<PathBuf> {
+    let folders = fs::read_dir(station.workspace().join("recorder")).ok()?.flatten();
+    let files = folders.filter_map(|folder| fs::read_dir(folder.path().join("data/raw")).ok()).flat_map(Iterator::flatten);
+    files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|extension| extension == "wav")).min()
+}
+
+/// Copies it beside the programs, for whoever started this.
+fn keep(recording: &Path) -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let place = program.ancestors().nth(3).unwrap().join("recording.wav");
+    let _ = fs::remove_file(&place);
+    fs::copy(recording, &place).unwrap();
+    let id = |name: &str| std::env::var(name).ok().and_then(|id| id.parse().ok());
+    let _ = std::os::unix::fs::chown(&place, id("SUDO_UID"), id("SUDO_GID"));
+    place
+}
+
 /// The first USB sound card of this machine.
 fn real_card() -> Option<String> {
     let cards = fs::read_to_string("/proc/asound/cards").ok()?;
@@ -209,11 +299,11 @@ impl Borrowed {
         Borrowed { podman, image: false, network }
     }
 
-    fn recorder_image(&mut self) -> &'static str {
+    fn recorder_image(&mut self, config: Option<&str>) -> &'static str {
         if self.podman.has_image(RECORDER) {
             return "yours";
         }
-        self.podman.recorder_image();
+        self.podman.recording_image(config);
         self.image = true;
         RECORDER
     }

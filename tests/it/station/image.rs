@@ -67,6 +67,20 @@ pub(crate) fn recorder() -> &'static [u8] {
     })
 }
 
+/// The image of a Recorder that records, with this configuration of ALSA, or that of this machine.
+pub(crate) fn recording(config: Option<&str>) -> Vec<u8> {
+    let (program, libraries) = capturing_recorder();
+    let mut archive = Archive::base();
+    let read = |path: &Path| fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    archive.file("silvasonic-recorder", 0o755, &read(&program));
+    for library in &libraries {
+        archive.file(library.to_str().expect("an ASCII path").trim_start_matches('/'), 0o755, &read(library));
+    }
+    let config = config.map_or_else(|| read(Path::new("/usr/share/alsa/alsa.conf")), |config| config.as_bytes().to_vec());
+    archive.file("usr/share/alsa/alsa.conf", 0o644, &config);
+    archive.finish()
+}
+
 /// An image with a shell, for containers that misbehave on purpose.
 pub(crate) fn busybox() -> &'static [u8] {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();

@@ -304,6 +304,12 @@ impl Podman {
         self.import(RECORDER, image::recorder(), &["ENTRYPOINT [\"/silvasonic-recorder\"]"]);
     }
 
+    /// Makes an image of a Recorder that records, with this configuration of ALSA instead of this machine's.
+    pub(crate) fn recording_image(&self, config: Option<&str>) {
+        let heap = format!("ENV {}={}", super::MALLOC.0, super::MALLOC.1);
+        self.import(RECORDER, &image::recording(config), &["ENTRYPOINT [\"/silvasonic-recorder\"]", &heap]);
+    }
+
     /// Makes an image `localhost/NAME:latest` whose containers run this shell command; the image's full name.
     pub(crate) fn image(&self, name: &str, command: &str) -> String {
         let full = format!("localhost/{name}:latest");
