@@ -277,7 +277,8 @@ fn keep(recording: &Path) -> PathBuf {
     fs::copy(recording, &place).unwrap();
     let id = |name: &str| std::env::var(name).ok().and_then(|id| id.parse().ok());
     let _ = std::os::unix::fs::chown(&place, id("SUDO_UID"), id("SUDO_GID"));
-    place
+    let here = std::env::current_dir().unwrap_or_default();
+    place.strip_prefix(here).map_or(place.clone(), Path::to_path_buf)
 }
 
 /// The first USB sound card of this machine.

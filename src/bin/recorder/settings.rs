@@ -58,14 +58,15 @@ pub(crate) fn from_environment() -> Result<Settings, Vec<String>> {
 
 /// Returns all faults together, without secrets. An empty value counts as unset.
 fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<String>> {
-    let mut faults = Vec::new();
+    // What is missing is reported first.
+    let (mut missing, mut faults) = (Vec::new(), Vec::new());
     let mut checked = |name: &str, expected: &str, is_valid: fn(&str) -> bool| {
         let (_, default, meaning) = VARIABLES.iter().find(|(known, ..)| *known == name)?;
         let value = match (lookup(name).filter(|value| !value.is_empty()), default) {
-            (Some(value), _) => value.into_string().map_err(|_| faults.push(format!("{name}: not UTF-8"))).ok()?,
+            (Some(value), _) => value.into_string().map_err(|_| missing.push(format!("{name}: not UTF-8"))).ok()?,
             (None, Some(default)) => (*default).to_owned(),
             (None, None) => {
-                faults.push(format!("{name}: missing, expected: {meaning}"));
+                missing.push(format!("{name}: missing, expected: {meaning}"));
                 return None;
             }
         };
@@ -109,7 +110,8 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<Strin
             reserve: reserve?.parse::<u64>().ok()? * 1_000_000,
         })
     };
-    settings().ok_or(faults)
+    missing.extend(faults);
+    settings().filter(|_| missing.is_empty()).ok_or(missing)
 }
 
 fn is_device(text: &str) -> bool {
