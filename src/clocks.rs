@@ -1,5 +1,6 @@
-//! Times since the boot of the host, which outlive a Controller.
+//! Times since the boot of the host, which outlive a Controller, and whether its wall clock can be trusted.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -12,7 +13,12 @@ use crate::decide::sessions::Now;
 pub struct Clocks {
     instant: Instant,
     since_boot: Duration,
+    synchronised: Option<bool>,
 }
+
+/// The folder of systemd-timesyncd, which exists while that runs, and its file, which exists once the clock is synchronised.
+const TIME_SYNC: &str = "run/systemd/timesync";
+const SYNCHRONISED: &str = "synchronized";
 
 impl Clocks {
     /// Compares the clocks.
@@ -21,7 +27,7 @@ impl Clocks {
         let time = clock_gettime(ClockId::Monotonic);
         let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
         let since_boot = Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default());
-        Self { instant: Instant::now(), since_boot }
+        Self { instant: Instant::now(), since_boot, synchronised: None }
     }
 
     /// The time from the boot of the host until then.
@@ -33,9 +39,46 @@ impl Clocks {
         }
     }
 
+    /// Reads below the host root whether the wall clock is synchronised. With another program than systemd-timesyncd, and
+    /// where its folder is not mounted, that is unknown.
+    pub fn read_synchronised(&mut self, root: &Path) {
+        let folder = root.join(TIME_SYNC);
+        self.synchronised = match folder.join(SYNCHRONISED).try_exists() {
+            Ok(false) => folder.is_dir().then_some(false),
+            found => found.ok(),
+        };
+    }
+
     /// Both clocks.
     #[must_use]
     pub fn now(&self) -> Now {
-        Now { at: self.since_boot(Instant::now()), wall: micros(SystemTime::now()) }
+        Now { at: self.since_boot(Instant::now()), wall: micros(SystemTime::now()), synchronised: self.synchronised }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn the_clock_is_synchronised_or_not_or_nobody_knows() {
+        let root = std::env::temp_dir().join(format!("silvasonic-clocks-{}", std::process::id()));
+        let read = || {
+            let mut clocks = Clocks::read();
+            clocks.read_synchronised(&root);
+            clocks.now().synchronised
+        };
+        assert_eq!(read(), None);
+        fs::create_dir_all(root.join(TIME_SYNC)).unwrap();
+        assert_eq!(read(), Some(false));
+        fs::write(root.join(TIME_SYNC).join(SYNCHRONISED), "").unwrap();
+        assert_eq!(read(), Some(true));
+        fs::remove_dir_all(&root).unwrap();
+        // Not a folder: it cannot be searched.
+        fs::create_dir_all(root.join("run/systemd")).unwrap();
+        fs::write(root.join(TIME_SYNC), "").unwrap();
+        assert_eq!(read(), None);
+        fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -314,6 +314,7 @@ impl Controller {
         // Not before it is known who leads: the heartbeat would present this Controller as the leader.
         if is_due && (self.leadership.is_standby() || self.leadership.may_act(now)) {
             self.report_workers();
+            self.ledger.read_clock(&self.config.host_root);
             let meta = self.known().meta();
             let usage = self.heartbeat.report(&facts, meta, now);
             self.workers.measured(usage, now);

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
@@ -92,6 +93,11 @@ impl Ledger {
         }
         self.hand_out(now);
         self.save(SAVE);
+    }
+
+    /// Reads whether the wall clock is synchronised.
+    pub fn read_clock(&mut self, root: &Path) {
+        self.clocks.read_synchronised(root);
     }
 
     /// Passes on what must be written.

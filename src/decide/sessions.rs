@@ -51,6 +51,8 @@ pub struct Now {
     pub at: Duration,
     /// Microseconds since 1970 by the wall clock.
     pub wall: i64,
+    /// Whether the wall clock follows a time server; `None` = unknown.
+    pub synchronised: Option<bool>,
 }
 
 /// The frame counter of a stream at one time.
@@ -212,6 +214,8 @@ struct Session {
     offset: i64,
     /// By how much the wall clock was stepped meanwhile, in microseconds.
     stepped: i64,
+    /// Whether the wall clock was synchronised, when the session was last observed.
+    synchronised: Option<bool>,
     cause: Option<Cause>,
     /// When it was last handed out to be written.
     written: Option<Duration>,
@@ -253,7 +257,7 @@ impl Session {
     fn row(&self, device: &str, boot: &str) -> SessionRow {
         let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         let Counter { at, pointer, owner, trigger, boundary, .. } = &self.last;
-        let clock = json!({"synchronised": Value::Null, "stepped_s": self.stepped / 1_000_000, "boot": boot, "begin_us": micros(self.begin),
+        let clock = json!({"synchronised": self.synchronised, "stepped_s": self.stepped / 1_000_000, "boot": boot, "begin_us": micros(self.begin),
             "last_us": micros(*at), "end_us": micros(self.end), "pointer": pointer, "owner": owner, "trigger_us": trigger, "boundary": boundary});
         SessionRow {
             id: self.id,
@@ -294,6 +298,7 @@ impl Session {
             end: time("end_us")?,
             offset: row.started.saturating_sub(i64::try_from(begin.as_micros()).ok()?),
             stepped: clock["stepped_s"].as_i64().unwrap_or_default().saturating_mul(1_000_000),
+            synchronised: clock["synchronised"].as_bool(),
             cause: None,
             written: None,
             is_changed: false,
@@ -405,6 +410,7 @@ impl Sessions {
                     end: counter.at,
                     offset: now.offset(),
                     stepped: 0,
+                    synchronised: now.synchronised,
                     cause: None,
                     written: None,
                     is_changed: true,
@@ -608,6 +614,7 @@ impl Track {
             (last.offset, last.stepped) = (now.offset(), last.stepped.saturating_add(step));
             last.is_changed = true;
         }
+        last.synchronised = now.synchronised;
         if !is_open {
             last.cause = None;
             last.is_changed = true;
@@ -641,7 +648,7 @@ mod tests {
     }
 
     fn now(at: f64) -> Now {
-        Now { at: seconds(at), wall: WALL + (at * 1e6) as i64 }
+        Now { at: seconds(at), wall: WALL + (at * 1e6) as i64, synchronised: None }
     }
 
     fn counter(at: f64, pointer: u64) -> Counter {
@@ -831,6 +838,21 @@ mod tests {
     }
 
     #[test]
+    fn a_row_says_whether_the_clock_was_synchronised_when_it_was_last_observed() {
+        let mut sessions = Sessions::new("boot");
+        reads(&mut sessions, &[(103.0, 3.0), (108.0, 8.0)]);
+        let row = sessions.due(now(108.0)).pop().unwrap();
+        assert!(row.clock.contains("\"synchronised\":null"), "{}", row.clock);
+        let mut next = Sessions::new("boot");
+        next.continue_from(vec![row], now(110.0));
+        let at = Now { synchronised: Some(true), ..now(113.0) };
+        next.observe("a", "c", &Stream::Runs(counter(113.0, 13 * RATE)), at);
+        next.end("a", None, Cause::Unplugged, now(114.0));
+        let row = next.due(now(114.0)).pop().unwrap();
+        assert!(row.clock.contains("\"synchronised\":true"), "{}", row.clock);
+    }
+
+    #[test]
     fn a_step_of_the_wall_clock_moves_a_session_and_changes_no_duration() {
         let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
         reads(&mut sessions, &[(103.0, 3.0), (108.0, 8.0)]);
@@ -905,7 +927,7 @@ mod tests {
         }
 
         fn now(&self, at: f64) -> Now {
-            Now { at: seconds(at - self.boot.1), wall: WALL + (at * 1e6) as i64 }
+            Now { at: seconds(at - self.boot.1), wall: WALL + (at * 1e6) as i64, synchronised: None }
         }
 
         fn counter(&self, at: f64) -> Counter {
