@@ -32,7 +32,7 @@ use crate::fs as files;
 use crate::probe::{self, Marker, Prober, Question, State};
 use crate::text::shown;
 
-/// Time between two reads while something changes, and while nothing does.
+/// Time between two reads while something changes or stands still, and while nothing does.
 const SOON: Duration = Duration::from_secs(3);
 const EVERY: Duration = Duration::from_secs(5);
 /// A read takes a millisecond. After this time, other reads do not wait for it any more.
@@ -441,9 +441,12 @@ impl PcmMonitor {
     }
 
     fn ask(&mut self, recorders: Vec<Recorder>, now: Instant) {
-        let is_settled = recorders
-            .iter()
-            .all(|recorder| self.proofs.get(&recorder.device).is_some_and(|proven| proven.proof.to_string() == proven.reported));
+        // A capture that stands still is helped soon after its time limit.
+        let is_settled = recorders.iter().all(|recorder| {
+            let is_reported = |proven: &&Proven| proven.proof.to_string() == proven.reported;
+            let proven = self.proofs.get(&recorder.device).filter(is_reported);
+            proven.is_some_and(|proven| !matches!(proven.proof.state, PcmState::Stalled(_)))
+        });
         self.next = now + if is_settled { EVERY } else { SOON };
         self.proofs.retain(|device, _| recorders.iter().any(|recorder| recorder.device == *device));
         if recorders.is_empty() {
@@ -575,6 +578,24 @@ mod tests {
         wait(&PcmState::Unknown("card 0 does not respond".to_owned()), &stalled);
         fs::remove_dir_all(&root).unwrap();
         wait(&stalled, &stalled);
+    }
+
+    #[test]
+    fn a_capture_that_stands_still_is_read_again_sooner() {
+        let mut monitor = PcmMonitor::new(Path::new("/nonexistent"), &Prober::start().unwrap());
+        let recorder =
+            Recorder { device: "a".to_owned(), container: "c".to_owned(), card: Card { index: 0, pcm: 0, address: None }, expected: None };
+        let now = Instant::now();
+        let mut next_after = |reads: [Result<Vec<Substream>, String>; 3]| {
+            // What is not reported yet is read sooner, too.
+            reads.into_iter().for_each(|read| monitor.report(vec![(recorder.clone(), read)], now));
+            monitor.ask(vec![recorder.clone()], now);
+            monitor.next - now
+        };
+        let at = |pointer| stream(|stream| stream.pointer = Some(pointer));
+        assert_eq!(next_after([at(1), at(2), at(3)]), EVERY);
+        assert_eq!(next_after([at(4), at(4), at(4)]), SOON);
+        assert_eq!(next_after([at(5), at(6), at(7)]), EVERY);
     }
 
     #[test]
