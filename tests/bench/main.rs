@@ -7,7 +7,7 @@
 //! the same environment variables through the same table.
 //!
 //! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600), over `QUIET_MINUTES` (5) with a Podman that ends
-//! when it is idle, and over `SCALE_S` seconds (20) for each number of devices.
+//! when it is idle, over `CAPTURES_S` (900) while frames arrive, and over `SCALE_S` seconds (20) for each number of devices.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.
@@ -20,6 +20,7 @@ mod it {
 
 mod arguments;
 mod by_hand;
+mod captures;
 mod logs;
 mod measure;
 mod meter;
@@ -45,7 +46,7 @@ struct Section {
     measure: fn(&mut Table, &Subject),
 }
 
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     Section { name: "size", measure: program::size },
     Section { name: "build", measure: program::build },
     Section { name: "decision", measure: program::decision },
@@ -58,6 +59,7 @@ const SECTIONS: [Section; 15] = [
     Section { name: "counts", measure: quiet::counts },
     Section { name: "quiet", measure: |table, subject| [1, 5, 50].iter().for_each(|count| quiet::quiet(table, subject, *count)) },
     Section { name: "quiet-hour", measure: quiet::quiet_hour },
+    Section { name: "captures", measure: captures::captures },
     Section { name: "scale", measure: scale::scale },
     Section { name: "nudge", measure: |table, subject| quiet::nudge(table, subject, 20) },
     Section { name: "logs", measure: logs::logs },

@@ -182,7 +182,7 @@ pub(crate) fn counts(table: &mut Table, subject: &Subject) {
 }
 
 /// Refreshes `last_seen` of all microphones as the Controller does.
-fn refresh(station: &Station) {
+pub(crate) fn refresh(station: &Station) {
     let environment = station.environment();
     let read = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
     let mut db = Connection::connect_for_command(&Config::read(read).unwrap().database).unwrap();
