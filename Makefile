@@ -18,7 +18,7 @@ endif
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 station-test fuzz soak soak-recorder lint format clippy doc sound clean
+.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 station-test fuzz soak soak-recorder lint format clippy doc sound deb images reproducible package-test release clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -90,6 +90,32 @@ $(VIRTUAL)/silvasonic-controller: $(SOURCES)
 $(VIRTUAL)/recorder: tests/virtual-station/capture.c
 	@mkdir -p $(@D)
 	@cc -static -O2 -Wall -Wextra -Werror -o $@ $<
+
+# both on a PC; a machine of another kind builds for its own
+NATIVE := $(shell dpkg --print-architecture 2>/dev/null)
+ARCHS ?= $(if $(filter amd64,$(NATIVE)),amd64 arm64,$(NATIVE))
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+PACKAGES := $(TARGET)/packages
+
+deb: setup ## make the Debian packages, with the image of the Recorder inside; ARCHS="amd64 arm64"
+	@set -e; for arch in $(ARCHS); do packaging/programs $$arch $(TARGET)/programs/$$arch; done
+	@set -e; for arch in $(ARCHS); do packaging/deb $$arch $(TARGET)/programs/$$arch $(TARGET)/programs/$(NATIVE)/silvasonic-controller $(PACKAGES); done
+
+images: deb ## make the images as archives for `podman load`, without a registry, and the bill of materials
+	@for arch in $(ARCHS); do ls -l $(PACKAGES)/*_$(VERSION)_$$arch.oci.tar; done
+	@cargo metadata --locked --format-version 1 --filter-platform $$(rustc -vV | sed -n 's/^host: //p') | packaging/sbom.py > $(PACKAGES)/silvasonic-controller_$(VERSION).cdx.json
+
+reproducible: deb ## build the programs and packages of this architecture once more, and compare them
+	@rm -rf $(TARGET)/again; packaging/programs $(NATIVE) $(TARGET)/again/programs
+	@packaging/deb $(NATIVE) $(TARGET)/again/programs $(TARGET)/again/programs/silvasonic-controller $(TARGET)/again/packages
+	@cd $(TARGET)/again/packages && for file in *; do cmp $$file $(abspath $(PACKAGES))/$$file && echo "equal: $$file"; done
+
+package-test: ## test the package of this architecture with lintian, and on bare Debians; SUITES="bookworm trixie"
+	@$(SUDO) tests/package $(PACKAGES)/silvasonic-controller_$(VERSION)_$(NATIVE).deb $(SUITES)
+
+release: ## make and check all that is published, with checksums and notes, in target/release-VERSION
+	@$(MAKE) --no-print-directory images package-test
+	@packaging/release $(PACKAGES) $(TARGET)/release-$(VERSION)
 
 fuzz: setup ## fuzz each parser for FUZZ_S seconds (60), with coverage but without sanitizers, on the stable toolchain
 	cd fuzz && RUSTFLAGS="-C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table -C codegen-units=1" cargo build --quiet --release --bins --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir ../$(TARGET)/fuzz

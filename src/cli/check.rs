@@ -335,11 +335,11 @@ fn workspace(config: &Config, findings: &mut Findings) {
     // Whether it can be written is a question of the rights and the mounts of the Controller, not of this user.
     let seen = health::read(config.port).ok().and_then(|(_, mut components)| Some(components.get_mut("workspace")?.take()));
     if let Some(seen) = seen.filter(|seen| seen["details"] != NOT_YET) {
+        let details = format!("the Controller reports: {}", shown(seen["details"].as_str().unwrap_or_default()));
         if seen["healthy"] == true {
-            findings.ok("workspace", format!("{} (by the running Controller)", folder.display()));
+            findings.ok("workspace", details);
         } else {
-            let details = shown(seen["details"].as_str().unwrap_or_default());
-            findings.fail("workspace", format!("the running Controller reports: {details}"), "see docs/install.md, \"The workspace\"");
+            findings.fail("workspace", details, "see docs/install.md, \"The workspace\"");
         }
         return space(folder, findings);
     }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 /// What the next step is, if Recorders write to another file system than they should.
-const RESTART: &str = "restart the Controller and its Recorders, as those that run keep the folder with which they were started";
+const RESTART: &str = "restart the Controller and its Recorders";
 
 /// Where the folder of the Recorders is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Workspace {
     ///
     /// # Errors
     /// What is wrong, and what to do.
-    pub fn judge(&mut self, seen: &Placement, was_mount: bool) -> Result<&'static str, String> {
+    pub fn judge(&mut self, seen: &Placement, was_mount: bool) -> Result<String, String> {
         let path = self.path.display();
         if self.device.is_none() && seen.exists {
             self.device = Some(seen.device.clone());
@@ -71,8 +71,8 @@ impl Workspace {
         }
         match &seen.refused {
             Some(why) => Err(format!("cannot create folders in {path}: {why}")),
-            None if seen.is_root => Ok("on the root file system"),
-            None => Ok("on a file system of its own"),
+            None if seen.is_root => Ok(format!("{path} is on the root file system")),
+            None => Ok(format!("{path} is on a file system of its own")),
         }
     }
 }
@@ -117,7 +117,7 @@ mod tests {
         ] {
             let mut workspace = workspace();
             for _ in 0..2 {
-                assert_eq!(workspace.judge(&seen, was_mount), Ok(expected), "{seen:?}");
+                assert_eq!(workspace.judge(&seen, was_mount), Ok(format!("/mnt/data/workspace/recorder is {expected}")), "{seen:?}");
             }
         }
     }
@@ -145,7 +145,7 @@ mod tests {
         let mut workspace = workspace();
         let absent = Placement { exists: false, ..root() };
         assert!(workspace.judge(&absent, false).is_ok());
-        assert_eq!(workspace.judge(&disk(), false), Ok("on a file system of its own"));
+        assert!(workspace.judge(&disk(), false).is_ok());
         assert!(workspace.judge(&root(), false).is_err());
     }
 

@@ -23,7 +23,7 @@ use crate::saver::Saver;
 pub struct Watch {
     workspace: Workspace,
     path: String,
-    state: Option<Result<&'static str, String>>,
+    state: Option<Result<String, String>>,
     memory: Option<(Saver, Arc<OnceLock<Option<String>>>)>,
 }
 
@@ -57,7 +57,7 @@ impl Watch {
         }
         match (&state, &self.state) {
             (Err(why), before) if before.as_ref().and_then(|before| before.as_ref().err()) != Some(why) => error!("{why}"),
-            (Ok(how), Some(Err(_))) => info!("{} is again as expected: {how}", self.path),
+            (Ok(how), Some(Err(_))) => info!("the workspace is as expected again: {how}"),
             _ => {}
         }
         self.state = Some(state);

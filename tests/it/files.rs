@@ -240,7 +240,7 @@ fn a_disk_that_is_mounted_over_the_workspace_is_reported_and_what_runs_stays() {
     assert!(controller.wait_log(&expected, SOON).contains("[ERROR]"));
     drop(disk);
     is_well(true);
-    controller.wait_log(" is again as expected: ", SOON);
+    controller.wait_log("the workspace is as expected again: ", SOON);
     assert_eq!(controller.count_log(&expected), 1);
     assert_eq!(ids(&station), before);
 }

@@ -13,8 +13,9 @@ const PROMPT: &str = "$ silvasonic-controller ";
 const LINE: &str = r#"{"service":"recorder","instance_id":"0869-0389-034F6A21","container_name":"silvasonic-recorder-ultramic-384-evo-6a21","level":"info","message":"segment written","timestamp":"2026-05-01T04:10:00Z"}"#;
 
 /// Lines of `check` and `health` that tell of the machine: the document shows a good one.
-const MACHINE: [&str; 7] = [
-    "workspace    ok       on a file system of its own",
+const MACHINE: [&str; 8] = [
+    "workspace    ok       /srv/station/workspace/recorder is on a file system of its own",
+    "ok       workspace      the Controller reports: /srv/station/workspace/recorder is on a file system of its own",
     "ok       podman         4.3.1 (rootful, crun, cgroups v2)",
     "ok       memory limit   enforced",
     "ok       cpu limit      enforced",
