@@ -82,11 +82,14 @@ impl Known<'_> {
     #[must_use]
     pub fn facts(&self) -> Facts {
         let connected = |state: &Result<(), String>| state.clone().map(|()| "connected".to_owned());
-        let (running, waiting) = self.recorders.summary();
+        let (running, faults) = self.recorders.summary();
+        let is_well = faults.is_empty();
+        let details = [format!("{running} running")].into_iter().chain(faults).chain(self.recorders.mismatches());
+        let details = details.collect::<Vec<_>>().join("; ");
         let containers = match &self.containers.state {
             Err(_) => Err("unknown".to_owned()),
-            Ok(()) if waiting.is_empty() => Ok(format!("{running} running")),
-            Ok(()) => Err(format!("{running} running; {}", waiting.join("; "))),
+            Ok(()) if is_well => Ok(details),
+            Ok(()) => Err(details),
         };
         let captures: Vec<(&str, Capture)> = self.captures.all().collect();
         Facts {

@@ -10,7 +10,7 @@ use log::{debug, info, warn};
 use super::Controller;
 use super::workers::Turn;
 use crate::containers::state::List;
-use crate::decide::action::{Action, Cause, Done, Failure, Hold};
+use crate::decide::action::{Action, Cause, Done, Failure};
 use crate::decide::capture::Step;
 use crate::decide::container::Container;
 use crate::decide::desired::{Desired, desired, stop_all};
@@ -114,9 +114,8 @@ impl Controller {
     /// Likewise, with this text.
     pub(super) fn log_as(&mut self, note: &Note, line: String) {
         match note {
-            Note::Held { hold: Hold::NotOffered(_), .. } => warn!("{line}"),
             Note::Held { .. } => return debug!("{line}"),
-            Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{line}"),
+            Note::Mismatched { .. } | Note::Ended { .. } | Note::Foreign { .. } | Note::FellBack { .. } => warn!("{line}"),
             Note::Adopted { .. } | Note::Started { .. } | Note::Renamed { .. } | Note::Removed { .. } => info!("{line}"),
         }
         self.history.add(line);

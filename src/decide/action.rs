@@ -334,7 +334,7 @@ pub enum Hold {
     },
     /// Somebody else created the running container.
     Foreign,
-    /// No Recorder can capture what the profile asks for.
+    /// The card does not offer what the profile asks for.
     NotOffered(Mismatch),
 }
 

@@ -1,8 +1,9 @@
 //! What a card can capture, compared with what a profile asks for.
 //!
 //! A Recorder opens `hw:N,M`, which converts nothing: with more channels than the card has, or a rate that it does not
-//! have, no Recorder can open it. Such a one is not started. Other differences are named only: a Recorder can convert
-//! the format of a sample, and leave a channel out. An offer that could not be read prevents nothing.
+//! have, it cannot be opened as far as the kernel says. So a Recorder that runs is not replaced for such a profile. It is
+//! started all the same if none runs, because the list may be wrong and nothing is lost; the mismatch is named. Other
+//! differences are only named: a Recorder can convert the format of a sample, and leave a channel out.
 
 use std::fmt;
 use std::sync::Arc;

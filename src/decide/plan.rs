@@ -329,9 +329,6 @@ impl Planner<'_> {
             let failed: Vec<&Container> = own.iter().copied().filter(|other| other.id != old.id).collect();
             return self.fall_back(spec, &failed, old, Ending::of(old));
         }
-        if let Some(hold) = not_offered(spec) {
-            return self.hold(spec, hold);
-        }
         let is_used = |container: &&Container| [created, predecessor].into_iter().flatten().any(|used| used.id == container.id);
         let remove: Vec<&Container> = own.iter().copied().filter(|container| !is_used(container)).collect();
         let task = Task::Start {
@@ -586,16 +583,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_no_recorder_can_capture_is_not_started_and_replaces_nothing() {
+    fn what_no_recorder_can_capture_replaces_nothing() {
         let offer = |channels| [Setting { formats: vec!["S16_LE".to_owned()], channels, rates: vec![48_000], continuous: false }];
         let asked = |channels| AudioFormat { rate: 48_000, channels, format: "S16LE".to_owned() };
         for (containers, offered, asked_for, expected) in [
-            ("", 1, 2, ""),
-            ("a:exited", 1, 2, ""),
+            ("", 1, 2, "start a"),
+            ("a:exited", 1, 2, "restart a c0"),
             ("a:running", 1, 2, ""),
             ("a:running!", 1, 2, ""),
-            ("", 2, 1, "start a"),
-            ("a:exited", 2, 1, "restart a c0"),
+            ("a:running!", 2, 1, "replace a c0"),
         ] {
             let mut scene = scene("a:run", containers);
             let Some(Desired::Run(spec)) = scene.desired.get_mut("a") else { unreachable!() };

@@ -92,8 +92,8 @@ fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {
         Some(Desired::Run(spec)) => {
             let hold = known.holds.get(id).map_or("starting", String::as_str);
             match &spec.mismatch {
-                Some(mismatch) if !mismatch.is_certain => format!("{hold}; {mismatch}"),
-                _ => hold.to_owned(),
+                Some(mismatch) => format!("{hold}; {mismatch}"),
+                None => hold.to_owned(),
             }
         }
         Some(Desired::Keep(why)) => pending(known, id).map_or_else(|| why.to_string(), |more| format!("pending, {more}")),

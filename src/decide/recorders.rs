@@ -16,6 +16,7 @@ use crate::decide::action::{Action, Cause, Done, Ending, Failure, Hold, Task};
 use crate::decide::backoff::{Attempt, Backoffs};
 use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
+use crate::decide::offer::Mismatch;
 use crate::decide::past::{Compared, Past, Rejected, Runs, has_hash_of};
 use crate::decide::plan::Plan;
 use crate::decide::spec::{CONFIG_HASH, DEVICE_ID, Tier2ServiceSpec};
@@ -38,6 +39,8 @@ pub struct Recorders {
     /// Ended containers that were counted, by id.
     counted: SortedSet<String>,
     holds: SortedMap<String, Hold>,
+    /// Profiles that ask for what the card of their device does not offer.
+    mismatches: SortedMap<String, Mismatch>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +89,13 @@ pub enum Note {
         device: String,
         /// What it waits for.
         hold: Hold,
+    },
+    /// The card of a desired Recorder does not offer what its profile asks for.
+    Mismatched {
+        /// Its device.
+        device: String,
+        /// What does not fit.
+        mismatch: Mismatch,
     },
     /// An action started a Recorder.
     Started {
@@ -146,6 +156,7 @@ impl fmt::Display for Note {
                 write!(f, "somebody else replaced the Recorder of {}; the container {} is left running", shown(device), shown(name))
             }
             Self::Held { device, hold } => write!(f, "microphone {device} waits: {hold}"),
+            Self::Mismatched { device, mismatch } => write!(f, "microphone {device}: {mismatch}"),
             Self::Started { name, took, cause, differences } => {
                 write!(f, "{name} started in {:.2} s: {cause}", took.as_secs_f64())?;
                 if !differences.is_empty() {
@@ -401,6 +412,14 @@ impl Recorders {
             notes.push(Note::Held { device: device.clone(), hold: hold.clone() });
         }
         self.holds.clone_from(&plan.holds);
+        let certain = |(device, desired): (&String, &Desired)| match desired {
+            Desired::Run(spec) => spec.mismatch.clone().filter(|mismatch| mismatch.is_certain).map(|mismatch| (device.clone(), mismatch)),
+            _ => None,
+        };
+        let mismatches = desired.iter().filter_map(certain).collect();
+        let before = std::mem::replace(&mut self.mismatches, mismatches);
+        let new = self.mismatches.iter().filter(|(device, mismatch)| before.get(*device) != Some(*mismatch));
+        notes.extend(new.map(|(device, mismatch)| Note::Mismatched { device: device.clone(), mismatch: mismatch.clone() }));
         notes
     }
 
@@ -502,6 +521,11 @@ impl Recorders {
             (device.clone(), text)
         };
         by_insertion(self.holds.iter().map(text))
+    }
+
+    /// What does not fit between the cards of desired Recorders and their profiles. Not a fault: what comes of it is.
+    pub fn mismatches(&self) -> impl Iterator<Item = String> {
+        self.mismatches.iter().map(|(device, mismatch)| format!("{device}: {mismatch}"))
     }
 
     /// How many Recorders run, and the faults of others.
