@@ -33,7 +33,8 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("POSTGRES_PASSWORD", "silvasonic", "database password"),
     ("POSTGRES_DB", "silvasonic", "database name"),
     ("SILVASONIC_REDIS_URL", "redis://localhost:6379/0", "Redis"),
-    ("SILVASONIC_CONTROLLER_PORT", "9100", "port of /healthy; 0 takes any free port and logs it"),
+    ("SILVASONIC_CONTROLLER_PORT", "9100", "port of /healthy and of the status page; 0 takes any free port and logs it"),
+    ("SILVASONIC_STATUS_PAGE", "true", "whether `/`, `/status.json` and `/metrics` are served"),
     ("SILVASONIC_WORKSPACE_PATH", "/mnt/data/workspace", "workspace on the host; Recorder data is below `recorder/`"),
     ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "<workspace>/recorder", "the same Recorder folder as the Controller sees it"),
     (
@@ -130,6 +131,8 @@ pub struct Config {
     pub redis_url: String,
     /// Port of `/healthy`; 0 = any.
     pub port: u16,
+    /// Whether more than `/healthy` is served.
+    pub status_page: bool,
     /// Settings of all Recorder containers.
     pub recorder: RecorderSettings,
     /// Settings of all workers.
@@ -327,6 +330,7 @@ impl Config {
                 name: env.text("POSTGRES_DB", None, "silvasonic", PLAIN, is_plain),
             },
             port: env.parsed("SILVASONIC_CONTROLLER_PORT", None, "9100", "a port number from 0 to 65535", |text| text.parse().ok()),
+            status_page: env.parsed("SILVASONIC_STATUS_PAGE", None, "true", "true or false", |text| text.parse().ok()),
             recorder: RecorderSettings {
                 image: env.text("SILVASONIC_RECORDER_IMAGE", None, "localhost/silvasonic_recorder:latest", PLAIN, is_plain),
                 network: env.text("SILVASONIC_NETWORK", None, "silvasonic-net", NETWORK, is_network),
@@ -770,6 +774,7 @@ mod tests {
             ("POSTGRES_DB", "a\u{200b}b"),
             ("SILVASONIC_REDIS_URL", "http://x"),
             ("SILVASONIC_CONTROLLER_PORT", "70000"),
+            ("SILVASONIC_STATUS_PAGE", "on"),
             ("SILVASONIC_WORKSPACE_PATH", "/data/../etc"),
             ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "x"),
             ("SILVASONIC_RECORDER_REDIS_URL", "http://x"),
@@ -827,6 +832,7 @@ mod tests {
             ("POSTGRES_DB", "name"),
             ("SILVASONIC_REDIS_URL", "redis://:secret@redis/1"),
             ("SILVASONIC_CONTROLLER_PORT", "0"),
+            ("SILVASONIC_STATUS_PAGE", "false"),
             ("SILVASONIC_WORKSPACE_PATH", "/data"),
             ("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "/local"),
             ("SILVASONIC_RECORDER_REDIS_URL", "redis://redis/1"),

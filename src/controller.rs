@@ -33,6 +33,7 @@ use crate::decide::spec::Kind;
 use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::Heartbeat;
+use crate::health::pages::{Pages, Prepared};
 use crate::history::History;
 use crate::ledger::Ledger;
 use crate::lock::{self, Held};
@@ -85,6 +86,8 @@ pub struct Controller {
     history: History,
     rate_limit: RateLimit,
     heartbeat: Heartbeat,
+    /// What is served beside the health.
+    pages: Option<Pages>,
 }
 
 impl Controller {
@@ -96,7 +99,7 @@ impl Controller {
         config: Config,
         (events, inbox): (&SyncSender<Event>, Receiver<Event>),
         prober: &Prober,
-        heartbeat: Heartbeat,
+        (heartbeat, pages): (Heartbeat, Option<Pages>),
         publisher: Publisher,
     ) -> io::Result<Self> {
         let sender = events.clone();
@@ -128,6 +131,7 @@ impl Controller {
             history: History::default(),
             rate_limit: RateLimit::default(),
             heartbeat,
+            pages,
             config,
         })
     }
@@ -210,6 +214,7 @@ impl Controller {
                 self.report_workers();
                 self.known().dump().iter().for_each(|line| info!("dump: {line}"));
             }
+            Event::Asked => {}
             Event::Nudge => self.nudges.arrived(),
             Event::Audience => self.logs.audience_changed(),
             Event::Changed => self.containers.changed(&self.actions),
@@ -320,6 +325,19 @@ impl Controller {
             self.workers.measured(usage, now);
         } else {
             self.heartbeat.update_board(&facts);
+        }
+        self.prepare_pages(now);
+    }
+
+    /// Prepares the texts that somebody asks for.
+    fn prepare_pages(&mut self, now: Instant) {
+        let Some(pages) = self.pages.clone() else { return };
+        for page in pages.wanted() {
+            let text = match page {
+                Prepared::Status => self.known().status(),
+                Prepared::Metrics => self.known().metrics(),
+            };
+            pages.put(page, text, now);
         }
     }
 

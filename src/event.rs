@@ -44,6 +44,8 @@ pub enum Event {
     Dump,
     /// A request for an immediate cycle.
     Nudge,
+    /// Somebody asks for a text of [`Pages`](crate::health::pages).
+    Asked,
     /// Somebody listens to the log lines, or nobody does any more.
     Audience,
     /// One of our containers changed, or Podman's event stream was opened or ended.

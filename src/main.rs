@@ -20,7 +20,8 @@ use silvasonic_controller::descriptors;
 use silvasonic_controller::event::Event;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::heartbeat::Heartbeat;
-use silvasonic_controller::health::http::Endpoint;
+use silvasonic_controller::health::http::{Endpoint, Sources};
+use silvasonic_controller::health::pages::Pages;
 use silvasonic_controller::json::one_line;
 use silvasonic_controller::logger::{self, Logger};
 use silvasonic_controller::poll;
@@ -224,8 +225,11 @@ fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> s
     let prober = Prober::start()?;
     let publisher = Publisher::start(&config.redis_url, "controller")?;
     let heartbeat = Heartbeat::new(&config, board.clone(), publisher.clone(), &prober)?;
-    poll::start(signals, Endpoint::new(config.port, board))?;
-    Controller::new(config, (&events, inbox), &prober, heartbeat, publisher)
+    // A queue that is full wakes the loop, too.
+    let asked = events.clone();
+    let pages = if config.status_page { Some(Pages::new(move || drop(asked.try_send(Event::Asked)))?) } else { None };
+    poll::start(signals, Endpoint::new(config.port, Sources { board, pages: pages.clone() }))?;
+    Controller::new(config, (&events, inbox), &prober, (heartbeat, pages), publisher)
 }
 
 fn answer_as_curl(words: &[String]) -> ExitCode {

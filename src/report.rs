@@ -78,6 +78,21 @@ impl Known<'_> {
         by_insertion([("devices".to_owned(), devices.into())].into_iter().chain(ends).chain(workers))
     }
 
+    /// The state of the station as JSON, for the status page.
+    pub fn status(&mut self) -> String {
+        json!({"version": 1, "meta": self.meta()}).to_string()
+    }
+
+    /// The metrics.
+    pub fn metrics(&mut self) -> String {
+        concat!(
+            "# TYPE silvasonic_build info\n# HELP silvasonic_build The program.\nsilvasonic_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"} 1\n# EOF\n"
+        )
+        .to_owned()
+    }
+
     /// The components of health checks, and the activity of the station.
     #[must_use]
     pub fn facts(&self) -> Facts {

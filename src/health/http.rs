@@ -1,7 +1,8 @@
-//! The server of `GET /healthy`, polled by the `poll` thread: no request waits for another one.
+//! The server of `GET /healthy` and of the [`Pages`], polled by the `poll` thread: no request waits for another one.
 //!
 //! It implements the part of HTTP/1.1 that a health check needs: it reads the head of a request, answers and closes; a
-//! body and further requests are ignored. The answer is read from the [`Board`] at that moment.
+//! body and further requests are ignored. The health is read from the [`Board`] at that moment. A request for a text that
+//! the main loop prepares waits for it, [`PATIENCE`] at most.
 //!
 //! Invariants: a connection costs a slot, its request line and one answer, and is closed after [`LIFE`] at the latest.
 //! The slots are a fixed share of the descriptors that the process may open, at most 32. So all connections together
@@ -20,6 +21,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen
 
 use crate::descriptors;
 use crate::health::board::Board;
+use crate::health::pages::{Page, Pages, Prepared};
 
 /// Longest head of a request, in bytes. Browsers send the cookies of all programs of a host, whatever their port.
 pub const HEAD: usize = 16 << 10;
@@ -27,6 +29,8 @@ pub const HEAD: usize = 16 << 10;
 const CHUNK: usize = 2048;
 /// Time from the beginning of a connection to its end.
 pub const LIFE: Duration = Duration::from_secs(2);
+/// How long a request waits for the main loop.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two attempts to listen on a port that is in use.
 const RETRY: Duration = Duration::from_secs(30);
 /// Pause when the system lacks a file descriptor or memory for another connection.
@@ -34,10 +38,19 @@ const SHORTAGE: Duration = Duration::from_millis(100);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
+/// Where answers come from.
+#[derive(Clone)]
+pub struct Sources {
+    /// The health.
+    pub board: Board,
+    /// What else is served.
+    pub pages: Option<Pages>,
+}
+
 /// A server, or the attempts to get its port: recording does not need it.
 pub struct Endpoint {
     port: u16,
-    board: Board,
+    sources: Sources,
     server: Option<Server>,
     /// When the first attempt to listen failed.
     failed: Option<Instant>,
@@ -49,8 +62,8 @@ impl Endpoint {
     /// An endpoint at a port (0 = any free one) of all IPv6 and IPv4 addresses. It listens from the first
     /// [`Endpoint::serve`] on.
     #[must_use]
-    pub fn new(port: u16, board: Board) -> Self {
-        Self { port, board, server: None, failed: None, next: Instant::now() }
+    pub fn new(port: u16, sources: Sources) -> Self {
+        Self { port, sources, server: None, failed: None, next: Instant::now() }
     }
 
     /// Adds the descriptors to poll.
@@ -73,7 +86,7 @@ impl Endpoint {
     }
 
     fn listen(&mut self, now: Instant) {
-        match listen(self.port, self.board.clone()) {
+        match listen(self.port, self.sources.clone()) {
             Ok((server, port)) => {
                 let waited = self.failed.map_or_else(String::new, |at| format!(" after {} s", now.saturating_duration_since(at).as_secs()));
                 info!("serving /healthy on port {port}{waited}");
@@ -91,7 +104,7 @@ impl Endpoint {
 }
 
 /// Listens on a port. Returns the server and its port.
-fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
+fn listen(port: u16, sources: Sources) -> io::Result<(Server, u16)> {
     let listener = match listen_dual(port) {
         Ok(listener) => listener,
         Err(error @ (Errno::ADDRINUSE | Errno::ACCESS)) => return Err(error.into()),
@@ -100,7 +113,7 @@ fn listen(port: u16, board: Board) -> io::Result<(Server, u16)> {
     };
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
-    Ok((Server { listener, board, connections: Vec::new(), slots: descriptors::shares().clients, paused: None }, port))
+    Ok((Server { listener, sources, connections: Vec::new(), slots: descriptors::shares().clients, paused: None }, port))
 }
 
 /// Listens for IPv6 and IPv4 on one socket, independent of `net.ipv6.bindv6only`.
@@ -116,7 +129,7 @@ fn listen_dual(port: u16) -> Result<TcpListener, Errno> {
 /// The listener and its clients.
 struct Server {
     listener: TcpListener,
-    board: Board,
+    sources: Sources,
     /// Number of connections at the same time.
     slots: usize,
     /// Until when no connection is accepted, for lack of file descriptors.
@@ -131,11 +144,20 @@ struct Exchange {
     phase: Phase,
 }
 
-/// Reading -> Writing -> Draining -> closed. Draining waits for the client to close: closing with unread input would
+/// Reading -> (Waiting ->) Writing -> Draining -> closed. Draining waits for the client to close: closing with unread input would
 /// send a reset, and the client might drop the answer.
 enum Phase {
     Reading(Head),
-    Writing { answer: Vec<u8>, sent: usize },
+    /// For the main loop.
+    Waiting {
+        page: Prepared,
+        header: &'static str,
+        asked: Instant,
+    },
+    Writing {
+        answer: Vec<u8>,
+        sent: usize,
+    },
     Draining,
 }
 
@@ -144,11 +166,17 @@ impl Server {
         if self.paused.is_none() {
             fds.push(PollFd::new(&self.listener, PollFlags::IN));
         }
-        fds.extend(self.connections.iter().map(|exchange| PollFd::new(&exchange.stream, exchange.phase.waits_for())));
+        let is_waiting = |exchange: &&Exchange| matches!(exchange.phase, Phase::Waiting { .. });
+        if let Some(pages) = self.sources.pages.as_ref().filter(|_| self.connections.iter().any(|exchange| is_waiting(&exchange))) {
+            fds.push(PollFd::from_borrowed_fd(pages.prepared(), PollFlags::IN));
+        }
+        // Who waits for a text is not polled: a client that is gone would wake the poll again and again.
+        let polled = self.connections.iter().filter(|exchange| !is_waiting(exchange));
+        fds.extend(polled.map(|exchange| PollFd::new(&exchange.stream, exchange.phase.waits_for())));
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.connections.iter().map(|exchange| exchange.ends).chain(self.paused).min()
+        self.connections.iter().map(Exchange::deadline).chain(self.paused).min()
     }
 
     /// Serves all connections and accepts new ones, without blocking.
@@ -162,8 +190,13 @@ impl Server {
 
     /// Advances every connection as far as possible without blocking.
     fn advance(&mut self) {
-        let board = &self.board;
-        self.connections.retain_mut(|connection| Instant::now() < connection.ends && connection.advance(board).unwrap_or(false));
+        let sources = &self.sources;
+        if let Some(pages) = &sources.pages {
+            if self.connections.iter().any(|connection| matches!(connection.phase, Phase::Waiting { .. })) {
+                pages.noticed();
+            }
+        }
+        self.connections.retain_mut(|connection| Instant::now() < connection.ends && connection.advance(sources).unwrap_or(false));
     }
 
     fn accept(&mut self) {
@@ -200,14 +233,23 @@ impl Phase {
     fn waits_for(&self) -> PollFlags {
         match self {
             Self::Reading(_) | Self::Draining => PollFlags::IN,
+            Self::Waiting { .. } => PollFlags::empty(),
             Self::Writing { .. } => PollFlags::OUT,
         }
     }
 }
 
 impl Exchange {
+    /// When it must be looked at, even if its stream is not ready.
+    fn deadline(&self) -> Instant {
+        match self.phase {
+            Phase::Waiting { asked, .. } => self.ends.min(asked + PATIENCE),
+            _ => self.ends,
+        }
+    }
+
     /// Reads or writes what is possible now; `false` or an error when the connection must be closed.
-    fn advance(&mut self, board: &Board) -> io::Result<bool> {
+    fn advance(&mut self, sources: &Sources) -> io::Result<bool> {
         loop {
             match &mut self.phase {
                 Phase::Reading(head) => {
@@ -216,12 +258,18 @@ impl Exchange {
                     if count == 0 {
                         return Ok(false);
                     }
-                    let answer = match head.add(&bytes[..count]) {
+                    self.phase = match head.add(&bytes[..count]) {
                         Progress::Incomplete => continue,
-                        Progress::Complete => respond(&head.line, board),
+                        Progress::Complete => respond(&head.line, sources),
                         Progress::TooLong => too_long(),
                     };
-                    self.phase = Phase::Writing { answer, sent: 0 };
+                }
+                Phase::Waiting { page, header, asked } => {
+                    self.phase = match sources.pages.as_ref().and_then(|pages| pages.get(*page, *asked)) {
+                        Some(text) => writing("200 OK", header, &text),
+                        None if asked.elapsed() < PATIENCE => return Ok(true),
+                        None => answer("503 Service Unavailable", "", r#"{"error":"the main loop does not answer"}"#),
+                    };
                 }
                 Phase::Writing { answer, sent } => {
                     let Some(count) = ready(self.stream.write(&answer[*sent..]))? else { return Ok(true) };
@@ -291,25 +339,31 @@ fn ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
     }
 }
 
-fn too_long() -> Vec<u8> {
+fn too_long() -> Phase {
     answer("431 Request Header Fields Too Large", "", &format!("{{\"error\":\"the head of a request has at most {HEAD} bytes\"}}"))
 }
 
-fn respond(line: &[u8], board: &Board) -> Vec<u8> {
+fn respond(line: &[u8], sources: &Sources) -> Phase {
+    const ALLOW: &str = "Allow: GET\r\n";
     let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();
     let [method, target, version] = words[..] else { return bad_request() };
     if !version.starts_with(b"HTTP/1.") {
         return bad_request();
     }
     let path = without_host(target).split(|byte| *byte == b'?').next().unwrap_or_default();
-    match (path, method) {
-        (b"/healthy", b"GET") => {
-            let (ok, health) = board.health_json(Instant::now());
+    let page = sources.pages.as_ref().and_then(|_| Page::at(path));
+    match (page, method) {
+        (Some((Page::Fixed(text), header)), b"GET") => writing("200 OK", header, text),
+        (Some((Page::Prepared(page), header)), b"GET") => Phase::Waiting { page, header, asked: Instant::now() },
+        (None, b"GET") if path == b"/healthy" => {
+            let (ok, health) = sources.board.health_json(Instant::now());
             answer(if ok { "200 OK" } else { "503 Service Unavailable" }, "", &health.to_string())
         }
-        (b"/healthy", b"HEAD") => answer("405 Method Not Allowed", "Allow: GET\r\n", ""),
-        (b"/healthy", _) => answer("405 Method Not Allowed", "Allow: GET\r\n", r#"{"error":"only GET is allowed"}"#),
+        (page, method) if page.is_some() || path == b"/healthy" => {
+            answer("405 Method Not Allowed", ALLOW, if method == b"HEAD" { "" } else { r#"{"error":"only GET is allowed"}"# })
+        }
         (_, b"HEAD") => answer("404 Not Found", "", ""),
+        _ if sources.pages.is_some() => answer("404 Not Found", "", r#"{"error":"only /, /status.json, /metrics and /healthy exist"}"#),
         _ => answer("404 Not Found", "", r#"{"error":"only /healthy exists"}"#),
     }
 }
@@ -326,37 +380,50 @@ fn without_host(target: &[u8]) -> &[u8] {
     }
 }
 
-fn bad_request() -> Vec<u8> {
+fn bad_request() -> Phase {
     answer("400 Bad Request", "", r#"{"error":"not an HTTP/1 request"}"#)
 }
 
-fn answer(status: &str, header: &str, body: &str) -> Vec<u8> {
+/// An answer in JSON.
+fn answer(status: &str, header: &str, body: &str) -> Phase {
+    writing(status, &format!("Content-Type: application/json\r\n{header}"), body)
+}
+
+/// An answer with these headers, of which one is the type of its content.
+fn writing(status: &str, header: &str, body: &str) -> Phase {
     let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{header}Connection: close\r\n\r\n{body}"
-    )
-    .into_bytes()
+    let answer =
+        format!("HTTP/1.1 {status}\r\n{header}Content-Length: {length}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n{body}");
+    Phase::Writing { answer: answer.into_bytes(), sent: 0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn sources() -> Sources {
+        Sources { board: Board::new("controller", "controller"), pages: None }
+    }
+
+    fn text(phase: Phase) -> String {
+        let Phase::Writing { answer, sent: 0 } = phase else { panic!("no answer") };
+        String::from_utf8(answer).unwrap()
+    }
+
     /// What a request that arrives in pieces of `size` bytes leads to.
-    fn ask(request: &[u8], size: usize, board: &Board) -> Option<String> {
+    fn ask(request: &[u8], size: usize, sources: &Sources) -> Option<String> {
         let mut head = Head::default();
         let progress = request.chunks(size).map(|piece| head.add(piece)).find(|progress| *progress != Progress::Incomplete);
         let answer = match progress? {
-            Progress::Complete => respond(&head.line, board),
+            Progress::Complete => respond(&head.line, sources),
             _ => too_long(),
         };
-        Some(String::from_utf8(answer).unwrap())
+        Some(text(answer))
     }
 
     #[test]
     fn only_get_healthy_is_answered_with_the_health() {
-        let healthy = Board::new("controller", "controller");
-        let unhealthy = healthy.clone();
+        let healthy = sources();
         let with_cookies = |size| format!("GET /healthy HTTP/1.1\r\nCookie: {}\r\n\r\n", "x".repeat(size - 35));
         let with_query = |size| format!("GET /healthy?{} HTTP/1.1\r\n\r\n", "x".repeat(size - 26));
         assert_eq!((with_cookies(100).len(), with_query(100).len()), (100, 100));
@@ -399,8 +466,74 @@ mod tests {
         for incomplete in ["GET /healthy HTTP/1.1\r\nHost: x\r\n".to_owned(), with_cookies(HEAD)[..HEAD - 1].to_owned()] {
             assert_eq!(ask(incomplete.as_bytes(), 1, &healthy), None);
         }
-        unhealthy.require("database");
-        assert!(respond(b"GET /healthy HTTP/1.1\r", &healthy).starts_with(b"HTTP/1.1 503 "));
+        healthy.board.require("database");
+        assert!(text(respond(b"GET /healthy HTTP/1.1\r", &healthy)).starts_with("HTTP/1.1 503 "));
+    }
+
+    #[test]
+    fn pages_have_their_own_type_and_only_get() {
+        let sources = Sources { pages: Some(Pages::new(|| ()).unwrap()), ..sources() };
+        let answer = |request: &str| text(respond(format!("{request} HTTP/1.1\r").as_bytes(), &sources));
+        let page = answer("GET /");
+        assert!(
+            page.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Security-Policy: default-src 'none'; ")
+        );
+        for (request, status) in
+            [("HEAD /metrics", 405), ("POST /", 405), ("GET /metrics/", 404), ("GET /healthy", 200), ("PUT /healthy", 405)]
+        {
+            assert!(answer(request).starts_with(&format!("HTTP/1.1 {status} ")), "{request}");
+        }
+        for (request, expected) in [("GET /metrics?x=/", Prepared::Metrics), ("GET http://station/status.json", Prepared::Status)] {
+            let Phase::Waiting { page, .. } = respond(format!("{request} HTTP/1.1\r").as_bytes(), &sources) else { panic!("{request}") };
+            assert_eq!(page, expected);
+        }
+    }
+
+    /// A client that has sent a request, and a server that has taken it.
+    fn asking(sources: Sources, request: &str) -> (Server, TcpStream) {
+        let (mut server, port) = listen(0, sources).unwrap();
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        client.write_all(request.as_bytes()).unwrap();
+        while !matches!(server.connections.first(), Some(Exchange { phase: Phase::Waiting { .. }, .. })) {
+            server.serve();
+            std::thread::yield_now();
+        }
+        (server, client)
+    }
+
+    #[test]
+    fn a_text_is_served_when_the_main_loop_has_prepared_it() {
+        let pages = Pages::new(|| ()).unwrap();
+        let (mut server, mut client) = asking(Sources { pages: Some(pages.clone()), ..sources() }, "GET /metrics HTTP/1.1\r\n\r\n");
+        assert_eq!(pages.wanted(), [Prepared::Metrics]);
+        // The listener, and the descriptor that tells that a text was prepared.
+        let ready = |server: &Server| {
+            let mut fds = Vec::new();
+            server.descriptors(&mut fds);
+            (fds.len(), rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())).unwrap())
+        };
+        assert_eq!(ready(&server), (2, 0));
+        pages.put(Prepared::Metrics, "up 1\n".to_owned(), Instant::now());
+        assert_eq!(ready(&server), (2, 1));
+        server.serve();
+        assert_eq!(ready(&server), (2, 0));
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"));
+        assert!(answer.ends_with("Content-Length: 5\r\nCache-Control: no-store\r\nConnection: close\r\n\r\nup 1\n"), "{answer}");
+    }
+
+    #[test]
+    fn who_waits_in_vain_is_told_so() {
+        let pages = Pages::new(|| ()).unwrap();
+        let (mut server, mut client) = asking(Sources { pages: Some(pages), ..sources() }, "GET /status.json HTTP/1.1\r\n\r\n");
+        let Phase::Waiting { asked, .. } = &mut server.connections[0].phase else { panic!("it does not wait") };
+        *asked -= PATIENCE;
+        assert!(server.deadline().is_some_and(|deadline| deadline <= Instant::now()));
+        server.serve();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with(r#"{"error":"the main loop does not answer"}"#), "{answer}");
     }
 
     #[test]
@@ -417,7 +550,7 @@ mod tests {
     fn a_port_that_is_in_use_is_tried_again_every_thirty_seconds() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let mut endpoint = Endpoint::new(port, Board::new("controller", "controller"));
+        let mut endpoint = Endpoint::new(port, sources());
         let start = Instant::now();
         assert!(endpoint.deadline().is_some_and(|first| first <= start));
         endpoint.serve(start);

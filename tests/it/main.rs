@@ -56,6 +56,8 @@ mod commands;
 mod samples;
 // the images of the Containerfile
 mod image;
+// the status page and the metrics
+mod pages;
 // readiness and watchdog for systemd
 mod notify;
 // recorded hardware trees are read as what was plugged in

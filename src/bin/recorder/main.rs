@@ -32,7 +32,7 @@ use log::{LevelFilter, Log, Record, error, info};
 use serde_json::json;
 use silvasonic_controller::health::board::Board;
 use silvasonic_controller::health::host::Meter;
-use silvasonic_controller::health::http::Endpoint;
+use silvasonic_controller::health::http::{Endpoint, Sources};
 use silvasonic_controller::logger::Logger;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
@@ -123,7 +123,7 @@ fn main() -> ExitCode {
 fn run(settings: &Settings, signals: Signals, wake: &SyncSender<Wake>, woken: &Receiver<Wake>) -> io::Result<u8> {
     let board = Board::new("recorder", &settings.instance);
     board.include("redis");
-    poll::start(signals, Endpoint::new(settings.port, board.clone()))?;
+    poll::start(signals, Endpoint::new(settings.port, Sources { board: board.clone(), pages: None }))?;
     let publisher = Publisher::start(&settings.redis_url, &settings.instance)?;
     info!(
         "recorder {} started for {} on {}, profile {}, {}",

@@ -1,0 +1,163 @@
+//! What is served beside `/healthy`: the status page, what it shows, and metrics.
+//!
+//! The main loop prepares a text only when somebody asks for it. The `poll` thread marks it as wanted, wakes the loop and
+//! serves other clients until the loop has [`put`](Pages::put) it. A text that is at most [`FRESH`] old serves all who
+//! ask, so that many clients cost as much as one.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{read, write};
+
+/// Greatest age of a text that is served without asking the main loop.
+pub const FRESH: Duration = Duration::from_millis(500);
+
+/// The status page: text, style and script in one file.
+const STATUS_PAGE: &str = include_str!("page.html");
+
+/// What a path shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// A file of the program.
+    Fixed(&'static str),
+    /// What the main loop prepares.
+    Prepared(Prepared),
+}
+
+/// What the main loop prepares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    /// The state of the station, for the status page.
+    Status,
+    /// The metrics.
+    Metrics,
+}
+
+impl Page {
+    /// What a path shows, and the headers of the answer.
+    #[must_use]
+    pub fn at(path: &[u8]) -> Option<(Self, &'static str)> {
+        Some(match path {
+            b"/" => (
+                Self::Fixed(STATUS_PAGE),
+                "Content-Type: text/html; charset=utf-8\r\n\
+                 Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                 connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n\
+                 X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n",
+            ),
+            b"/status.json" => (Self::Prepared(Prepared::Status), "Content-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n"),
+            b"/metrics" => (
+                Self::Prepared(Prepared::Metrics),
+                "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n",
+            ),
+            _ => return None,
+        })
+    }
+}
+
+/// The prepared texts; clones share them.
+#[derive(Clone)]
+pub struct Pages {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    texts: Mutex<[Text; 2]>,
+    /// Readable when a text was prepared.
+    prepared: OwnedFd,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Text {
+    is_wanted: bool,
+    last: Option<(Instant, Arc<str>)>,
+}
+
+impl Pages {
+    /// No text is wanted. `wake` wakes the main loop, and must not block.
+    ///
+    /// # Errors
+    /// The system has no descriptor.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> std::io::Result<Self> {
+        let prepared = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { shared: Arc::new(Shared { texts: Mutex::default(), prepared, wake: Box::new(wake) }) })
+    }
+
+    /// A text that is no older than [`FRESH`] at this time. Otherwise the main loop is asked for it.
+    #[must_use]
+    pub fn get(&self, page: Prepared, asked: Instant) -> Option<Arc<str>> {
+        let must_wake = {
+            let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+            let text = &mut texts[page as usize];
+            if let Some((_, last)) = text.last.as_ref().filter(|(at, _)| *at + FRESH >= asked) {
+                return Some(Arc::clone(last));
+            }
+            !std::mem::replace(&mut text.is_wanted, true)
+        };
+        if must_wake {
+            (self.shared.wake)();
+        }
+        None
+    }
+
+    /// The texts that the main loop is asked for.
+    #[must_use]
+    pub fn wanted(&self) -> Vec<Prepared> {
+        let texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        [Prepared::Status, Prepared::Metrics].into_iter().filter(|page| texts[*page as usize].is_wanted).collect()
+    }
+
+    /// Serves a text.
+    pub fn put(&self, page: Prepared, text: String, now: Instant) {
+        let text = Text { is_wanted: false, last: Some((now, text.into())) };
+        self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner)[page as usize] = text;
+        // It fails only if the counter is full, and then the descriptor is readable.
+        let _ = write(&self.shared.prepared, &1_u64.to_ne_bytes());
+    }
+
+    /// Readable when a text was prepared, until [`Pages::noticed`].
+    #[must_use]
+    pub fn prepared(&self) -> BorrowedFd<'_> {
+        self.shared.prepared.as_fd()
+    }
+
+    /// Notes that somebody looks for the texts.
+    pub fn noticed(&self) {
+        // It fails if there is nothing to notice.
+        let _ = read(&self.shared.prepared, &mut [0; 8]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn the_loop_is_woken_once_for_all_who_ask() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&woken);
+        let pages = Pages::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+        .unwrap();
+        let start = Instant::now();
+        assert_eq!(pages.wanted(), []);
+        for _ in 0..30 {
+            assert_eq!(pages.get(Prepared::Metrics, start), None);
+        }
+        assert_eq!((woken.load(Ordering::Relaxed), pages.wanted()), (1, vec![Prepared::Metrics]));
+        pages.put(Prepared::Metrics, "a".to_owned(), start);
+        assert_eq!(pages.wanted(), []);
+        for asked in [start, start + FRESH] {
+            assert_eq!(pages.get(Prepared::Metrics, asked).as_deref(), Some("a"));
+        }
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+        assert_eq!(pages.get(Prepared::Metrics, start + FRESH + Duration::from_millis(1)), None);
+        assert_eq!(pages.get(Prepared::Status, start), None);
+        assert_eq!((woken.load(Ordering::Relaxed), pages.wanted()), (3, vec![Prepared::Status, Prepared::Metrics]));
+    }
+}
