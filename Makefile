@@ -78,7 +78,7 @@ aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, an
 	qemu-aarch64-static $(TARGET)/aarch64/silvasonic-controller --version
 	STATION_CONTROLLER="qemu-aarch64-static $(abspath $(TARGET))/aarch64/silvasonic-controller" cargo test --test it -- arrival::seeding arrival::a_long scan::
 
-station-test: $(VIRTUAL)/silvasonic-controller $(VIRTUAL)/recorder ## run the release build in virtual stations with USB microphones; SUITES="bookworm trixie", SCENARIOS="plug"
+station-test: $(VIRTUAL)/silvasonic-controller $(VIRTUAL)/silvasonic-recorder $(VIRTUAL)/recorder ## run the release build in virtual stations with USB microphones; SUITES="bookworm trixie", SCENARIOS="plug"
 	@$(SUDO) tests/virtual-station/station-test $(VIRTUAL) $(if $(SUITES),--suites "$(SUITES)") $(if $(SCENARIOS),--scenarios "$(SCENARIOS)")
 
 $(VIRTUAL)/silvasonic-controller: $(SOURCES)
@@ -86,6 +86,12 @@ $(VIRTUAL)/silvasonic-controller: $(SOURCES)
 	@cargo rustc --release --quiet --bin silvasonic-controller -- -C target-feature=+crt-static -C strip=debuginfo
 	@mkdir -p $(@D)
 	@cp $(TARGET)/release/silvasonic-controller $@.new && mv $@.new $@
+
+$(VIRTUAL)/silvasonic-recorder: $(SOURCES)
+	@echo "building the Recorder for the virtual stations"
+	@cargo rustc --release --quiet --features capture --bin silvasonic-recorder -- -C strip=debuginfo
+	@mkdir -p $(@D)
+	@cp $(TARGET)/release/silvasonic-recorder $@.new && mv $@.new $@
 
 $(VIRTUAL)/recorder: tests/virtual-station/capture.c
 	@mkdir -p $(@D)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import time
@@ -13,17 +14,27 @@ PROJECT = os.path.realpath(os.path.dirname(__file__) + "/../..")
 PREPARE = f"{PROJECT}/tests/virtual-station/guest/prepare"
 UNIT = "silvasonic-controller.service"
 SETTINGS = "/etc/silvasonic/controller.env"
-CONTROLLER = "/usr/local/bin/silvasonic-controller"
+CONTROLLER = "/usr/bin/silvasonic-controller"
 ULTRAMIC = "0869-0389-034F6A21"
 
 
 def image(program):
-    """An image with one static program, as the Containerfile builds it, as a tar archive of its files."""
+    """An image with one program, as the Containerfile builds it, as a tar archive of its files."""
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
+    with tarfile.open(fileobj=data, mode="w", dereference=True) as archive:
         archive.add(f"{PROJECT}/packaging/image", arcname=".")
         archive.add(program, arcname="./program", filter=executable)
+        for library in libraries(program):
+            archive.add(library, arcname=f".{library}", filter=executable)
+            if "/libasound." in library:
+                archive.add("/usr/share/alsa/alsa.conf", arcname="./usr/share/alsa/alsa.conf", filter=executable)
     return data.getvalue()
+
+
+def libraries(program):
+    """What a program is linked to; nothing if it is static."""
+    listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return [word for line in listed.stdout.splitlines() for word in line.split() if word.startswith("/")]
 
 
 def executable(entry):

@@ -1,0 +1,25 @@
+"""Scenarios of the Recorder that records."""
+
+import json
+import os
+
+HERE = os.path.realpath(os.path.dirname(__file__))
+FOLDER = "/mnt/data/workspace/recorder/ultramic-384-evo-6a21"
+SEGMENT = 15 * 384000
+
+
+def records(station, report):
+    """The tone of the microphone is in its files without a break, up to the moment at which it is unplugged."""
+    station.start(f"{station.images}/silvasonic-recorder")
+    with open(f"{HERE}/guest/tone", "rb") as file:
+        station.guest.put("/usr/local/sbin/tone", file.read(), 0o755)
+    station.guest.plug("m1", "ultramic", "1")
+    station.until("two files", f'[ "$(ls {FOLDER}/data/raw | wc -l)" -ge 2 ] && [ -s {FOLDER}/.buffer/raw/*.wav ]', 300)
+    station.guest.unplug("m1")
+    station.until("the Recorder is removed", '[ -z "$(podman ps -aq)" ]')
+    found = json.loads(station.run(f"tone {FOLDER}", timeout_s=300))
+    report.equal("frames of the first two files", [SEGMENT, SEGMENT], found["frames"][:2])
+    report.equal("breaks of the tone", 0, found["breaks"])
+    report.equal("files with a wrong length", 0, found["wrong"])
+    report.equal("unfinished files", 0, found["unfinished"])
+    report.equal("whether there is only silence", False, found["silent"])
