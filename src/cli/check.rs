@@ -303,7 +303,9 @@ fn redis(config: &Config, findings: &mut Findings) {
         }
     }
     if is_accepted {
-        findings.ok("redis", url);
+        let of_recorders = redacted(&config.recorder.redis_url);
+        let more = if of_recorders == url { String::new() } else { format!("; as Recorders reach it: {of_recorders}") };
+        findings.ok("redis", url + &more);
     }
 }
 

@@ -235,6 +235,9 @@ fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
     assert_eq!((tables, station.containers().len()), (Some(0), 0));
     assert_eq!(fs::read_dir(station.workspace().join("recorder")).unwrap().count(), 0);
 
+    let (_, text, _) = typed(&station, "check", &[("SILVASONIC_RECORDER_REDIS_URL", "redis://:secret@redis:6379/0")]);
+    assert!(text.contains("/0; as Recorders reach it: redis://***@redis:6379/0\n"), "{text}");
+
     let controller = running(&station);
     controller.wait_log("seeded user", SOON);
     let (_, text, _) = typed(&station, "check", &[]);
