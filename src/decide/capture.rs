@@ -407,6 +407,32 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_step_is_for_a_microphone_that_stands_still_itself(
+            words in vec((0..4_usize, 0..4_usize, 1..20_usize), 1..30), may_reset in any::<bool>()
+        ) {
+            let states = [PcmState::Running, PcmState::Stalled("XRUN".to_owned()), PcmState::Closed, PcmState::Unknown(String::new())];
+            let (mut captures, mut now, mut pointers) = (Captures::new(TIMEOUT, may_reset), Instant::now(), [0, 0]);
+            for (a, b, times) in words {
+                for _ in 0..times {
+                    now += Duration::from_secs(5);
+                    let chosen = [("a", &states[a]), ("b", &states[b])];
+                    let observations = chosen.iter().zip(&mut pointers).map(|((device, state), pointer)| {
+                        *pointer += u64::from(**state == PcmState::Running);
+                        let read = Some((*state, Some(*pointer), now));
+                        Observation { device, container: "c", started: 1, hash: "h", is_holder: true, read }
+                    });
+                    captures.observe(observations, now, SystemTime::UNIX_EPOCH);
+                    let due: Vec<String> = captures.due(now).map(|(device, ..)| device.to_owned()).collect();
+                    for device in due {
+                        let state = chosen.iter().find(|(other, _)| *other == device).unwrap().1;
+                        prop_assert!(matches!(state, PcmState::Stalled(_) | PcmState::Closed), "{device}: {state:?}");
+                        captures.taken(&device, now, SystemTime::UNIX_EPOCH);
+                    }
+                }
+            }
+        }
+
+        #[test]
         fn steps_are_rare_and_for_standing_captures_only(
             words in vec((0..7_usize, 1..40_usize, any::<bool>()), 1..40), may_reset in any::<bool>()
         ) {

@@ -15,19 +15,20 @@ const SOON: Duration = Duration::from_secs(15);
 /// Two reads of the card and a heartbeat.
 const READ: Duration = Duration::from_secs(30);
 
-/// The PCM of card 0 in a composed tree.
+/// The PCM of a card in a composed tree.
 struct Pcm<'a> {
     station: &'a Station,
+    card: u32,
     frames: Cell<u64>,
 }
 
 impl<'a> Pcm<'a> {
     fn of(station: &'a Station) -> Pcm<'a> {
-        Pcm { station, frames: Cell::new(1) }
+        Pcm { station, card: 0, frames: Cell::new(1) }
     }
 
     fn show(&self, status: &str, params: &str) {
-        let folder = self.station.tree.present().join("proc/asound/card0/pcm0c/sub0");
+        let folder = self.station.tree.present().join(format!("proc/asound/card{}/pcm0c/sub0", self.card));
         for (name, text) in [("hw_params", params), ("status", status)] {
             let new = folder.join("new");
             fs::write(&new, text).unwrap();
@@ -157,6 +158,41 @@ fn a_frozen_recorder_is_replaced_and_one_that_captures_is_not() {
     });
     assert_eq!(station.podman.mark(ULTRAMIC), after);
     assert_eq!(controller.count_log("; its Recorder is replaced"), 1);
+}
+
+#[test]
+fn of_two_microphones_only_the_one_that_stands_still_is_helped() {
+    let station = Station::up();
+    station.tree.set(&[Card::numbered(0), Card::numbered(1)]);
+    let settings = [("SILVASONIC_CAPTURE_TIMEOUT_S", "4"), ("SILVASONIC_USB_RESET", "true"), ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")];
+    let controller = station.controller_with(&settings);
+    let names = [Card::numbered_recorder(0), Card::numbered_recorder(1)];
+    station.podman.wait_running(SOON, &[&names[0], &names[1]]);
+    let pcms = [0, 1].map(|card| Pcm { card, ..Pcm::of(&station) });
+    let recording = || {
+        pcms.iter().for_each(Pcm::advance);
+        let devices = heartbeat(&station)["meta"]["devices"].clone();
+        devices.as_object().is_some_and(|devices| devices.len() == 2 && devices.values().all(|device| device["recording"] == true))
+    };
+    eventually(READ, "frames of both", || recording().then_some(()));
+    let before = station.podman.mark(&names[1]);
+    pcms[0].state("XRUN");
+    let devices = station.tree.present().join("sys/bus/usb/devices");
+    let authorized: Vec<_> = fs::read_dir(&devices).unwrap().map(|entry| entry.unwrap().path().join("authorized")).collect();
+    for file in authorized.iter().filter(|file| file.parent().unwrap().join("busnum").exists()) {
+        fs::write(file, "x").unwrap();
+    }
+    eventually(READ * 3, "all steps for one", || {
+        pcms[1].advance();
+        (controller.count_log("; its USB device is authorised again") == 1).then_some(())
+    });
+    assert_eq!(controller.count_log("; its Recorder is replaced"), 2);
+    assert_eq!(station.podman.mark(&names[1]), before);
+    eventually(SOON, "one device that was authorised again", || {
+        pcms[1].advance();
+        let written = authorized.iter().filter(|file| fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")).count();
+        (written == 1).then_some(())
+    });
 }
 
 #[test]

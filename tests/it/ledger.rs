@@ -13,17 +13,30 @@ const RATE: u64 = 384_000;
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 const DEVICE: &str = "0869-0389-034F6A21";
 
+/// The size of the buffer, and the number at which a kernel with 32 bits counts its frames from 0 again.
+const BUFFER: u64 = 192_000;
+const BOUNDARY: u64 = BUFFER << 13;
+
 /// The kernel's view of a stream that delivers frames since it was opened.
-struct Capture(Instant);
+struct Capture {
+    since: Instant,
+    /// Frames that it had delivered then.
+    before: u64,
+    owner: u32,
+}
 
 impl Capture {
+    fn begin() -> Capture {
+        Capture { since: Instant::now(), before: 0, owner: std::process::id() }
+    }
+
     /// Shows how many frames there are by now, if the card is connected.
     fn advance(&self, root: &Path) {
-        let frames = (self.0.elapsed().as_secs_f64() * RATE as f64) as u64;
-        let pid = std::process::id();
-        let status = format!("state: RUNNING\nowner_pid   : {pid}\ntrigger_time: 30.690000000\n-----\nhw_ptr      : {frames}\n");
-        let params = "access: RW_INTERLEAVED\nformat: S16_LE\nchannels: 1\nrate: 384000 (384000/1)\nbuffer_size: 192000\n";
-        self.write(root, &status, params);
+        let Capture { since, before, owner } = self;
+        let frames = (before + (since.elapsed().as_secs_f64() * RATE as f64) as u64) % BOUNDARY;
+        let status = format!("state: RUNNING\nowner_pid   : {owner}\ntrigger_time: 30.690000000\n-----\nhw_ptr      : {frames}\n");
+        let params = format!("access: RW_INTERLEAVED\nformat: S16_LE\nchannels: 1\nrate: 384000 (384000/1)\nbuffer_size: {BUFFER}\n");
+        self.write(root, &status, &params);
     }
 
     fn write(&self, root: &Path, status: &str, params: &str) {
@@ -67,7 +80,7 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
     ];
     let mut controller = station.controller_with(&quick);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    let capture = Capture(Instant::now());
+    let capture = Capture::begin();
     let first = capture.until(&station, "a session", || exists(&station).then(|| sessions(&station).pop()).flatten());
     assert_eq!(first.1, None);
 
@@ -76,8 +89,8 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
         let log = fs::read_to_string(station.dir().join("postgres/log")).unwrap();
         log.lines().filter(|line| line.contains("LOG:  execute") && line.contains("INSERT INTO capture_sessions")).count()
     };
-    let read = capture.0.elapsed() + Duration::from_secs(6);
-    capture.until(&station, "two more reads", || (capture.0.elapsed() > read).then_some(()));
+    let read = capture.since.elapsed() + Duration::from_secs(6);
+    capture.until(&station, "two more reads", || (capture.since.elapsed() > read).then_some(()));
     assert_eq!(writes(), 1);
 
     let effort = || Some(station.heartbeat()?["meta"]["devices"][DEVICE]["effort"].clone());
@@ -103,7 +116,7 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
     // A new stream is a new session.
     station.tree.set(&[Card::ultramic().number(9)]);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    let capture = Capture(Instant::now());
+    let capture = Capture::begin();
     capture.until(&station, "the next session", || (sessions(&station).len() == 2).then_some(()));
     assert_eq!(sessions(&station)[1].1, None);
 
@@ -119,6 +132,27 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
     assert!(code == Some(0) && text.contains("gap: unplugged") && text.contains(" recorded, gaps: 1"), "{text}");
     assert_eq!(history(&["nobody"]).0, Some(1));
     assert_eq!(history(&["--since", "yesterday"]).0, Some(1));
+}
+
+#[test]
+fn a_counter_that_wraps_continues_a_session_and_another_process_begins_one() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let _controller = station.controller_with(&[("SILVASONIC_RECONCILE_INTERVAL_S", "0.2")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    // It wraps after some reads, and is read twice after that.
+    let seconds = 20;
+    let capture = Capture { before: BOUNDARY - seconds * RATE, ..Capture::begin() };
+    capture.until(&station, "a session", || (exists(&station) && sessions(&station).len() == 1).then_some(()));
+    let read_twice = capture.since.elapsed().max(Duration::from_secs(seconds)) + Duration::from_secs(12);
+    capture.until(&station, "two reads after it", || (capture.since.elapsed() > read_twice).then_some(()));
+    assert_eq!(sessions(&station).len(), 1);
+
+    let other = Capture { owner: 1, ..Capture::begin() };
+    other.until(&station, "the session of another process", || (sessions(&station).len() == 2).then_some(()));
+    let frames = station.postgres.value::<i64>("SELECT frames FROM capture_sessions ORDER BY id LIMIT 1").unwrap();
+    assert!(frames > BOUNDARY as i64 && frames < (BOUNDARY + 60 * RATE) as i64, "{frames}");
+    assert_eq!(sessions(&station).iter().map(|(_, cause)| cause.as_deref()).collect::<Vec<_>>(), [Some("unknown"), None]);
 }
 
 #[test]
@@ -160,7 +194,7 @@ fn sessions_without_a_database_are_kept_and_written_later() {
     let state = station.workspace().join("recorder/.controller-state");
     eventually(SOON, "the saved state", || fs::read_to_string(&state).is_ok_and(|text| text.contains("enrolled")).then_some(()));
     station.postgres.stop();
-    let capture = Capture(Instant::now());
+    let capture = Capture::begin();
     let file = station.workspace().join("recorder/.controller-sessions");
     let saved = || fs::read_to_string(&file).unwrap_or_default();
     capture.until(&station, "a saved session", || saved().contains(DEVICE).then_some(()));
