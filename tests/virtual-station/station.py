@@ -78,19 +78,18 @@ class Station:
         self.guest.put("/root/image.tar", image(recorder))
         self.guest.run("podman import -q --change 'ENTRYPOINT [\"/program\"]' --change 'ENV PATH=/' /root/image.tar"
                        " localhost/silvasonic_recorder:latest; rm /root/image.tar", timeout_s=200)
-        self.install(f"{self.images}/silvasonic-controller", f"{PROJECT}/packaging/{UNIT}", CONTROLLER, f"/etc/systemd/system/{UNIT}")
-        with open(f"{PROJECT}/tests/virtual-station/guest/probe", "rb") as file:
-            self.guest.put("/usr/local/sbin/probe", file.read(), 0o755)
+        self.copy(f"{self.images}/silvasonic-controller", CONTROLLER, 0o755)
+        self.copy(f"{PROJECT}/packaging/{UNIT}", f"/etc/systemd/system/{UNIT}")
+        self.copy(f"{PROJECT}/tests/virtual-station/guest/probe", "/usr/local/sbin/probe", 0o755)
         lines = [f"SILVASONIC_{name.upper()}={value}\n" for name, value in settings.items()]
         self.guest.put(SETTINGS, "".join(lines).encode(), 0o600)
         self.guest.run(f"systemctl daemon-reload && systemctl enable --now {UNIT}", timeout_s=120)
         self.wait_calm()
 
-    def install(self, program, unit, program_path, unit_path):
-        """Copies the program and its unit."""
-        for source, target, mode in ((program, program_path, 0o755), (unit, unit_path, 0o644)):
-            with open(source, "rb") as file:
-                self.guest.put(target, file.read(), mode)
+    def copy(self, source, target, mode=0o644):
+        """Copies a file into the guest."""
+        with open(source, "rb") as file:
+            self.guest.put(target, file.read(), mode)
 
     def measure_podman(self):
         """Podman's own time from a new card until frames arrive, which depends on the machine. The Controller is stopped
@@ -147,6 +146,12 @@ class Station:
         handle = self.begin_probe("plug", timeout_s, *self.probe("cards"))
         self.guest.plug(name, kind, port)
         return self.end_probe(handle)
+
+    def stream(self, card=0):
+        """The time since the boot and the frames of a stream."""
+        text = self.run(f"cut -d' ' -f1 /proc/uptime; sed -n 's/^hw_ptr *: //p' /proc/asound/card{card}/pcm0c/sub0/status")
+        seconds, frames = text.split()
+        return float(seconds), int(frames)
 
     def log(self):
         """What the Controller has logged since the boot."""
