@@ -9,29 +9,32 @@ import json
 import sys
 from xml.sax.saxutils import escape
 
+HOUR = "quiet hour, N=5, Podman on demand"
 # What README.md shows: a label, and the name of the figure in the table.
 ROWS = [
     ("Quiet, 5 microphones", None),
     ("CPU of the Controller", "quiet, N=5: CPU of the Controller"),
-    ("resident memory", "quiet, N=5: resident memory"),
+    ("memory of the Controller", "scale, N=5: resident memory"),
     ("CPU caused in Podman", "quiet, N=5: CPU caused in Podman's service"),
-    ("open connections to Podman", "counts, N=5: open connections to Podman"),
-    ("requests to Podman", "quiet, N=5: requests to Podman"),
     ("CPU of Podman, five logs with one subscriber", "5 x 1 lines/s, one subscriber: CPU of Podman's service"),
-    ("Podman ends when idle, 5 microphones", None),
-    ("time in which it is resident", "quiet hour, N=5, Podman on demand: time in which its service is resident"),
-    ("CPU of the Controller and Podman", "quiet hour, N=5, Podman on demand: CPU of Controller and Podman"),
-    ("CPU, with PostgreSQL and Redis", "quiet hour, N=5, Podman on demand: CPU of all of it together"),
+    ("Quiet, 5 microphones, Podman ends when idle", None),
+    ("time in which Podman is resident", f"{HOUR}: time in which its service is resident"),
+    ("requests to Podman", f"{HOUR}: requests to Podman"),
+    ("open connections to Podman", f"{HOUR}: open connections to Podman, on average"),
+    ("CPU of Controller and Podman", f"{HOUR}: CPU of Controller and Podman"),
+    ("the same with PostgreSQL and Redis", f"{HOUR}: CPU of all of it together"),
     ("Speed", None),
+    ("start of the Controller → recorded", "start -> Recorder running, N=1"),
     ("connected → recorded, beyond half a tick and Podman", "plug -> running, median, beyond tick / 2 and Podman's own"),
     ("Recorder died → runs again, times Podman's own", "Recorder died -> running again, median, times Podman's own"),
     ("50 microphones at once, times Podman's own", "50 microphones at once, times Podman's own best, median of 5"),
     ("stopped by hand → noticed", "stopped by hand -> noticed, longest of 5"),
     ("the same without pid: host", "stopped by hand -> noticed, without pid: host, longest of 5"),
     ("Each further device", None),
-    ("memory of a Recorder", "scale, each further Recorder: resident memory"),
-    ("heartbeat of a Recorder", "scale, each further Recorder: heartbeat"),
-    ("heartbeat of a device not seen for two months", "scale, each device not seen for two months: heartbeat"),
+    ("memory for a Recorder", "scale, each further Recorder: resident memory"),
+    ("heartbeat for a Recorder", "scale, each further Recorder: heartbeat"),
+    ("memory for a device not seen for two months", "scale, each device not seen for two months: resident memory"),
+    ("heartbeat for a device not seen for two months", "scale, each device not seen for two months: heartbeat"),
     ("Program", None),
     ("size, stripped", "program, stripped"),
 ]
@@ -52,7 +55,8 @@ def text(x, y, words, colour, size=13, anchor="start"):
 def row(y, label, figure):
     """Yields the elements of a figure."""
     yield text(LEFT - 12, y + 14, label, TEXT, anchor="end")
-    values = [(figure["value"], OURS), (figure["peer"], PEER)]
+    # What varies by itself may have shrunk.
+    values = [(value and max(value, 0), colour) for value, colour in ((figure["value"], OURS), (figure["peer"], PEER))]
     known = [value for value in (figure["value"], figure["peer"], figure["limit"]) if value is not None]
     scale = BARS / (max(known) or 1)
     end = LEFT

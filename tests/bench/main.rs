@@ -46,7 +46,7 @@ struct Section {
     measure: fn(&mut Table, &Subject),
 }
 
-const SECTIONS: [Section; 16] = [
+const SECTIONS: &[Section] = &[
     Section { name: "size", measure: program::size },
     Section { name: "build", measure: program::build },
     Section { name: "decision", measure: program::decision },
@@ -63,6 +63,7 @@ const SECTIONS: [Section; 16] = [
     Section { name: "scale", measure: scale::scale },
     Section { name: "nudge", measure: |table, subject| quiet::nudge(table, subject, 20) },
     Section { name: "logs", measure: logs::logs },
+    Section { name: "flood", measure: logs::floods },
 ];
 
 fn main() -> ExitCode {
@@ -80,15 +81,16 @@ fn main() -> ExitCode {
         for (column, subject) in subjects.iter().enumerate() {
             table.column = column;
             (section.measure)(&mut table, subject);
+            // What comes next may fail, such as a peer that does not do what is awaited.
+            if let Some(path) = &arguments.save {
+                table.save(path);
+            }
         }
     }
     if arguments.json {
         print!("{}", table.json());
     } else {
         table.print();
-    }
-    if let Some(path) = &arguments.save {
-        table.save(path);
     }
     let is_well = arguments.compare.as_ref().is_none_or(|path| table.compare(path));
     if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -95,7 +95,8 @@ fn measure(subject: &Subject, count: u32, known: u32) -> Cost {
     let answer = (meter.answered() - before.0) as f64 / (meter.asked() - before.1) as f64;
     let heartbeat = station.redis.get("silvasonic:status:controller").map_or(f64::NAN, |text| text.len() as f64);
     let state = fs::metadata(station.workspace().join("recorder/.controller-state")).map_or(f64::NAN, |file| file.len() as f64);
-    let answer = if subject.is_peer() { f64::NAN } else { answer };
+    // The file is the one that the Controller has left which seeded the database.
+    let (state, answer) = if subject.is_peer() { (f64::NAN, f64::NAN) } else { (state, answer) };
     Cost { values: [cpu, mebibytes(controller.id(), "status", "VmRSS:") * 1024.0, heartbeat, state, answer] }
 }
 
