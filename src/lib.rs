@@ -20,7 +20,7 @@
 //! | [`hardware`]   | `/proc/asound`, sysfs              | scans, microphones online or offline, proof of capture         |
 //! | [`database`]   | PostgreSQL                         | connection, statements, seeding, the last answer               |
 //! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd, kind of mount   |
-//! | [`containers`] | the containers of Tier 2           | list, events, liveness, actions; the only code that changes them |
+//! | [`containers`] | the containers of Tier 2           | list, ends, liveness, actions; the only code that changes them |
 //! | [`logs`]       | container logs                     | follow while somebody listens, cursor, lines                   |
 //! | [`redis`]      | Redis                              | publisher, audience, nudges                                    |
 //! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, notification, host metrics             |
@@ -43,7 +43,7 @@
 //! | `probe`     | 256 KiB | the next read of a card, a PCM or the disk  | 250 ms or 2 s a read, then left behind | with the process, or after a late read |
 //! | `database`  | 256 KiB | the next request; PostgreSQL                | 3 s to log in, 5 s a statement        | with the process, or when abandoned |
 //! | `podman`    | 256 KiB | the next request; Podman                    | 5 s a list                            | with the process                  |
-//! | `events`    | 256 KiB | Podman's event stream                       | none: an event can come at any time   | with the process                  |
+//! | `events`    | 256 KiB | ends of processes, or Podman's event stream | none: either can come at any time     | with the process                  |
 //! | `publisher` | 256 KiB | heartbeats, lines, the next question; Redis | 2 s a reply                           | after the last heartbeat          |
 //! | `nudge`     | 128 KiB | a nudge from Redis                          | keepalive probes                      | with the process                  |
 //!
@@ -65,7 +65,7 @@
 //! - Only containers with our owner label are changed: Recorders, declared workers, and at a shutdown all of Tier 2.
 //! - A worker never delays, displaces or endangers a Recorder: it has a history and actions of its own.
 //! - Decisions are made from the whole state, never from a change; an empty plan means that nothing is left to do.
-//! - Podman's events only trigger a list: actions are planned from a recent list of containers.
+//! - Ends of processes and Podman's events only trigger a list: actions are planned from a recent list of containers.
 //! - The main loop waits only for its next tick and for events; a call that can block has a thread and a deadline.
 //! - A disk that hangs delays no Recorder but one whose folder does not exist yet. Files in the Recorder workspace that are
 //!   not our own, links and pipes are neither read nor replaced.

@@ -16,12 +16,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use crate::cache::{self, ENGINE};
 use crate::config::Config;
+use crate::containers::watch::{self, Exits};
 use crate::decide::container::{Container, Engine, State, Version};
 use crate::decide::difference;
 use crate::decide::spec::{OWNER, RECORDER, RecorderSettings, SERVICE, TIER, TIER_2, Tier2ServiceSpec};
@@ -39,9 +40,18 @@ pub struct Lister {
 
 enum Request {
     /// A list with this number.
-    List(u64),
+    List(u64, Codes),
     /// How these containers differ from their specs, by id.
     Compare(SortedMap<String, Arc<Tier2ServiceSpec>>),
+}
+
+/// Where the exit codes of runs come from that Podman followed by another one: a list does not show them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codes {
+    /// From the stream of events, which is open.
+    FromEvents,
+    /// From the events of the past, which are requested when a list shows another run.
+    FromHistory,
 }
 
 impl Lister {
@@ -49,7 +59,7 @@ impl Lister {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>) -> std::io::Result<Self> {
+    pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>, exits: Exits) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (loaded, loading) = channel();
         let saver = Saver::start_json(ENGINE, &config.workspace_local, move |cached| {
@@ -59,15 +69,26 @@ impl Lister {
         let engine_cache = EngineCache { podman, socket: config.socket.clone(), saver, recorder: config.recorder.clone() };
         let check = EngineCheck::Due(false);
         let (rate_limit, loading) = (RateLimit::default(), Some(loading));
-        let worker = ListerThread { engine_cache, events, loading, cached: None, engine: None, check, overdue: false, rate_limit };
+        let worker = ListerThread {
+            engine_cache,
+            events,
+            loading,
+            cached: None,
+            engine: None,
+            check,
+            overdue: false,
+            rate_limit,
+            exits,
+            runs: SortedMap::new(),
+        };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(Self { requests })
     }
 
     /// Requests a list; the answer carries `sequence`.
-    pub fn request(&self, sequence: u64) {
+    pub fn request(&self, sequence: u64, codes: Codes) {
         // The thread ends only with the program.
-        let _ = self.requests.send(Request::List(sequence));
+        let _ = self.requests.send(Request::List(sequence, codes));
     }
 
     /// Requests how containers differ from their specs, by id.
@@ -106,6 +127,16 @@ struct ListerThread {
     /// The last list missed its deadline: Podman hangs or is slow.
     overdue: bool,
     rate_limit: RateLimit,
+    exits: Exits,
+    /// By container id.
+    runs: SortedMap<String, SeenRun>,
+}
+
+/// The last run that a list showed of a container.
+struct SeenRun {
+    pid: u32,
+    /// When that list was requested, in seconds since 1970.
+    seen: u64,
 }
 
 /// The check after the first list of a connection; nothing waits for it.
@@ -119,8 +150,8 @@ enum EngineCheck {
 impl ListerThread {
     fn run(mut self, inbox: &Receiver<Request>) {
         while let Ok(request) = inbox.recv() {
-            let sequence = match request {
-                Request::List(sequence) => sequence,
+            let (sequence, codes) = match request {
+                Request::List(sequence, codes) => (sequence, codes),
                 Request::Compare(containers) => {
                     let comparisons = compare(&self.engine_cache.podman, containers);
                     if self.events.send(Event::Compared(comparisons)).is_err() {
@@ -129,7 +160,11 @@ impl ListerThread {
                     continue;
                 }
             };
+            let requested = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let containers = self.list();
+            if let Ok(containers) = &containers {
+                self.note_runs(containers, requested, codes);
+            }
             self.overdue = matches!(containers, Err(Error::Timeout(_)));
             // The next connection may be to another Podman. After a slow answer or an error it is the same one.
             if matches!(containers, Err(Error::Unreachable(_) | Error::Forbidden(_))) {
@@ -167,6 +202,26 @@ impl ListerThread {
             container.out_of_memory = self.engine_cache.podman.ran_out_of_memory(&container.id).unwrap_or(false);
         }
         Ok(containers)
+    }
+
+    /// Notes the exit codes of runs that ended since the last list and were followed by another one.
+    fn note_runs(&mut self, containers: &[Container], requested: u64, codes: Codes) {
+        self.runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
+        let mut restarted_since = None;
+        for container in containers.iter().filter(|container| container.state == State::Running && container.pid > 0) {
+            let run = SeenRun { pid: container.pid, seen: requested };
+            let before = self.runs.insert(container.id.clone(), run);
+            if let Some(before) = before.filter(|before| before.pid != container.pid) {
+                restarted_since = restarted_since.into_iter().chain([before.seen]).min();
+            }
+        }
+        let Some(since) = restarted_since.filter(|_| codes == Codes::FromHistory) else { return };
+        let EngineCache { podman, recorder, .. } = &self.engine_cache;
+        match podman.past_ends(OWNER, &recorder.owner, since) {
+            Ok(lines) => lines.split_inclusive('\n').filter_map(|line| watch::parse(line.as_bytes())).for_each(|end| self.exits.note(end)),
+            // For the log only.
+            Err(why) => debug!("cannot read which containers have ended: {why}"),
+        }
     }
 
     /// The cached properties, if they are valid for this Podman and could be read by now.

@@ -1,8 +1,8 @@
 //! The last list of our containers, and when the next one is requested.
 //!
-//! A list is requested at a tick if the last one may be outdated; at once after an event, a nudge or the end of an
-//! action; and every 100 ms while a container is in a transitional state. One request is under way at a time. If
-//! something happens meanwhile, another request follows it.
+//! A list is requested at a tick if the last one may be outdated; at once after the end of a process, an event, a nudge
+//! or the end of an action; and every 100 ms while a container is in a transitional state. One request is under way at a
+//! time. If something happens meanwhile, another request follows it.
 
 use crate::sorted_map::SortedMap;
 use crate::sorted_set::SortedSet;
@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::actions::Actions;
-use crate::containers::lister::{Lister, is_recorder};
-use crate::containers::liveness::Liveness;
-use crate::containers::watch::Watch;
+use crate::containers::lister::{Codes, Lister, is_recorder};
+use crate::containers::liveness::{Liveness, Sight};
+use crate::containers::watch::{Exits, Watch};
 use crate::decide::container::{Container, Engine, State};
 use crate::decide::spec::{DEVICE_ID, Tier2ServiceSpec};
 use crate::descriptors;
@@ -27,6 +27,9 @@ use crate::text::NOT_YET;
 
 /// Time between two lists while the event stream is open, no state is transitional and no action is under way.
 const QUIET: Duration = Duration::from_secs(15);
+/// The same while the process of each running container can be seen. Most requests of a quiet station are these, and
+/// each one may start a service that sleeps.
+const QUIET_IN_SIGHT: Duration = Duration::from_secs(300);
 /// Maximum age of a list from which actions are planned. An event reports what happens meanwhile, but late.
 const FRESH: Duration = Duration::from_secs(1);
 /// Time between two lists while many actions are under way: each list delays them.
@@ -34,6 +37,8 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(400);
 /// Time between two lists while a container is in a transitional state: Podman's own clean-up or restart takes 30-300
 /// ms.
 const RECHECK: Duration = Duration::from_millis(100);
+/// The same after the end of a process, until Podman has detected it.
+const RECHECK_ENDED: Duration = Duration::from_millis(30);
 /// How long such a container is checked so often.
 const RECHECK_MAX: Duration = Duration::from_secs(2);
 /// A list that takes longer hangs: the deadlines of all its requests together are shorter.
@@ -97,10 +102,10 @@ impl ContainersState {
     /// # Errors
     /// If a thread cannot be started.
     pub fn start(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
-        let now = Instant::now();
+        let (now, exits) = (Instant::now(), Exits::default());
         Ok(Self {
-            lister: Lister::start(podman.clone(), config, events.clone())?,
-            watch: Watch::start(podman.clone(), &config.recorder.owner, events.clone())?,
+            lister: Lister::start(podman.clone(), config, events.clone(), exits.clone())?,
+            watch: Watch::start(podman.clone(), &config.recorder.owner, events.clone(), exits)?,
             rate_limit: RateLimit::default(),
             liveness: Liveness::new(descriptors::shares().recorders),
             sequence: 0,
@@ -143,16 +148,18 @@ impl ContainersState {
             self.requested = now;
             self.watch.list_requested();
             self.sequence += 1;
-            self.lister.request(self.sequence);
+            self.lister.request(self.sequence, if self.watch.is_open() { Codes::FromEvents } else { Codes::FromHistory });
         }
     }
 
     /// Requests a list if the last one may be outdated although no event reported a change.
     pub fn request_if_stale(&mut self, actions: &Actions, now: Instant) {
-        let old = now.saturating_duration_since(self.received) >= QUIET;
-        let known = self.watch.is_open() && self.list.is_some();
+        let in_sight = self.liveness.sight(now) == Sight::All;
+        let old = now.saturating_duration_since(self.received) >= if in_sight { QUIET_IN_SIGHT } else { QUIET };
+        let known = (in_sight || self.watch.is_open()) && self.list.is_some();
+        let has_ended = if in_sight { self.liveness.awaits_confirmation() } else { self.liveness.has_ended_process() };
         // While an action is under way, Podman may hang.
-        let quiet = actions.is_empty() && self.transitional.is_empty() && !self.liveness.has_ended_process();
+        let quiet = actions.is_empty() && self.transitional.is_empty() && !has_ended;
         if old || !known || !quiet {
             self.request(actions);
         }
@@ -178,10 +185,14 @@ impl ContainersState {
             Ok(mut containers) => {
                 self.rate_limit.inform("podman", "Podman is available again", now);
                 self.state = Ok(());
-                self.watch.open();
                 self.watch.retain_exit_codes(&containers);
                 self.received = now;
                 self.liveness.update(&mut containers, now);
+                match self.liveness.sight(now) {
+                    Sight::All => self.watch.processes(self.liveness.processes()),
+                    Sight::Unclear => {}
+                    Sight::Blind => self.watch.open(),
+                }
                 self.note_transitional(&containers, actions, now);
                 let first_other = containers.iter().position(|container| !is_recorder(container)).unwrap_or(containers.len());
                 let others = containers.split_off(first_other).into();
@@ -228,6 +239,9 @@ impl ContainersState {
         if containers.iter().any(changes_soon) {
             self.due = Some(now + RECHECK);
         }
+        if self.liveness.awaits_confirmation() || self.liveness.sight(now) == Sight::Unclear {
+            self.due = Some(now + RECHECK_ENDED);
+        }
     }
 
     /// Ids of containers that have been in a transitional state for too long.
@@ -269,17 +283,21 @@ impl ContainersState {
     }
 
     /// The exit code of a container's last run. `Some(None)` if it will stay unknown; `None` while an event may still
-    /// report it.
+    /// report it. Without events, the list that shows the next run has come with it.
     #[must_use]
     pub fn take_exit_code(&self, id: &str) -> Option<Option<i64>> {
         let code = self.watch.take_exit_code(id);
         (code.is_some() || !self.watch.is_open()).then_some(code)
     }
 
-    /// For a dump: number and age of the last list, and whether the event stream is open.
+    /// For a dump: number and age of the last list, and how changes are detected.
     #[must_use]
     pub fn summary(&self) -> String {
-        let events = if self.watch.is_open() { "open" } else { "closed" };
-        format!("list {} of containers, {:.1} s old; event stream {events}", self.sequence, self.received.elapsed().as_secs_f64())
+        let events = match self.liveness.sight(Instant::now()) {
+            Sight::All => "the ends of processes are watched",
+            _ if self.watch.is_open() => "event stream open",
+            _ => "event stream closed",
+        };
+        format!("list {} of containers, {:.1} s old; {events}", self.sequence, self.received.elapsed().as_secs_f64())
     }
 }

@@ -1,13 +1,15 @@
 //! A typed client for the part of Podman's REST API that the Controller needs.
 //!
-//! One [`Podman`] keeps up to two idle connections and is cheap to clone; each request has its own deadline. Answers
+//! One [`Podman`] is cheap to clone; each request has a connection and a deadline of its own, and the first one after a
+//! pause a longer one, as systemd may have to start the service for it. Answers
 //! are mapped to results by their status and errors by their `cause`, as the status differs between versions (a name in
 //! use is 500, an unknown image 500 in 4.3 and 404 in 5.x). This file decides nothing: it returns what Podman answered,
 //! or why that is unknown.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -17,13 +19,17 @@ use ureq::{Agent, Body};
 
 use crate::decide::container::{Container, Engine, Run, State, Version};
 use crate::podman::error::Error;
-use crate::podman::http::{BASE, Buffers, agent, json, query, request, text};
+use crate::podman::http::{BASE, Buffers, Limit, agent, json, query, request, text};
 use crate::podman::stream::StreamRequest;
 use crate::text::shown;
 
 /// Podman answers a ping in 0.1 ms, without access to the disk.
 const PING: Duration = Duration::from_secs(1);
 const QUICK: Duration = Duration::from_secs(5);
+/// After so long without a request, a service that systemd starts on demand has ended; it waits for 5 s by default.
+const AWAKE: Duration = Duration::from_secs(4);
+/// Starting the service takes 2 to 9 s on a slow machine.
+const WAKE: Duration = Duration::from_secs(15);
 /// `info` starts conmon, the OCI runtime and dpkg: 0.3 s on a fast machine.
 const INFO: Duration = Duration::from_secs(20);
 /// Creating and starting use storage, network and cgroups; an SD card can be slow.
@@ -84,13 +90,39 @@ pub enum Outcome {
 pub struct Podman {
     agent: Agent,
     socket: PathBuf,
+    rest: Arc<Mutex<Rest>>,
+}
+
+/// Whether the service may sleep: systemd starts it for the first connection, and it ends when there was none for a
+/// time.
+#[derive(Debug, Default)]
+struct Rest {
+    /// When the last request ended.
+    last: Option<Instant>,
+    /// Requests that may wait for the start of the service.
+    waking: usize,
+}
+
+impl Rest {
+    /// A request begins; whether it may have to wait for the service.
+    fn begin(&mut self, now: Instant) -> bool {
+        let wakes = self.waking > 0 || self.last.is_none_or(|last| now.saturating_duration_since(last) >= AWAKE);
+        self.waking += usize::from(wakes);
+        wakes
+    }
+
+    /// It has ended, also without an answer: a service that does not answer in that time hangs.
+    fn end(&mut self, woke: bool, now: Instant) {
+        self.waking = self.waking.saturating_sub(usize::from(woke));
+        self.last = Some(now);
+    }
 }
 
 impl Podman {
     /// A client for the service on `socket`. It connects when a request needs that, so the socket may be created later.
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
-        Self { agent: agent(socket.clone(), REQUEST, None), socket }
+        Self { agent: agent(socket.clone(), REQUEST, None), socket, rest: Arc::default() }
     }
 
     /// Follows the log of a container from this second on (0: from its beginning) until its current run ends, each
@@ -119,6 +151,18 @@ impl Podman {
         let filters = serde_json::json!({ "type": ["container"], "label": [format!("{label}={value}")], "event": EVENTS });
         let url = format!("{BASE}/events?stream=true&filters={}", query(&filters.to_string()));
         StreamRequest { agent: agent(self.socket.clone(), STREAM, Some(QUICK)), url, limit: None }
+    }
+
+    /// The events since this second of containers with this label value that report the end of a run, each as a line of
+    /// JSON.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn past_ends(&self, label: &str, value: &str, since: u64) -> Result<String, Error> {
+        let filters = serde_json::json!({ "type": ["container"], "label": [format!("{label}={value}")], "event": ["died"] });
+        let answer =
+            self.call("GET", &format!("/events?stream=false&since={since}&filters={}", query(&filters.to_string())), None, QUICK)?;
+        text(answer, QUICK)
     }
 
     /// Checks that the service responds, and returns its version.
@@ -341,7 +385,12 @@ impl Podman {
     }
 
     fn call(&self, method: &str, path: &str, body: Option<&Value>, limit: Duration) -> Result<Response<Body>, Error> {
-        request(&self.agent, method, &format!("{BASE}{path}"), body, Some(limit))
+        let rest = || self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let wakes = rest().begin(Instant::now());
+        let limit = Limit { first: if wakes { limit.max(WAKE) } else { limit }, usual: limit };
+        let answer = request(&self.agent, method, &format!("{BASE}{path}"), body, Some(limit));
+        rest().end(wakes, Instant::now());
+        answer
     }
 }
 

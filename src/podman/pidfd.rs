@@ -6,7 +6,7 @@
 //! before 5.3, the Controller cannot see the process and must ask Podman.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -19,6 +19,13 @@ pub struct Process {
     handle: OwnedFd,
 }
 
+/// Whether this process belongs to the first PID namespace, in which all processes of the host are visible.
+#[must_use]
+pub fn is_in_first_namespace() -> bool {
+    // The kernel's own constant (PROC_PID_INIT_INO).
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() == "pid:[4026531836]")
+}
+
 impl Process {
     /// The process with that number, if it is alive and belongs to this container. 0 stands for none.
     #[must_use]
@@ -27,6 +34,12 @@ impl Process {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         // If it is alive now, it was alive when the file was read; so the file belongs to it.
         Some(Self { pid, handle }).filter(|process| groups.contains(container) && process.is_alive())
+    }
+
+    /// For a `poll`: readable once it has ended.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 
     /// Whether it still runs; a zombie does not.

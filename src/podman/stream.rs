@@ -43,7 +43,8 @@ impl StreamRequest {
     /// # Errors
     /// [`Error`].
     pub fn open(self) -> Result<impl Read + use<>, Error> {
-        let answer = http::request(&self.agent, "GET", &self.url, None, self.limit)?;
+        let answer =
+            http::request(&self.agent, "GET", &self.url, None, self.limit.map(|limit| http::Limit { first: limit, usual: limit }))?;
         Ok(answer.into_body().into_reader())
     }
 }

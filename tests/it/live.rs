@@ -191,6 +191,8 @@ fn health_names_the_component_at_fault() {
     station.postgres.start();
     health(200);
     station.podman.stop_api();
+    // The next request notices it.
+    station.redis.publish("silvasonic:nudge", "reconcile");
     assert_eq!(health(503)["components"]["podman"]["healthy"], false);
     station.podman.start_api();
     health(200);

@@ -461,6 +461,8 @@ fn a_recorder_that_is_paused_by_hand_is_told_and_left_alone_until_it_is_to_end()
     let before = station.podman.mark(ULTRAMIC);
     let begun = SystemTime::now();
     station.podman.exec(&["pause", ULTRAMIC]);
+    // No process ends, so that the next list shows it.
+    station.redis.publish("silvasonic:nudge", "reconcile");
     eventually(SOON, "paused in the heartbeat", || beat_reason(&station).contains("paused by hand").then_some(()));
     assert!(reason(&station, DEVICE).starts_with("not recording") && reason(&station, DEVICE).contains("paused by hand"));
     let health = component(&controller);
@@ -591,6 +593,8 @@ fn a_container_that_somebody_renames_or_restarts_is_told_by_its_name_and_recordi
     let controller = station.controller();
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     station.podman.exec(&["rename", ULTRAMIC, "by-hand"]);
+    // No process ends, so that the next list shows it.
+    station.redis.publish("silvasonic:nudge", "reconcile");
     eventually(SOON, "a Recorder of the wanted name", || (state(&station, ULTRAMIC) == "running").then_some(()));
     wait_only(&station, &[ULTRAMIC]);
     controller.wait_log("by-hand", SOON);

@@ -310,6 +310,7 @@ fn a_stop_waits_for_podman_to_come_back() {
     let mut controller = station.controller();
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     station.podman.stop_api();
+    station.redis.publish("silvasonic:nudge", "reconcile");
     controller.wait_log("cannot list containers", SOON);
     controller.signal(Signal::TERM);
     controller.wait_log("stopping all Recorders", SOON);
