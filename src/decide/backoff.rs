@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const LONGEST: Duration = Duration::from_secs(60);
 /// Time between two attempts while a prerequisite is missing; an attempt takes Podman about 10 ms.
 const PREREQUISITE_RETRY: Duration = Duration::from_secs(2);
+/// Likewise for a worker.
+const WORKER_RETRY: Duration = Duration::from_secs(3600);
 /// A run of this duration resets the failures.
 const PROVEN: Duration = Duration::from_secs(60);
 
@@ -68,10 +70,10 @@ impl Backoffs {
         }
     }
 
-    /// For workers, which nobody misses for a minute.
+    /// For workers, which need not have an image on every station: each attempt wakes a Podman that sleeps.
     #[must_use]
     pub fn of_workers() -> Self {
-        Self { prerequisite: LONGEST, ..Self::default() }
+        Self { prerequisite: WORKER_RETRY, ..Self::default() }
     }
 
     /// Somebody may have provided what was missing: it is tried again at once.
