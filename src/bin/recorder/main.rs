@@ -56,6 +56,8 @@ const LAST_HEARTBEAT: Duration = Duration::from_millis(300);
 const EXIT_DEADLINE: Duration = Duration::from_millis(800);
 /// Time limit for the end of the last file; the rest of [`EXIT_DEADLINE`] is for the last heartbeat.
 const LAST_SEGMENT: Duration = Duration::from_millis(500);
+/// The same if nobody asks for the end. A signal shortens it.
+const UNHURRIED: Duration = Duration::from_secs(10);
 
 /// What ends the main loop.
 enum Wake {
@@ -150,7 +152,7 @@ fn run(settings: &Settings, signals: Signals, wake: &SyncSender<Wake>, woken: &R
             Ok(Wake::CaptureEnded(code)) => break code,
         }
     };
-    recording.finish(Instant::now() + LAST_SEGMENT);
+    recording.finish(Instant::now() + if code == SUCCESS { LAST_SEGMENT } else { UNHURRIED });
     let _ = publisher.finish(heartbeat(), TTL, Instant::now() + LAST_HEARTBEAT);
     info!("recorder stopped");
     Ok(code)

@@ -123,7 +123,7 @@ impl Recording {
     pub(crate) fn report(&self, board: &Board, meta: &mut Map<String, Value>) {
         let (state, fields) = self.progress.report(Instant::now());
         board.set("recording", state.as_ref().map(String::as_str).map_err(String::as_str));
-        board.set_activity(if state.is_ok() { Activity::Recording } else { Activity::Idle });
+        board.set_activity(if fields["active"] == true { Activity::Recording } else { Activity::Idle });
         let mut facts = self.facts.clone();
         facts.extend(fields);
         meta.insert("recording".to_owned(), Value::Object(facts));

@@ -11,8 +11,17 @@ use super::ring::Gap;
 /// Without frames for so long, the microphone is not recorded.
 pub(super) const SILENT: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Default)]
-pub(super) struct Progress(Mutex<Counters>);
+#[derive(Debug)]
+pub(super) struct Progress {
+    started: Instant,
+    counters: Mutex<Counters>,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress { started: Instant::now(), counters: Mutex::default() }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -56,18 +65,19 @@ impl Progress {
         self.counters().fault = fault;
     }
 
-    /// Whether the microphone is recorded, with the reason, and the counters. The level is that since the last call.
+    /// Whether all is well, with the reason, and the counters. The level is that since the last call.
     pub(super) fn report(&self, now: Instant) -> (Result<String, String>, Map<String, Value>) {
         let mut counters = self.counters();
         let level = std::mem::take(&mut counters.level);
-        let silent = counters.last_frame.is_none_or(|last| now.saturating_duration_since(last) > SILENT);
+        let last = counters.last_frame.unwrap_or(self.started);
         let state = match &counters.fault {
-            _ if silent => Err(format!("no frames for {} s", SILENT.as_secs())),
+            _ if now.saturating_duration_since(last) > SILENT => Err(format!("no frames for {} s", SILENT.as_secs())),
             Some(fault) => Err(fault.clone()),
+            None if counters.last_frame.is_none() => Ok("waiting for the first frame".to_owned()),
             None => Ok("recording".to_owned()),
         };
         let fields = [
-            ("active", json!(state.is_ok())),
+            ("active", json!(state.is_ok() && counters.captured > 0)),
             ("frames", json!(counters.captured)),
             ("frames_written", json!(counters.written)),
             ("frames_lost", json!(counters.lost.frames)),
@@ -82,7 +92,7 @@ impl Progress {
     }
 
     fn counters(&self) -> MutexGuard<'_, Counters> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,7 +105,9 @@ mod tests {
     fn frames_and_a_disk_make_a_recording() {
         let progress = Progress::default();
         let now = Instant::now();
-        assert_eq!(progress.report(now).0, Err("no frames for 5 s".to_owned()));
+        let (state, fields) = progress.report(now);
+        assert_eq!((state.as_deref(), &fields["active"]), (Ok("waiting for the first frame"), &json!(false)));
+        assert_eq!(progress.report(now + SILENT * 2).0, Err("no frames for 5 s".to_owned()));
         progress.captured(2, Level::of(Sample::S16, &[0xff, 0x7f, 0, 0]), now);
         progress.file("a.wav", 1);
         let (state, fields) = progress.report(now + SILENT);

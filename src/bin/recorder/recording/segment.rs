@@ -22,6 +22,15 @@ const PIECE: usize = 256 << 10;
 /// … or what has been waiting for so long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is known of a file before its first frame.
+pub(super) struct Plan {
+    pub(super) start: SystemTime,
+    /// The frames with which it is full.
+    pub(super) most: u64,
+    /// What is missing before its first frame.
+    pub(super) gap: Gap,
+}
+
 pub(super) struct Segment {
     file: File,
     path: PathBuf,
@@ -40,20 +49,15 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Creates the file.
-    pub(super) fn create(
-        place: &Place,
-        origin: &Origin,
-        format: Format,
-        start: SystemTime,
-        most: u64,
-        id: (&Run, u32),
-    ) -> io::Result<Segment> {
-        let (run, number) = id;
+    /// Creates the file. `gap` is what is missing before its first frame: in its head from the beginning, so that a kill does
+    /// not hide it.
+    pub(super) fn create(place: &Place, origin: &Origin, format: Format, plan: &Plan, (run, number): (&Run, u32)) -> io::Result<Segment> {
+        let &Plan { start, most, gap } = plan;
         let path = place.buffer.join(name::file_name(start, format.duration(most), run, number));
         let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let missing: Vec<Missing> = (gap != Gap::NONE).then_some((0, gap)).into_iter().collect();
         let mut pending = Vec::with_capacity(PIECE + PIECE / 2);
-        let text = metadata::text(origin, format, start, most, &Level::default(), &[]);
+        let text = metadata::text(origin, format, start, most, &Level::default(), &missing);
         pending.extend(wav::head(format, most * format.frame_bytes() as u64, &text));
         Ok(Segment {
             file,
@@ -64,7 +68,7 @@ impl Segment {
             frames: 0,
             most,
             level: Level::default(),
-            missing: Vec::new(),
+            missing,
             pending,
             written: 0,
             since: None,

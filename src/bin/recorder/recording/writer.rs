@@ -24,7 +24,7 @@ use super::place::Place;
 use super::progress::Progress;
 use super::repair::repair;
 use super::ring::{Block, Drain, Gap};
-use super::segment::Segment;
+use super::segment::{Plan, Segment};
 use super::wav;
 
 /// How long to wait for a block before something else is looked at.
@@ -144,7 +144,7 @@ impl Writer {
         self.write_due();
     }
 
-    /// Makes sure that there is a file. It begins with this frame of the block.
+    /// Makes sure that there is a file. A new one begins with this frame of the block, and has what is missing before it.
     fn open(&mut self, block: &Block, frame: u64) -> bool {
         if self.segment.is_some() {
             return true;
@@ -152,9 +152,11 @@ impl Writer {
         let start = block.start + self.format.duration(frame);
         let created = self.persist("create a file", |writer| {
             writer.place.prepare()?;
-            Segment::create(&writer.place, &writer.origin, writer.format, start, writer.most, (&writer.run, writer.number))
+            let plan = Plan { start, most: writer.most, gap: writer.gap };
+            Segment::create(&writer.place, &writer.origin, writer.format, &plan, (&writer.run, writer.number))
         });
         let Outcome::Done(segment) = created else { return false };
+        self.gap = Gap::NONE;
         self.number += 1;
         self.segment = Some(segment);
         true
@@ -360,6 +362,18 @@ mod tests {
         let found: Vec<_> = files(&scratch).into_iter().map(|(name, samples, marks)| (name, samples.len(), marks)).collect();
         let expected = [("1970-01-01T00-16-40Z_1", 1100, "500:100"), ("1970-01-01T00-16-41Z_1", 10, "0:100")];
         assert_eq!(found, expected.map(|(name, frames, marks)| (name.to_owned(), frames, Some(marks.to_owned()))));
+    }
+
+    #[test]
+    fn a_kill_does_not_hide_that_frames_are_missing() {
+        let scratch = Scratch::new();
+        let mut writer = writer(&scratch, Duration::from_secs(10));
+        writer.take(&block(100, 500, Gap { overruns: 1, frames: 100 }));
+        writer.segment.as_mut().unwrap().write().unwrap();
+        drop(writer);
+        repair(&scratch.place());
+        let found: Vec<_> = files(&scratch).into_iter().map(|(_, samples, marks)| (samples.len(), marks)).collect();
+        assert_eq!(found, [(500, Some("0:100".to_owned()))]);
     }
 
     #[test]
