@@ -141,10 +141,10 @@ class Station:
         """Measures."""
         return self.end_probe(self.begin_probe(*arguments))
 
-    def plug(self, name="m1", kind="ultramic", port="1", timeout_s=120):
+    def plug(self, name="m1", kind="ultramic", port="1", timeout_s=120, **fields):
         """Connects a microphone and waits for its frames. Returns the times, and the process of the Recorder."""
         handle = self.begin_probe("plug", timeout_s, *self.probe("cards"))
-        self.guest.plug(name, kind, port)
+        self.guest.plug(name, kind, port, **fields)
         return self.end_probe(handle)
 
     def stream(self, card=0):
