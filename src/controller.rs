@@ -13,9 +13,11 @@ mod workers;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
+use rustix::system::uname;
+use serde_json::Value;
 
 use self::workers::Workers;
 use crate::config::{Config, Launch};
@@ -32,7 +34,7 @@ use crate::decide::recorders::Recorders;
 use crate::decide::spec::Kind;
 use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
-use crate::health::heartbeat::Heartbeat;
+use crate::health::heartbeat::{Facts, Heartbeat};
 use crate::health::pages::{Pages, Prepared};
 use crate::history::History;
 use crate::ledger::Ledger;
@@ -44,6 +46,7 @@ use crate::rate_limit::RateLimit;
 use crate::redis::nudge::{self, Nudges};
 use crate::redis::publisher::Publisher;
 use crate::report::Known;
+use crate::status::{self, Pace, Surroundings};
 
 /// Maximum time between two iterations, independent of the settings: each one resets the watchdog.
 const MAX_SLEEP: Duration = Duration::from_secs(20);
@@ -62,6 +65,7 @@ pub enum End {
 /// All state of the program.
 pub struct Controller {
     config: Config,
+    started: SystemTime,
     inbox: Receiver<Event>,
     next_tick: Instant,
     nudges: Nudges,
@@ -88,6 +92,8 @@ pub struct Controller {
     heartbeat: Heartbeat,
     /// What is served beside the health.
     pages: Option<Pages>,
+    /// How often the status pages ask.
+    pace: Pace,
 }
 
 impl Controller {
@@ -111,6 +117,7 @@ impl Controller {
         let database = DatabaseState::start(&config, events)?;
         Ok(Self {
             inbox,
+            started: SystemTime::now(),
             next_tick: Instant::now(),
             nudges,
             shutdown: None,
@@ -132,6 +139,7 @@ impl Controller {
             rate_limit: RateLimit::default(),
             heartbeat,
             pages,
+            pace: Pace::new(Instant::now()),
             config,
         })
     }
@@ -326,19 +334,39 @@ impl Controller {
         } else {
             self.heartbeat.update_board(&facts);
         }
-        self.prepare_pages(now);
+        self.prepare_pages(&facts, now);
     }
 
     /// Prepares the texts that somebody asks for.
-    fn prepare_pages(&mut self, now: Instant) {
+    fn prepare_pages(&mut self, facts: &Facts, now: Instant) {
         let Some(pages) = self.pages.clone() else { return };
         for page in pages.wanted() {
             let text = match page {
-                Prepared::Status => self.known().status(),
+                Prepared::Status => self.status(facts, now),
                 Prepared::Metrics => self.known().metrics(),
             };
             pages.put(page, text, now);
         }
+    }
+
+    /// The state of the station, for the status page, which listens to log lines from now on.
+    fn status(&mut self, facts: &Facts, now: Instant) -> String {
+        self.logs.page_asked(now);
+        self.report_workers();
+        let served = self.pages.as_ref().map_or(0, |pages| pages.take_served(Prepared::Status));
+        let pace = self.pace.answered(served, now);
+        let surroundings = Surroundings {
+            health: self.heartbeat.health(now),
+            activity: facts.activity.as_str(),
+            host: self.heartbeat.host().clone(),
+            host_name: uname().nodename().to_string_lossy().into_owned(),
+            runway: self.heartbeat.runway().clone(),
+            power: Value::Null,
+            pace,
+            started: self.started,
+            log: self.logs.recent().all(),
+        };
+        status::document(&mut self.known(), surroundings, SystemTime::now()).to_string()
     }
 
     fn known(&mut self) -> Known<'_> {

@@ -24,6 +24,11 @@ impl History {
         self.entries.push_back((SystemTime::now(), line));
     }
 
+    /// The last `count` lines with their times, oldest first.
+    pub fn last(&self, count: usize) -> impl Iterator<Item = &(SystemTime, String)> {
+        self.entries.range(self.entries.len().saturating_sub(count)..)
+    }
+
     /// All lines with their times.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.entries.iter().map(|(at, line)| format!("{} {line}", clock::iso(*at)))

@@ -22,7 +22,7 @@ use crate::decide::action::{Action, Done, Ending, Failure, Task};
 use crate::decide::desired::StopReason;
 use crate::decide::presence::Transition;
 use crate::decide::recorders::{Note, Recorders};
-use crate::decide::sessions::{Cause, Now, SessionRow, Sessions};
+use crate::decide::sessions::{Cause, Day, Now, SessionRow, Sessions};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::rate_limit::RateLimit;
 use crate::saver::Saver;
@@ -219,6 +219,18 @@ impl Ledger {
         }
         // During a shutdown no tick follows.
         self.hand_out(now);
+    }
+
+    /// The last 24 hours of a microphone; `None` if it has no session in them.
+    #[must_use]
+    pub fn day(&self, device: &str) -> Option<Day> {
+        self.sessions.day(device, self.clocks.now())
+    }
+
+    /// Whether the wall clock is synchronised; `None` = unknown.
+    #[must_use]
+    pub fn is_synchronised(&self) -> Option<bool> {
+        self.clocks.now().synchronised
     }
 
     /// The share and the rate of a microphone, as JSON; `null` if it has no session.

@@ -23,7 +23,7 @@
 //! | [`containers`] | the containers of Tier 2           | list, ends, liveness, actions; the only code that changes them |
 //! | [`logs`]       | container logs                     | follow while somebody listens, cursor, lines                   |
 //! | [`redis`]      | Redis                              | publisher, audience, nudges                                    |
-//! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, notification, host metrics             |
+//! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, status page, notification, host metrics |
 //! | [`cli`]        | a terminal, health checks          | one file a command; the answers under the names `curl`, `sh`   |
 //!
 //! Dependencies have one direction: `main` uses `controller`, which uses the folders, and they use [`event`],
@@ -108,5 +108,6 @@ pub mod saver;
 pub mod signals;
 pub mod sorted_map;
 pub mod sorted_set;
+pub mod status;
 pub mod text;
 pub mod yaml;

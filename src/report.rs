@@ -52,7 +52,8 @@ pub struct Known<'a> {
 
 impl Known<'_> {
     /// Why each microphone is recorded or not; empty until the database has responded for the first time.
-    fn reasons(&mut self) -> SortedMap<String, Reason> {
+    #[must_use]
+    pub fn reasons(&mut self) -> SortedMap<String, Reason> {
         let Some(registry) = &self.database.registry else { return SortedMap::new() };
         let presences = &self.hardware.presences;
         let desired = desired(registry, self.database.state.is_ok(), presences, self.specs);
@@ -76,11 +77,6 @@ impl Known<'_> {
         let ends = (!ends.is_empty()).then(|| ("ends".to_owned(), ends.into()));
         let workers = (!self.workers.is_empty()).then(|| ("workers".to_owned(), self.workers.clone().into()));
         by_insertion([("devices".to_owned(), devices.into())].into_iter().chain(ends).chain(workers))
-    }
-
-    /// The state of the station as JSON, for the status page.
-    pub fn status(&mut self) -> String {
-        json!({"version": 1, "meta": self.meta()}).to_string()
     }
 
     /// The metrics.

@@ -11,6 +11,7 @@
 use crate::collect::sort_by_key;
 use crate::sorted_map::SortedMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ use crate::json;
 pub const UPDATE: Duration = Duration::from_secs(15 * 60);
 /// The period of a share.
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Number of gaps that are shown of a day.
+pub const GAPS: usize = 100;
 /// How far the counter can be behind or ahead at one read: a period of the card, and the time of a read.
 const JITTER: f64 = 1.0;
 /// By how much the clock of a card may deviate, as a factor; the largest one that USB allows.
@@ -324,8 +327,28 @@ struct Track {
     expected: Option<(Cause, Duration)>,
     /// Since when it has no Recorder.
     absent: Option<Duration>,
-    /// Sessions before the last one, as begin and end in microseconds since 1970, for a day.
-    spans: Vec<(i64, i64)>,
+    /// Sessions before the last one, for a day.
+    spans: Vec<Span>,
+}
+
+/// A session that is over; times are microseconds since 1970.
+#[derive(Debug)]
+struct Span {
+    begin: i64,
+    end: i64,
+    /// Why it ended; equal causes in a row are stored once.
+    cause: Arc<str>,
+}
+
+/// The last 24 hours of one microphone. Times are microseconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Day {
+    /// What is known begins here: 24 hours ago, or with the first session.
+    pub from: i64,
+    /// Begin and end of each time without frames, and its cause. The last [`GAPS`] ones.
+    pub gaps: Vec<(i64, i64, Arc<str>)>,
+    /// Begin and number of frames of the session that is open.
+    pub open: Option<(i64, u64)>,
 }
 
 /// The share and the rate of one microphone.
@@ -420,8 +443,8 @@ impl Sessions {
                 if let Some(before) = track.last.replace(session) {
                     let row = before.row(device, &self.boot);
                     let oldest = now.a_day_ago();
-                    track.spans.retain(|(_, end)| *end >= oldest);
-                    track.spans.push((row.started, row.ended));
+                    track.spans.retain(|span| span.end >= oldest);
+                    track.add(&row);
                     if before.is_changed {
                         self.closed.push(row);
                     }
@@ -489,12 +512,12 @@ impl Sessions {
                 continue;
             }
             if row.cause.is_some() {
-                track.spans.push((row.started, row.ended));
+                track.add(&row);
                 continue;
             }
             let Some(session) = Session::of(&row, &self.boot) else {
-                track.spans.push((row.started, row.ended));
                 row.cause = Some(if self.boot.is_empty() { Cause::Unknown } else { Cause::Power }.to_string());
+                track.add(&row);
                 self.closed.push(row);
                 continue;
             };
@@ -515,14 +538,14 @@ impl Sessions {
                     *last = Session { frames: all, last: last_read, end, offset, cause, is_changed: true, ..kept.clone() };
                 }
                 None => {
-                    track.spans.push((row.started, row.ended));
                     row.cause = Some(Cause::Unknown.to_string());
+                    track.add(&row);
                     self.closed.push(row);
                 }
             }
         }
         let oldest = now.a_day_ago();
-        self.tracks.values_mut().for_each(|track| track.spans.retain(|(_, end)| *end >= oldest));
+        self.tracks.values_mut().for_each(|track| track.spans.retain(|span| span.end >= oldest));
         merged
     }
 
@@ -548,11 +571,38 @@ impl Sessions {
         let track = self.tracks.get(device)?;
         let oldest = now.a_day_ago();
         let last = track.last.as_ref().map(|last| last.row(device, &self.boot));
-        let spans = track.spans.iter().copied().chain(last.map(|row| (row.started, row.ended)));
+        let spans = track.spans.iter().map(|span| (span.begin, span.end)).chain(last.map(|row| (row.started, row.ended)));
         let recorded: i64 = spans.map(|(begin, end)| end.min(now.wall).saturating_sub(begin.max(oldest)).max(0)).sum();
         let open = track.last.as_ref().filter(|last| last.cause.is_none());
         let rate = open.and_then(|last| Some((last.rate()?, last.last.rate)));
         Some(Effort { share: (recorded as f64 / DAY.as_micros() as f64).clamp(0.0, 1.0), rate })
+    }
+
+    /// The last 24 hours of a microphone; `None` if it has no session.
+    #[must_use]
+    pub fn day(&self, device: &str, now: Now) -> Option<Day> {
+        let track = self.tracks.get(device)?;
+        let oldest = now.a_day_ago();
+        let last = track.last.as_ref().map(|last| last.row(device, &self.boot));
+        let last_cause = last.as_ref().map(|row| row.cause.as_deref().unwrap_or_default().into());
+        let mut spans: Vec<(i64, i64, Arc<str>)> = track.spans.iter().map(|span| (span.begin, span.end, Arc::clone(&span.cause))).collect();
+        spans.extend(last.iter().zip(last_cause).map(|(row, cause)| (row.started, row.ended, cause)));
+        sort_by_key(&mut spans, |(begin, end, _)| (*begin, *end));
+        let open = track.last.as_ref().zip(last).filter(|(last, _)| last.cause.is_none()).map(|(last, row)| (row.started, last.frames));
+        let mut day = Day { from: spans.first()?.0.clamp(oldest, now.wall.max(oldest)), gaps: Vec::new(), open };
+        // Until when it is known what was recorded, and why nothing was after that.
+        let (mut known, mut why): (i64, Arc<str>) = (day.from, Arc::default());
+        let next = now.wall;
+        let end = day.open.is_none().then(|| (next, next, Arc::default()));
+        for (begin, end, cause) in spans.into_iter().chain(end) {
+            let (begin, end) = (begin.min(next), end.min(next));
+            if begin > known {
+                day.gaps.push((known, begin, Arc::clone(&why)));
+            }
+            (known, why) = (known.max(end), if cause.is_empty() { "unknown".into() } else { cause });
+        }
+        day.gaps.drain(..day.gaps.len().saturating_sub(GAPS));
+        Some(day)
     }
 }
 
@@ -568,6 +618,13 @@ impl Now {
 }
 
 impl Track {
+    /// Adds a session that is over.
+    fn add(&mut self, row: &SessionRow) {
+        let cause = row.cause.as_deref().unwrap_or_default();
+        let cause = self.spans.last().filter(|span| *span.cause == *cause).map_or_else(|| cause.into(), |span| Arc::clone(&span.cause));
+        self.spans.push(Span { begin: row.started, end: row.ended, cause });
+    }
+
     fn is_open(&self) -> bool {
         self.last.as_ref().is_some_and(|last| last.cause.is_none())
     }
@@ -677,6 +734,44 @@ mod tests {
         let count = due.len();
         rows.extend(due.into_iter().map(|row| (row.id, row)));
         count
+    }
+
+    #[test]
+    fn a_day_consists_of_sessions_and_gaps() {
+        type Rows = &'static [(i64, i64, Option<&'static str>)];
+        let hour = 3_600_000_000;
+        let cases: [(Rows, &str); 7] = [
+            (&[], "none"),
+            (&[(-30, -26, Some("flap"))], "none"),
+            (&[(-30, -20, Some("flap")), (-19, -10, Some("stalled"))], "-24: -20..-19 flap, -10..0 stalled"),
+            (&[(-5, -4, Some("unplugged"))], "-5: -4..0 unplugged"),
+            (&[(-9, -2, Some("flap")), (-8, -7, Some("stalled"))], "-9: -2..0 stalled"),
+            (&[(-3, 2, Some("flap"))], "-3:"),
+            (&[(-5, -4, None), (-3, -2, Some("flap"))], "-5: -4..-3 power or boot, -2..0 flap"),
+        ];
+        for (rows, expected) in cases {
+            let mut sessions = Sessions::new("boot");
+            let row = |(id, (begin, end, cause)): (i64, &(i64, i64, Option<&str>))| SessionRow {
+                id,
+                device: "a".to_owned(),
+                container: "c".to_owned(),
+                started: WALL + begin * hour,
+                ended: WALL + end * hour,
+                frames: 1,
+                rate: 1,
+                cause: cause.map(str::to_owned),
+                clock: "{}".to_owned(),
+            };
+            let now = Now { at: seconds(500_000.0), wall: WALL, synchronised: None };
+            let _ = sessions.continue_from((1..).zip(rows).map(row).collect(), now);
+            let hours = |time: i64| (time - WALL) / hour;
+            let text = sessions.day("a", now).map_or("none".to_owned(), |day| {
+                let gap = |(from, to, why): &(i64, i64, Arc<str>)| format!(" {}..{} {why}", hours(*from), hours(*to));
+                assert_eq!(day.open, None);
+                format!("{}:{}", hours(day.from), day.gaps.iter().map(gap).collect::<Vec<_>>().join(","))
+            });
+            assert_eq!(text, expected);
+        }
     }
 
     #[test]

@@ -39,7 +39,9 @@ pub enum Activity {
 }
 
 impl Activity {
-    fn as_str(self) -> &'static str {
+    /// As in the heartbeat.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Recording => "recording",

@@ -51,6 +51,9 @@ pub struct Heartbeat {
     next: Instant,
     /// How long the free space lasts.
     level: Level,
+    /// `host_resources` and `runway` of the last heartbeat.
+    host: Value,
+    runway: Value,
 }
 
 impl Heartbeat {
@@ -75,6 +78,8 @@ impl Heartbeat {
             interval: config.heartbeat,
             next: Instant::now(),
             level: Level::default(),
+            host: Value::Null,
+            runway: Value::Null,
         })
     }
 
@@ -122,6 +127,24 @@ impl Heartbeat {
         }
     }
 
+    /// The health of this moment.
+    #[must_use]
+    pub fn health(&self, now: Instant) -> Value {
+        self.board.health_json(now).1
+    }
+
+    /// `host_resources` of the last heartbeat; `null` before the first one.
+    #[must_use]
+    pub fn host(&self) -> &Value {
+        &self.host
+    }
+
+    /// `runway` of the last heartbeat.
+    #[must_use]
+    pub fn runway(&self) -> &Value {
+        &self.runway
+    }
+
     /// How long Redis keeps a heartbeat.
     fn ttl(&self) -> Duration {
         (self.interval * 3).max(Duration::from_secs(30))
@@ -135,13 +158,15 @@ impl Heartbeat {
         self.update_board(facts);
         let percent = |field: &str| meta["host_resources"][field].as_f64();
         self.usage = Usage { memory: percent("memory_percent"), disk: percent("storage_percent") };
-        meta.insert("runway".to_owned(), self.runway(facts.rate));
+        self.runway = self.runway_now(facts.rate);
+        self.host = meta["host_resources"].clone();
+        meta.insert("runway".to_owned(), self.runway.clone());
         meta.extend(more);
         self.board.heartbeat(now, SystemTime::now(), meta).to_string()
     }
 
     /// How long the free space of the workspace lasts, as JSON. A change that matters is logged once.
-    fn runway(&mut self, rate: u64) -> Value {
+    fn runway_now(&mut self, rate: u64) -> Value {
         let Some(runway) = Runway::new(self.meter.free(), rate as f64) else { return Value::Null };
         let level = runway.level(self.level);
         let line =

@@ -43,7 +43,8 @@ impl Page {
             b"/" => (
                 Self::Fixed(STATUS_PAGE),
                 "Content-Type: text/html; charset=utf-8\r\n\
-                 Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                 Content-Security-Policy: default-src 'none'; style-src 'sha256-bfCReIj2Hl+NHvp5C+c+PqwluKbmHNiFXMJ7kfkjN14='; \
+                 script-src 'sha256-hqWlZlTfbdBkrT/VeSRqXiMNRbRQylzWdroRwppg2zQ='; \
                  connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n\
                  X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n",
             ),
@@ -73,6 +74,8 @@ struct Shared {
 #[derive(Default)]
 struct Text {
     is_wanted: bool,
+    /// How often it was served since [`Pages::take_served`].
+    served: u32,
     last: Option<(Instant, Arc<str>)>,
 }
 
@@ -93,6 +96,7 @@ impl Pages {
             let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
             let text = &mut texts[page as usize];
             if let Some((_, last)) = text.last.as_ref().filter(|(at, _)| *at + FRESH >= asked) {
+                text.served = text.served.saturating_add(1);
                 return Some(Arc::clone(last));
             }
             !std::mem::replace(&mut text.is_wanted, true)
@@ -101,6 +105,13 @@ impl Pages {
             (self.shared.wake)();
         }
         None
+    }
+
+    /// How often a text was served since the last call.
+    #[must_use]
+    pub fn take_served(&self, page: Prepared) -> u32 {
+        let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut texts[page as usize].served)
     }
 
     /// The texts that the main loop is asked for.
@@ -112,8 +123,11 @@ impl Pages {
 
     /// Serves a text.
     pub fn put(&self, page: Prepared, text: String, now: Instant) {
-        let text = Text { is_wanted: false, last: Some((now, text.into())) };
-        self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner)[page as usize] = text;
+        {
+            let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = &mut texts[page as usize];
+            (entry.is_wanted, entry.last) = (false, Some((now, text.into())));
+        }
         // It fails only if the counter is full, and then the descriptor is readable.
         let _ = write(&self.shared.prepared, &1_u64.to_ne_bytes());
     }
@@ -135,6 +149,34 @@ impl Pages {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Base64.
+    fn encode(bytes: &[u8]) -> String {
+        const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let digits = |group: &[u8]| -> String {
+            let bits = (0..3).fold(0, |bits, at| bits << 8 | usize::from(group.get(at).copied().unwrap_or_default()));
+            (0..4).map(|at| if at <= group.len() { char::from(DIGITS[bits >> (18 - 6 * at) & 63]) } else { '=' }).collect()
+        };
+        bytes.chunks(3).map(digits).collect()
+    }
+
+    #[test]
+    fn the_page_is_small_and_the_policy_permits_its_own_style_and_script_only() {
+        use sha2::{Digest, Sha256};
+        assert!(STATUS_PAGE.len() < 20_000, "{} bytes", STATUS_PAGE.len());
+        let (_, headers) = Page::at(b"/").unwrap();
+        for tag in ["style", "script"] {
+            let parts: Vec<&str> = STATUS_PAGE.split(&format!("<{tag}>")).collect();
+            let [_, rest] = parts[..] else { panic!("one {tag}") };
+            let content = rest.split(&format!("</{tag}>")).next().unwrap();
+            let hash = format!("{tag}-src 'sha256-{}'", encode(&Sha256::digest(content)));
+            assert!(headers.contains(&hash), "expected {hash}");
+        }
+        // What would make an element of foreign text, and what would ask another host.
+        for word in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " src=", "@import", "url(", "https:"] {
+            assert!(!STATUS_PAGE.contains(word), "{word}");
+        }
+    }
 
     #[test]
     fn the_loop_is_woken_once_for_all_who_ask() {

@@ -5,7 +5,7 @@
 //! Controller, no matter which program created it. So the actions that start containers need not report them here, and
 //! it does not matter whether a list arrives before the end of such an action.
 //!
-//! While nobody listens, no log is read. Each container keeps its position; when somebody listens again, its log is read
+//! A subscriber of Redis listens, and so does a status page that is open. While nobody listens, no log is read. Each container keeps its position; when somebody listens again, its log is read
 //! from the moment on at which nobody did the last time.
 //!
 //! Invariant: nothing in this file waits, except [`Drainer::drain`], which runs on the thread of an action.
@@ -24,6 +24,7 @@ use crate::event::Event;
 use crate::logs::control::Control;
 use crate::logs::follower;
 use crate::logs::line::Origin;
+use crate::logs::recent::RecentLines;
 use crate::logs::sink::{FrameSink, Start, seconds};
 use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
@@ -32,6 +33,8 @@ use crate::redis::publisher::Publisher;
 
 /// Time to read the last lines of a container before it is removed.
 const DRAIN: Duration = Duration::from_secs(1);
+/// The status page asks every two seconds; after this time without a question, it is closed. Its first lines are so old.
+const PAGE: Duration = Duration::from_secs(10);
 /// Time to ask Redis before that whether somebody listens.
 const ASK: Duration = Duration::from_millis(250);
 
@@ -46,6 +49,10 @@ pub struct LogForwarder {
     followers: Followers,
     /// Somebody listens.
     is_heard: bool,
+    /// Until when the status page counts as open; `None` while it is not.
+    page: Option<Instant>,
+    /// The last lines, for that page.
+    recent: RecentLines,
     /// How many logs are to be followed, but are not yet.
     waiting: usize,
     /// How many logs are followed at most: each holds descriptors.
@@ -83,6 +90,8 @@ impl LogForwarder {
             is_asking: false,
             followers: Followers::default(),
             is_heard: false,
+            page: None,
+            recent: RecentLines::default(),
             waiting: 0,
             limit: descriptors::shares().recorders,
             last_look: (SystemTime::now(), Instant::now()),
@@ -143,22 +152,44 @@ impl LogForwarder {
                 });
             }
         }
+        if self.page.is_some_and(|until| now >= until) {
+            self.page = None;
+            self.recent.close();
+        }
         self.audience_changed();
         if self.waiting > 0 {
             self.start();
         }
     }
 
+    /// The status page was asked for: it listens, too.
+    pub fn page_asked(&mut self, now: Instant) {
+        self.recent.open();
+        if self.page.replace(now + PAGE).is_none() {
+            self.audience_changed();
+        }
+    }
+
+    /// The last lines, for the status page.
+    #[must_use]
+    pub fn recent(&self) -> &RecentLines {
+        &self.recent
+    }
+
     /// Begins to follow when somebody listens, and ends that when nobody does.
     pub fn audience_changed(&mut self) {
         let (audience, nobody_at) = self.publisher.audience();
-        let is_heard = audience == Some(Audience::Somebody);
+        let has_subscriber = audience == Some(Audience::Somebody);
+        let is_heard = has_subscriber || self.page.is_some();
         if is_heard == self.is_heard {
             return;
         }
         self.is_heard = is_heard;
         if is_heard {
-            let second = nobody_at.map(|moment| moment.earliest_second(&Moment::now()));
+            let second = match has_subscriber {
+                true => nobody_at.map(|moment| moment.earliest_second(&Moment::now())),
+                false => Some(seconds(SystemTime::now() - PAGE)),
+            };
             debug!("somebody listens to log lines");
             lock(&self.followers).values().for_each(|control| resume(control, second));
             self.start();
@@ -207,7 +238,7 @@ impl LogForwarder {
     fn control(&self, container: &Container, start: Start) -> Arc<Control> {
         let label = |name: &str| container.labels.get(name).cloned().unwrap_or_default();
         let origin = Origin { service: label(SERVICE), instance: label(DEVICE_ID), container: container.name.clone() };
-        Arc::new(Control::new(FrameSink::new(start, origin, self.publisher.clone())))
+        Arc::new(Control::new(FrameSink::new(start, origin, self.publisher.clone(), self.recent.clone())))
     }
 
     /// For the actions that remove containers.

@@ -5,4 +5,5 @@ pub mod cursor;
 mod follower;
 pub mod forwarder;
 pub mod line;
+pub mod recent;
 mod sink;

@@ -1,10 +1,11 @@
-//! Where the frames of a log stream go: the sink skips those that were forwarded before, joins the others to lines and
-//! queues these for Redis.
+//! Where the frames of a log stream go: the sink skips those that were forwarded before, joins the others to lines, queues
+//! these for Redis and keeps them for the status page.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::logs::cursor::{Position, Skip};
 use crate::logs::line::{Joiner, Origin, StampedText};
+use crate::logs::recent::RecentLines;
 use crate::podman::frames::Output;
 use crate::redis::publisher::Publisher;
 
@@ -34,15 +35,16 @@ pub(super) struct FrameSink {
     pub(super) checked: u64,
     joiner: Joiner,
     publisher: Publisher,
+    recent: RecentLines,
 }
 
 impl FrameSink {
-    pub(super) fn new(start: Start, origin: Origin, publisher: Publisher) -> Self {
+    pub(super) fn new(start: Start, origin: Origin, publisher: Publisher, recent: RecentLines) -> Self {
         let (position, mute) = match start {
             Start::Beginning => (Position::beginning(), None),
             Start::After(second) => (Position::at(second), Some(second)),
         };
-        Self { position, mute, joiner: Joiner::default(), origin, publisher, bytes: 0, first_frame: None, checked: 0 }
+        Self { position, mute, joiner: Joiner::default(), origin, publisher, recent, bytes: 0, first_frame: None, checked: 0 }
     }
 
     /// Goes on after a time in which nobody listened: lines of before this second are not forwarded any more.
@@ -76,9 +78,10 @@ impl FrameSink {
         self.forward(lines);
     }
 
-    /// Queues lines for Redis; waits for room.
+    /// Queues lines for Redis, and waits for room; keeps them for the status page.
     pub(super) fn forward(&self, lines: Vec<String>) {
         if !lines.is_empty() {
+            self.recent.add(&lines);
             self.publisher.log_lines(lines, PATIENCE);
         }
     }
