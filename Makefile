@@ -18,7 +18,7 @@ endif
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 
-.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures aarch64 station-test fuzz soak soak-recorder lint format clippy doc sound deb images reproducible package-test release clean
+.PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures pictures aarch64 station-test fuzz soak soak-recorder lint format clippy doc sound deb images reproducible package-test release clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -72,6 +72,9 @@ bench-check: setup recorder ## compare counts and ratios with tests/bench/refere
 
 figures: ## draw docs/figures.svg from tests/bench/reference.json, which make bench BENCH="--save tests/bench/reference.json" writes
 	docs/figures.py < tests/bench/reference.json > docs/figures.svg
+
+pictures: setup recorder ## draw docs/page-*.webp: the status page of a station of the tests, in Chromium
+	cargo test --quiet $(AS_ROOT) --test it -- --ignored page::pictures
 
 aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, and try it under emulation
 	@$(SUDO) tests/aarch64 $(TARGET)/aarch64

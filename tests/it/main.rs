@@ -76,6 +76,8 @@ mod bus;
 mod redis_faults;
 // lines of containers reach Redis once and in order
 mod logs;
+// the status page in a real browser
+mod page;
 // health checks get through whatever other clients do
 mod healthz;
 // the Recorder: its settings, heartbeat, log and end

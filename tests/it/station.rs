@@ -7,6 +7,7 @@
 //! holds, then ends every process and removes every container, mount, network and file. It does so when the station is
 //! dropped, when a test panics, and when this process is killed.
 
+mod browser;
 mod build;
 mod controller;
 mod dice;
@@ -23,6 +24,8 @@ mod redis;
 mod relay;
 pub(crate) mod sound;
 
+#[allow(unused_imports)]
+pub(crate) use browser::Browser;
 pub(crate) use build::Builder;
 pub(crate) use controller::Controller;
 #[allow(unused_imports)]
