@@ -7,7 +7,7 @@
 //! the same environment variables through the same table.
 //!
 //! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600), over `QUIET_MINUTES` (5) with a Podman that ends
-//! when it is idle, over `CAPTURES_S` (900) while frames arrive, and over `SCALE_S` seconds (20) for each number of devices.
+//! when it is idle, over `CAPTURES_S` (900) while frames arrive, over `PAGE_S` (60) with and without open pages, and over `SCALE_S` seconds (20) for each number of devices.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.
@@ -24,6 +24,7 @@ mod captures;
 mod logs;
 mod measure;
 mod meter;
+mod page;
 mod program;
 mod quiet;
 mod scale;
@@ -64,6 +65,7 @@ const SECTIONS: &[Section] = &[
     Section { name: "nudge", measure: |table, subject| quiet::nudge(table, subject, 20) },
     Section { name: "logs", measure: logs::logs },
     Section { name: "flood", measure: logs::floods },
+    Section { name: "page", measure: page::page },
 ];
 
 fn main() -> ExitCode {
