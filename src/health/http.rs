@@ -2,7 +2,7 @@
 //!
 //! It implements the part of HTTP/1.1 that a health check needs: it reads the head of a request, answers and closes; a
 //! body and further requests are ignored. The health is read from the [`Board`] at that moment. A request for a text that
-//! the main loop prepares waits for it, [`PATIENCE`] at most.
+//! the main loop prepares waits for it, a second at most.
 //!
 //! Invariants: a connection costs a slot, its request line and one answer, and is closed after [`LIFE`] at the latest.
 //! The slots are a fixed share of the descriptors that the process may open, at most 32. So all connections together
