@@ -28,8 +28,8 @@ use crate::text::NOT_YET;
 /// Time between two lists while the event stream is open, no state is transitional and no action is under way.
 const QUIET: Duration = Duration::from_secs(15);
 /// The same while the process of each running container can be seen. Most requests of a quiet station are these, and
-/// each one may start a service that sleeps.
-const QUIET_IN_SIGHT: Duration = Duration::from_secs(300);
+/// each one may start a service that sleeps, and keeps it for 5 s: a list every five minutes would be 1.7 % of the time.
+const QUIET_IN_SIGHT: Duration = Duration::from_secs(600);
 /// Maximum age of a list from which actions are planned. An event reports what happens meanwhile, but late.
 const FRESH: Duration = Duration::from_secs(1);
 /// Time between two lists while many actions are under way: each list delays them.
