@@ -35,18 +35,21 @@ use crate::decide::spec::Kind;
 use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::health::heartbeat::{Facts, Heartbeat};
+use crate::health::openmetrics::Format;
 use crate::health::pages::{Pages, Prepared};
 use crate::history::History;
 use crate::ledger::Ledger;
 use crate::lock::{self, Held};
 use crate::logs::forwarder::LogForwarder;
+use crate::metrics;
 use crate::podman::client::Podman;
 use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
 use crate::redis::nudge::{self, Nudges};
 use crate::redis::publisher::Publisher;
 use crate::report::Known;
-use crate::status::{self, Pace, Surroundings};
+use crate::status::{self, Pace};
+use crate::tally::Tally;
 
 /// Maximum time between two iterations, independent of the settings: each one resets the watchdog.
 const MAX_SLEEP: Duration = Duration::from_secs(20);
@@ -94,6 +97,7 @@ pub struct Controller {
     pages: Option<Pages>,
     /// How often the status pages ask.
     pace: Pace,
+    tally: Tally,
 }
 
 impl Controller {
@@ -140,6 +144,7 @@ impl Controller {
             heartbeat,
             pages,
             pace: Pace::new(Instant::now()),
+            tally: Tally::default(),
             config,
         })
     }
@@ -343,7 +348,8 @@ impl Controller {
         for page in pages.wanted() {
             let text = match page {
                 Prepared::Status => self.status(facts, now),
-                Prepared::Metrics => self.known().metrics(),
+                Prepared::Metrics => self.metrics(Format::Prometheus, now),
+                Prepared::OpenMetrics => self.metrics(Format::OpenMetrics, now),
             };
             pages.put(page, text, now);
         }
@@ -355,7 +361,7 @@ impl Controller {
         self.report_workers();
         let served = self.pages.as_ref().map_or(0, |pages| pages.take_served(Prepared::Status));
         let pace = self.pace.answered(served, now);
-        let surroundings = Surroundings {
+        let surroundings = status::Surroundings {
             health: self.heartbeat.health(now),
             activity: facts.activity.as_str(),
             host: self.heartbeat.host().clone(),
@@ -367,6 +373,21 @@ impl Controller {
             log: self.logs.recent().all(),
         };
         status::document(&mut self.known(), surroundings, SystemTime::now()).to_string()
+    }
+
+    fn metrics(&mut self, format: Format, now: Instant) -> String {
+        let (redis, traffic) = self.heartbeat.traffic();
+        let around = metrics::Surroundings {
+            started: self.started,
+            wall: SystemTime::now(),
+            redis: redis.is_ok(),
+            traffic,
+            power: self.hardware.power(now),
+            own: self.heartbeat.own().clone(),
+            host: self.heartbeat.host().clone(),
+            runway: self.heartbeat.runway().clone(),
+        };
+        metrics::text(&mut self.known(), &around, format)
     }
 
     fn known(&mut self) -> Known<'_> {
@@ -381,6 +402,7 @@ impl Controller {
             leadership: &self.leadership,
             ledger: &self.ledger,
             history: &self.history,
+            tally: &self.tally,
             specs: &mut self.specs,
             is_stopping: self.shutdown.is_some(),
         }

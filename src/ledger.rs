@@ -22,7 +22,7 @@ use crate::decide::action::{Action, Done, Ending, Failure, Task};
 use crate::decide::desired::StopReason;
 use crate::decide::presence::Transition;
 use crate::decide::recorders::{Note, Recorders};
-use crate::decide::sessions::{Cause, Day, Now, SessionRow, Sessions};
+use crate::decide::sessions::{Cause, Count, Day, Effort, Now, SessionRow, Sessions};
 use crate::hardware::state::{Changes, HardwareState};
 use crate::rate_limit::RateLimit;
 use crate::saver::Saver;
@@ -231,6 +231,18 @@ impl Ledger {
     #[must_use]
     pub fn is_synchronised(&self) -> Option<bool> {
         self.clocks.now().synchronised
+    }
+
+    /// What was counted for a microphone since the start, its nominal rate and the time of its last frame.
+    #[must_use]
+    pub fn count(&self, device: &str) -> Option<(&Count, u64, i64)> {
+        self.sessions.count(device)
+    }
+
+    /// The share and the rate of a microphone.
+    #[must_use]
+    pub fn shares(&self, device: &str) -> Option<Effort> {
+        self.sessions.effort(device, self.clocks.now())
     }
 
     /// The share and the rate of a microphone, as JSON; `null` if it has no session.

@@ -20,6 +20,7 @@ use crate::health::board::Activity;
 use crate::health::heartbeat::Facts;
 use crate::history::History;
 use crate::ledger::Ledger;
+use crate::tally::Tally;
 use crate::text::shown;
 
 /// The state of the main loop.
@@ -42,6 +43,8 @@ pub struct Known<'a> {
     pub captures: &'a Captures,
     /// The last decisions.
     pub history: &'a History,
+    /// What was counted for metrics.
+    pub tally: &'a Tally,
     /// The specs.
     pub specs: &'a mut SpecCache,
     /// Which Controller leads.
@@ -77,16 +80,6 @@ impl Known<'_> {
         let ends = (!ends.is_empty()).then(|| ("ends".to_owned(), ends.into()));
         let workers = (!self.workers.is_empty()).then(|| ("workers".to_owned(), self.workers.clone().into()));
         by_insertion([("devices".to_owned(), devices.into())].into_iter().chain(ends).chain(workers))
-    }
-
-    /// The metrics.
-    pub fn metrics(&mut self) -> String {
-        concat!(
-            "# TYPE silvasonic_build info\n# HELP silvasonic_build The program.\nsilvasonic_build_info{version=\"",
-            env!("CARGO_PKG_VERSION"),
-            "\"} 1\n# EOF\n"
-        )
-        .to_owned()
     }
 
     /// The components of health checks, and the activity of the station.

@@ -70,6 +70,8 @@ pub struct ContainersState {
     under_way: bool,
     /// When the last list was requested.
     requested: Instant,
+    /// How long the last answer took.
+    pub latency: Option<Duration>,
     /// Something happened while a request was under way; its list may be older.
     is_outdated: bool,
     /// When the next list is due before the next tick.
@@ -111,6 +113,7 @@ impl ContainersState {
             sequence: 0,
             under_way: false,
             requested: now,
+            latency: None,
             is_outdated: false,
             due: None,
             received: now,
@@ -185,6 +188,7 @@ impl ContainersState {
             Ok(mut containers) => {
                 self.rate_limit.inform("podman", "Podman is available again", now);
                 self.state = Ok(());
+                self.latency = Some(now.saturating_duration_since(self.requested));
                 self.watch.retain_exit_codes(&containers);
                 self.received = now;
                 self.liveness.update(&mut containers, now);

@@ -108,6 +108,7 @@ impl Controller {
     /// Writes a note to the log and, unless it is only a hold, to the history.
     fn log(&mut self, note: &Note) {
         self.ledger.note(note);
+        self.tally.note(note);
         self.log_as(note, note.to_string());
     }
 
@@ -148,6 +149,7 @@ impl Controller {
         let topic = format!("action {}", action.device);
         self.actions.ended(&action.device, self.containers.sequence);
         self.ledger.finished(action, &result);
+        self.tally.finished(action, &result, took);
         match self.recorders.finished(action, result, took, now) {
             Finished::Done(note) => {
                 self.rate_limit.inform(&topic, &format!("microphone {}: works again", shown(&action.device)), now);

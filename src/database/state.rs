@@ -72,6 +72,8 @@ pub struct DatabaseState {
     rate_limit: RateLimit,
     /// When a request was last sent.
     last_request: Instant,
+    /// How long the last answer took.
+    pub latency: Option<Duration>,
     last_touch: Instant,
     /// When old sessions were last deleted.
     last_delete: Option<Instant>,
@@ -152,6 +154,7 @@ impl DatabaseState {
             shared,
             rate_limit: RateLimit::default(),
             last_request: Instant::now(),
+            latency: None,
             last_touch: Instant::now(),
             last_delete: None,
             leads: false,
@@ -307,6 +310,7 @@ impl DatabaseState {
             Err(why) => self.set_unavailable(&why),
             Ok(rows) => {
                 let is_first = self.registry.is_none();
+                self.latency = Some(self.last_request.elapsed());
                 self.saved = None;
                 (self.state, self.is_unavailable) = (Ok(()), false);
                 self.rate_limit.inform("database", "PostgreSQL is available again", Instant::now());

@@ -114,6 +114,8 @@ pub struct Device {
     pub config: Map<String, Value>,
     /// Workspace name, if there is a valid one.
     pub workspace: Option<String>,
+    /// When it was last connected, if it is offline; as text that begins with the date.
+    pub last_seen: Option<String>,
 }
 
 impl Device {
@@ -140,6 +142,8 @@ struct DeviceRow {
     #[serde(default)]
     config: Value,
     workspace_name: Option<String>,
+    #[serde(default)]
+    last_seen: Value,
 }
 
 /// A change of one row of `devices`.
@@ -267,6 +271,7 @@ impl Registry {
             profile: row.profile_slug,
             config,
             workspace,
+            last_seen: row.last_seen.as_str().map(str::to_owned),
         })
     }
 

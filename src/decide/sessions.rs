@@ -327,6 +327,10 @@ struct Track {
     expected: Option<(Cause, Duration)>,
     /// Since when it has no Recorder.
     absent: Option<Duration>,
+    /// What was counted since the start of the Controller.
+    count: Count,
+    /// The end of the last session of an earlier run, in microseconds since 1970, and why it ended.
+    earlier: Option<(i64, GapKind)>,
     /// Sessions before the last one, for a day.
     spans: Vec<Span>,
 }
@@ -349,6 +353,64 @@ pub struct Day {
     pub gaps: Vec<(i64, i64, Arc<str>)>,
     /// Begin and number of frames of the session that is open.
     pub open: Option<(i64, u64)>,
+}
+
+/// Why nothing was recorded, without details.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GapKind {
+    /// Nothing explains it.
+    Unknown,
+    /// The Recorder ended.
+    Ended,
+    /// No frames arrived.
+    Stalled,
+    /// The Recorder was replaced.
+    Replaced,
+    /// No Recorder was required.
+    Stopped,
+    /// The microphone was disconnected.
+    Unplugged,
+    /// The same, for less than the grace period.
+    Flap,
+    /// The host lost power, or was booted.
+    Power,
+}
+
+impl GapKind {
+    /// As a label.
+    pub const LABELS: [&'static str; 8] = ["unknown", "ended", "stalled", "replaced", "stopped", "unplugged", "flap", "power"];
+
+    /// Of the cause in a row.
+    fn of(cause: &str) -> Self {
+        let first = cause.split([' ', '(']).next().unwrap_or_default();
+        match first {
+            "recorder" => Self::Ended,
+            "stalled" => Self::Stalled,
+            "replaced" => Self::Replaced,
+            "stopped" => Self::Stopped,
+            "unplugged" => Self::Unplugged,
+            "flap" => Self::Flap,
+            "power" => Self::Power,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// What was counted for one microphone since the start of the Controller.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Count {
+    /// Frames that arrived.
+    pub frames: u64,
+    /// Gaps that are over, by kind, and their length in seconds.
+    pub gaps: [(u64, f64); GapKind::LABELS.len()],
+}
+
+impl Count {
+    fn gap(&mut self, kind: GapKind, seconds: f64) {
+        let (gaps, sum) = &mut self.gaps[kind as usize];
+        *gaps += 1;
+        *sum += seconds.max(0.0);
+    }
 }
 
 /// The share and the rate of one microphone.
@@ -440,7 +502,11 @@ impl Sessions {
                 };
                 track.candidate = None;
                 track.expected = None;
+                track.count.frames += all;
+                let started = session.begin;
                 if let Some(before) = track.last.replace(session) {
+                    let kind = before.cause.as_ref().map_or(GapKind::Unknown, |cause| GapKind::of(&cause.to_string()));
+                    track.count.gap(kind, started.saturating_sub(before.end).as_secs_f64());
                     let row = before.row(device, &self.boot);
                     let oldest = now.a_day_ago();
                     track.spans.retain(|span| span.end >= oldest);
@@ -449,6 +515,7 @@ impl Sessions {
                         self.closed.push(row);
                     }
                 }
+                track.count_earlier();
             }
         }
     }
@@ -511,16 +578,21 @@ impl Sessions {
             if track.last.as_ref().is_some_and(|last| last.id == row.id) {
                 continue;
             }
-            if row.cause.is_some() {
+            if let Some(cause) = &row.cause {
+                track.precede(row.ended, GapKind::of(cause));
                 track.add(&row);
                 continue;
             }
             let Some(session) = Session::of(&row, &self.boot) else {
-                row.cause = Some(if self.boot.is_empty() { Cause::Unknown } else { Cause::Power }.to_string());
+                let cause = if self.boot.is_empty() { Cause::Unknown } else { Cause::Power }.to_string();
+                track.precede(row.ended, GapKind::of(&cause));
+                row.cause = Some(cause);
                 track.add(&row);
                 self.closed.push(row);
                 continue;
             };
+            // The gap before a session of an earlier run was counted then.
+            track.earlier = None;
             let Some(last) = &mut track.last else {
                 track.last = Some(session);
                 continue;
@@ -538,6 +610,7 @@ impl Sessions {
                     *last = Session { frames: all, last: last_read, end, offset, cause, is_changed: true, ..kept.clone() };
                 }
                 None => {
+                    track.precede(row.ended, GapKind::Unknown);
                     row.cause = Some(Cause::Unknown.to_string());
                     track.add(&row);
                     self.closed.push(row);
@@ -545,7 +618,10 @@ impl Sessions {
             }
         }
         let oldest = now.a_day_ago();
-        self.tracks.values_mut().for_each(|track| track.spans.retain(|span| span.end >= oldest));
+        self.tracks.values_mut().for_each(|track| {
+            track.spans.retain(|span| span.end >= oldest);
+            track.count_earlier();
+        });
         merged
     }
 
@@ -606,6 +682,18 @@ impl Sessions {
     }
 }
 
+impl Sessions {
+    /// What was counted for a microphone since the start, its nominal rate in Hz and the time of its last frame in
+    /// microseconds since 1970; `None` if it has no session.
+    #[must_use]
+    pub fn count(&self, device: &str) -> Option<(&Count, u64, i64)> {
+        let track = self.tracks.get(device)?;
+        let last = track.last.as_ref()?;
+        let end = last.offset.saturating_add(i64::try_from(last.end.as_micros()).ok()?);
+        Some((&track.count, last.last.rate, end))
+    }
+}
+
 impl Now {
     /// Microseconds from 1970 to the boot of the host.
     fn offset(self) -> i64 {
@@ -636,6 +724,24 @@ impl Track {
         let expected = self.expected.take().filter(|(expected, at)| expected.rank() > cause.rank() && end <= *at + EXPLAINS);
         last.cause = Some(expected.map_or(cause, |(expected, _)| expected));
         last.is_changed = true;
+    }
+
+    /// Handles the end of a session of an earlier run. One that is known already is ignored.
+    fn precede(&mut self, end: i64, kind: GapKind) {
+        if self.spans.iter().all(|span| span.end < end) {
+            self.earlier = Some((end, kind));
+        }
+    }
+
+    /// Counts the gap between the last session of an earlier run and the first one of this run.
+    fn count_earlier(&mut self) {
+        let Some(last) = &self.last else { return };
+        if let Some((end, kind)) = self.earlier.take() {
+            let begin = last.offset.saturating_add(i64::try_from(last.begin.as_micros()).unwrap_or(i64::MAX));
+            if begin > end {
+                self.count.gap(kind, begin.saturating_sub(end) as f64 / 1e6);
+            }
+        }
     }
 
     /// The counter at the first frame of a session with this stream: what was before belongs to the last one.
@@ -677,6 +783,7 @@ impl Track {
             last.is_changed = true;
         }
         last.frames += frames;
+        self.count.frames += frames;
         let lost = lost.flatten();
         let end = counter.at.saturating_sub(Duration::from_secs_f64(lost.unwrap_or_default())).max(last.end);
         last.end = if frames == 0 { last.end } else { end };
@@ -840,6 +947,45 @@ mod tests {
             write(&mut sessions, &mut rows, 200.0);
             assert_eq!(shown(&rows), format!("100-108 {expected}"));
         }
+    }
+
+    #[test]
+    fn gaps_and_frames_are_counted() {
+        let gaps = |sessions: &Sessions| {
+            let (count, rate, last) = sessions.count("a").unwrap();
+            let gaps = count.gaps.iter().zip(GapKind::LABELS).filter(|((gaps, _), _)| *gaps > 0);
+            let text: Vec<String> = gaps.map(|((gaps, seconds), kind)| format!("{gaps} {kind} {seconds:.0}")).collect();
+            (count.frames / rate, (last - WALL) / 1_000_000, text.join(", "))
+        };
+        let mut sessions = Sessions::new("boot");
+        reads(&mut sessions, &[(103.0, 3.0), (108.0, 8.0)]);
+        assert_eq!(gaps(&sessions), (8, 108, String::new()));
+        sessions.end("a", None, Cause::Ended(Ending::Exit(1)), now(109.0));
+        assert_eq!(gaps(&sessions), (8, 108, String::new()));
+        reads(&mut sessions, &[(203.0, 3.0), (208.0, 8.0)]);
+        assert_eq!(gaps(&sessions), (16, 208, "1 ended 92".to_owned()));
+        sessions.end("a", None, Cause::Unplugged, now(209.0));
+        reads(&mut sessions, &[(213.0, 3.0), (218.0, 8.0)]);
+        assert_eq!(gaps(&sessions), (24, 218, "1 ended 92, 1 unplugged 2".to_owned()));
+        // After a boot, whichever is read first, and however often.
+        let mut rows = SortedMap::new();
+        write(&mut sessions, &mut rows, 220.0);
+        let rows: Vec<SessionRow> = rows.into_values().collect();
+        for rows_first in [true, false] {
+            let mut sessions = Sessions::new("other");
+            if rows_first {
+                sessions.continue_from(rows.clone(), now(390.0));
+            }
+            reads(&mut sessions, &[(403.0, 3.0), (408.0, 8.0)]);
+            sessions.continue_from(rows.clone(), now(409.0));
+            sessions.continue_from(rows.clone(), now(409.0));
+            assert_eq!(gaps(&sessions), (8, 408, "1 power 182".to_owned()));
+        }
+        // A session that goes on is no gap.
+        let mut sessions = Sessions::new("boot");
+        sessions.continue_from(rows, now(220.0));
+        reads(&mut sessions, &[(223.0, 13.0)]);
+        assert_eq!(gaps(&sessions), (5, 223, String::new()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::decide::registry::Registry;
 use crate::decide::scan::{Scan, Unknown};
 use crate::event::Event;
 use crate::hardware::pcm::{PcmMonitor, Proof, Recorder};
-use crate::hardware::power;
+use crate::hardware::power::{self, Power};
 use crate::hardware::scanner::{Poll, Scanner};
 use crate::hardware::usb;
 use crate::probe::Prober;
@@ -38,6 +38,7 @@ pub struct HardwareState {
     root: PathBuf,
     scanner: Scanner,
     pcms: PcmMonitor,
+    power: power::Monitor,
     rate_limit: RateLimit,
     /// Which microphones are connected.
     pub presences: Presences,
@@ -61,6 +62,7 @@ impl HardwareState {
             root: config.host_root.clone(),
             scanner: Scanner::new(&config.host_root, prober, events.clone()),
             pcms: PcmMonitor::new(&config.host_root, prober),
+            power: power::Monitor::new(&config.host_root, prober),
             rate_limit: RateLimit::default(),
             presences: Presences::new(config.grace),
             unidentified: None,
@@ -139,6 +141,11 @@ impl HardwareState {
     pub fn reset_usb(&self, device: &str) -> bool {
         let usb = online(&self.presences, device).and_then(|microphone| microphone.usb.as_ref());
         usb.inspect(|usb| usb::reset(&self.root, device, usb)).is_some()
+    }
+
+    /// What the sensors of the host showed when this was last asked.
+    pub fn power(&mut self, now: Instant) -> Power {
+        self.power.latest(now)
     }
 
     /// How many scans hang, once so many do that none can follow; otherwise 0.

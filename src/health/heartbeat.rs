@@ -16,7 +16,7 @@ use crate::health::host::Meter;
 use crate::health::sd_notify::Notifier;
 use crate::health::workspace::{Watch, placement};
 use crate::probe::Prober;
-use crate::redis::publisher::Publisher;
+use crate::redis::publisher::{Publisher, Traffic};
 
 /// The state of each component, as `Ok(details)` or the reason of a fault.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ pub struct Heartbeat {
     next: Instant,
     /// How long the free space lasts.
     level: Level,
-    /// `host_resources` and `runway` of the last heartbeat.
+    /// `resources`, `host_resources` and `runway` of the last heartbeat.
+    own: Value,
     host: Value,
     runway: Value,
 }
@@ -78,6 +79,7 @@ impl Heartbeat {
             interval: config.heartbeat,
             next: Instant::now(),
             level: Level::default(),
+            own: Value::Null,
             host: Value::Null,
             runway: Value::Null,
         })
@@ -133,6 +135,17 @@ impl Heartbeat {
         self.board.health_json(now).1
     }
 
+    /// Whether Redis is available, and what was sent to it.
+    pub fn traffic(&self) -> (Result<(), String>, Traffic) {
+        (self.publisher.state(), self.publisher.traffic())
+    }
+
+    /// `resources` of the last heartbeat; `null` before the first one.
+    #[must_use]
+    pub fn own(&self) -> &Value {
+        &self.own
+    }
+
     /// `host_resources` of the last heartbeat; `null` before the first one.
     #[must_use]
     pub fn host(&self) -> &Value {
@@ -160,6 +173,7 @@ impl Heartbeat {
         self.usage = Usage { memory: percent("memory_percent"), disk: percent("storage_percent") };
         self.runway = self.runway_now(facts.rate);
         self.host = meta["host_resources"].clone();
+        self.own = meta["resources"].clone();
         meta.insert("runway".to_owned(), self.runway.clone());
         meta.extend(more);
         self.board.heartbeat(now, SystemTime::now(), meta).to_string()

@@ -27,6 +27,8 @@ use crate::health::pages::{Page, Pages, Prepared};
 pub const HEAD: usize = 16 << 10;
 /// Bytes that are read at once.
 const CHUNK: usize = 2048;
+/// Beginning of a header that is looked at, in bytes.
+const HEADER: usize = 512;
 /// Time from the beginning of a connection to its end.
 pub const LIFE: Duration = Duration::from_secs(2);
 /// How long a request waits for the main loop.
@@ -260,7 +262,7 @@ impl Exchange {
                     }
                     self.phase = match head.add(&bytes[..count]) {
                         Progress::Incomplete => continue,
-                        Progress::Complete => respond(&head.line, sources),
+                        Progress::Complete => respond(head, sources),
                         Progress::TooLong => too_long(),
                     };
                 }
@@ -289,10 +291,14 @@ impl Exchange {
     }
 }
 
-/// The head of a request, of which only the first line is kept.
+/// The head of a request, of which only the first line and what matters of the rest is kept.
 #[derive(Default)]
 struct Head {
     line: Vec<u8>,
+    /// The beginning of the current header, in lower case.
+    header: Vec<u8>,
+    /// Whether the client accepts OpenMetrics.
+    accepts_openmetrics: bool,
     /// Whether the first line is complete.
     has_line: bool,
     /// Whether the current line contains nothing yet.
@@ -317,11 +323,19 @@ impl Head {
             self.size += 1;
             match byte {
                 b'\n' if self.is_blank => return Progress::Complete,
-                b'\n' => (self.has_line, self.is_blank) = (true, true),
+                b'\n' => {
+                    (self.has_line, self.is_blank) = (true, true);
+                    let is_media_type = |part: &[u8]| part.trim_ascii() == b"application/openmetrics-text";
+                    let mut types = self.header.strip_prefix(b"accept:").unwrap_or_default().split(|byte| matches!(byte, b',' | b';'));
+                    self.accepts_openmetrics |= types.any(is_media_type);
+                    self.header.clear();
+                }
                 byte => {
                     self.is_blank &= *byte == b'\r';
                     if !self.has_line {
                         self.line.push(*byte);
+                    } else if self.header.len() < HEADER {
+                        self.header.push(byte.to_ascii_lowercase());
                     }
                 }
             }
@@ -343,15 +357,15 @@ fn too_long() -> Phase {
     answer("431 Request Header Fields Too Large", "", &format!("{{\"error\":\"the head of a request has at most {HEAD} bytes\"}}"))
 }
 
-fn respond(line: &[u8], sources: &Sources) -> Phase {
+fn respond(head: &Head, sources: &Sources) -> Phase {
     const ALLOW: &str = "Allow: GET\r\n";
-    let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();
+    let words: Vec<&[u8]> = head.line.trim_ascii_end().split(|byte| *byte == b' ').collect();
     let [method, target, version] = words[..] else { return bad_request() };
     if !version.starts_with(b"HTTP/1.") {
         return bad_request();
     }
     let path = without_host(target).split(|byte| *byte == b'?').next().unwrap_or_default();
-    let page = sources.pages.as_ref().and_then(|_| Page::at(path));
+    let page = sources.pages.as_ref().and_then(|_| Page::at(path, head.accepts_openmetrics));
     match (page, method) {
         (Some((Page::Fixed(text), header)), b"GET") => writing("200 OK", header, text),
         (Some((Page::Prepared(page), header)), b"GET") => Phase::Waiting { page, header, asked: Instant::now() },
@@ -405,6 +419,10 @@ mod tests {
         Sources { board: Board::new("controller", "controller"), pages: None }
     }
 
+    fn head(request: &str) -> Head {
+        Head { line: format!("{request} HTTP/1.1\r").into_bytes(), ..Head::default() }
+    }
+
     fn text(phase: Phase) -> String {
         let Phase::Writing { answer, sent: 0 } = phase else { panic!("no answer") };
         String::from_utf8(answer).unwrap()
@@ -415,7 +433,7 @@ mod tests {
         let mut head = Head::default();
         let progress = request.chunks(size).map(|piece| head.add(piece)).find(|progress| *progress != Progress::Incomplete);
         let answer = match progress? {
-            Progress::Complete => respond(&head.line, sources),
+            Progress::Complete => respond(&head, sources),
             _ => too_long(),
         };
         Some(text(answer))
@@ -467,13 +485,13 @@ mod tests {
             assert_eq!(ask(incomplete.as_bytes(), 1, &healthy), None);
         }
         healthy.board.require("database");
-        assert!(text(respond(b"GET /healthy HTTP/1.1\r", &healthy)).starts_with("HTTP/1.1 503 "));
+        assert!(text(respond(&head("GET /healthy"), &healthy)).starts_with("HTTP/1.1 503 "));
     }
 
     #[test]
     fn pages_have_their_own_type_and_only_get() {
         let sources = Sources { pages: Some(Pages::new(|| ()).unwrap()), ..sources() };
-        let answer = |request: &str| text(respond(format!("{request} HTTP/1.1\r").as_bytes(), &sources));
+        let answer = |request: &str| text(respond(&head(request), &sources));
         let page = answer("GET /");
         assert!(
             page.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Security-Policy: default-src 'none'; ")
@@ -484,7 +502,7 @@ mod tests {
             assert!(answer(request).starts_with(&format!("HTTP/1.1 {status} ")), "{request}");
         }
         for (request, expected) in [("GET /metrics?x=/", Prepared::Metrics), ("GET http://station/status.json", Prepared::Status)] {
-            let Phase::Waiting { page, .. } = respond(format!("{request} HTTP/1.1\r").as_bytes(), &sources) else { panic!("{request}") };
+            let Phase::Waiting { page, .. } = respond(&head(request), &sources) else { panic!("{request}") };
             assert_eq!(page, expected);
         }
     }
@@ -504,8 +522,11 @@ mod tests {
     #[test]
     fn a_text_is_served_when_the_main_loop_has_prepared_it() {
         let pages = Pages::new(|| ()).unwrap();
-        let (mut server, mut client) = asking(Sources { pages: Some(pages.clone()), ..sources() }, "GET /metrics HTTP/1.1\r\n\r\n");
-        assert_eq!(pages.wanted(), [Prepared::Metrics]);
+        let (mut server, mut client) = asking(
+            Sources { pages: Some(pages.clone()), ..sources() },
+            "GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n",
+        );
+        assert_eq!(pages.wanted(), [Prepared::OpenMetrics]);
         // The listener, and the descriptor that tells that a text was prepared.
         let ready = |server: &Server| {
             let mut fds = Vec::new();
@@ -513,7 +534,7 @@ mod tests {
             (fds.len(), rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())).unwrap())
         };
         assert_eq!(ready(&server), (2, 0));
-        pages.put(Prepared::Metrics, "up 1\n".to_owned(), Instant::now());
+        pages.put(Prepared::OpenMetrics, "up 1\n".to_owned(), Instant::now());
         assert_eq!(ready(&server), (2, 1));
         server.serve();
         assert_eq!(ready(&server), (2, 0));
@@ -544,6 +565,26 @@ mod tests {
             assert_eq!(head.add(b"Cookie: x\r\n"), Progress::Incomplete);
         }
         assert_eq!(head.line, b"GET /healthy HTTP/1.1\r");
+        let _ = head.add("x".repeat(4 * HEADER).as_bytes());
+        assert_eq!((head.line.len(), head.header.len()), (22, HEADER));
+    }
+
+    #[test]
+    fn metrics_are_openmetrics_if_the_client_accepts_them() {
+        for (accept, expected) in [
+            ("Accept: */*", Prepared::Metrics),
+            ("X: application/openmetrics-text", Prepared::Metrics),
+            ("Accept: application/openmetrics-texts", Prepared::Metrics),
+            ("Accept: text/plain, application/openmetrics-text", Prepared::OpenMetrics),
+            ("ACCEPT:application/OpenMetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", Prepared::OpenMetrics),
+        ] {
+            let mut head = Head::default();
+            assert_eq!(head.add(format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}\r\nX: y\r\n\r\n").as_bytes()), Progress::Complete);
+            let Phase::Waiting { page, .. } = respond(&head, &Sources { pages: Some(Pages::new(|| ()).unwrap()), ..sources() }) else {
+                panic!("{accept}");
+            };
+            assert_eq!(page, expected, "{accept}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod board;
 pub mod heartbeat;
 pub mod host;
 pub mod http;
+pub mod openmetrics;
 pub mod pages;
 pub mod sd_notify;
 pub mod workspace;

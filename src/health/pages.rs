@@ -31,14 +31,16 @@ pub enum Page {
 pub enum Prepared {
     /// The state of the station, for the status page.
     Status,
-    /// The metrics.
+    /// The metrics, in the text format of Prometheus.
     Metrics,
+    /// The metrics as OpenMetrics.
+    OpenMetrics,
 }
 
 impl Page {
-    /// What a path shows, and the headers of the answer.
+    /// What a path shows to a client that accepts OpenMetrics or not, and the headers of the answer.
     #[must_use]
-    pub fn at(path: &[u8]) -> Option<(Self, &'static str)> {
+    pub fn at(path: &[u8], accepts_openmetrics: bool) -> Option<(Self, &'static str)> {
         Some(match path {
             b"/" => (
                 Self::Fixed(STATUS_PAGE),
@@ -49,8 +51,12 @@ impl Page {
                  X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n",
             ),
             b"/status.json" => (Self::Prepared(Prepared::Status), "Content-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n"),
-            b"/metrics" => (
+            b"/metrics" if !accepts_openmetrics => (
                 Self::Prepared(Prepared::Metrics),
+                "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n",
+            ),
+            b"/metrics" => (
+                Self::Prepared(Prepared::OpenMetrics),
                 "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n",
             ),
             _ => return None,
@@ -65,7 +71,7 @@ pub struct Pages {
 }
 
 struct Shared {
-    texts: Mutex<[Text; 2]>,
+    texts: Mutex<[Text; 3]>,
     /// Readable when a text was prepared.
     prepared: OwnedFd,
     wake: Box<dyn Fn() + Send + Sync>,
@@ -118,7 +124,7 @@ impl Pages {
     #[must_use]
     pub fn wanted(&self) -> Vec<Prepared> {
         let texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
-        [Prepared::Status, Prepared::Metrics].into_iter().filter(|page| texts[*page as usize].is_wanted).collect()
+        [Prepared::Status, Prepared::Metrics, Prepared::OpenMetrics].into_iter().filter(|page| texts[*page as usize].is_wanted).collect()
     }
 
     /// Serves a text.
@@ -164,7 +170,7 @@ mod tests {
     fn the_page_is_small_and_the_policy_permits_its_own_style_and_script_only() {
         use sha2::{Digest, Sha256};
         assert!(STATUS_PAGE.len() < 20_000, "{} bytes", STATUS_PAGE.len());
-        let (_, headers) = Page::at(b"/").unwrap();
+        let (_, headers) = Page::at(b"/", false).unwrap();
         for tag in ["style", "script"] {
             let parts: Vec<&str> = STATUS_PAGE.split(&format!("<{tag}>")).collect();
             let [_, rest] = parts[..] else { panic!("one {tag}") };

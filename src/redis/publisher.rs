@@ -73,7 +73,14 @@ struct Queue {
     /// Tickets of the callers that wait for room, in the order of arrival; `next_ticket` is the next free one.
     waiting: VecDeque<u64>,
     next_ticket: u64,
+    /// Lines that were dropped and not reported yet.
     dropped: u64,
+    /// Lines that were dropped and reported.
+    reported: u64,
+    /// Lines that Redis has accepted.
+    forwarded: u64,
+    /// How long the last answer took.
+    latency: Option<Duration>,
     inquiry: Inquiry,
     /// Who is told that the audience changed; without one, Redis is not asked.
     interested: Option<SyncSender<Event>>,
@@ -96,6 +103,17 @@ struct StatusMessage {
     json: String,
     ttl: Duration,
     made: Instant,
+}
+
+/// What was sent since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Log lines that Redis has accepted.
+    pub forwarded: u64,
+    /// Log lines that were dropped.
+    pub dropped: u64,
+    /// How long the last answer took.
+    pub latency: Option<Duration>,
 }
 
 /// What the thread does next.
@@ -179,6 +197,9 @@ impl Publisher {
             waiting: VecDeque::new(),
             next_ticket: 0,
             dropped: 0,
+            reported: 0,
+            forwarded: 0,
+            latency: None,
             inquiry: Inquiry::new(),
             interested: None,
             fault: Some("not connected yet".to_owned()),
@@ -307,6 +328,13 @@ impl Publisher {
     /// The first fault, in one sentence.
     pub fn state(&self) -> Result<(), String> {
         self.shared.queue().state()
+    }
+
+    /// What was sent since the start.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let queue = self.shared.queue();
+        Traffic { forwarded: queue.forwarded, dropped: queue.reported + queue.dropped, latency: queue.latency }
     }
 
     /// Whether the thread hangs.
@@ -502,8 +530,13 @@ impl PublisherThread {
 
     fn send(&mut self, connection: &mut Connection, batch: &Batch) -> Result<(), String> {
         self.tried = Moment::now();
+        let begin = Instant::now();
         let outcome = send(connection, &self.key, batch)?;
-        self.shared.queue().dropped += outcome.refused_lines;
+        let mut queue = self.shared.queue();
+        queue.latency = Some(begin.elapsed());
+        queue.dropped += outcome.refused_lines;
+        queue.forwarded += (batch.lines.len() as u64).saturating_sub(outcome.refused_lines);
+        drop(queue);
         self.available();
         OPERATIONS.into_iter().zip(outcome.results).for_each(|(operation, result)| self.answered(operation, result));
         if let Some(clients) = outcome.receivers {
@@ -597,6 +630,7 @@ impl PublisherThread {
         let due = self.drops_logged.is_none_or(|last| now.saturating_duration_since(last) > Duration::from_secs(60));
         let is_due = fault_since.is_some() || due && queue.refused[Operation::PublishLines as usize].is_none();
         let dropped = if is_due { std::mem::take(&mut queue.dropped) } else { 0 };
+        queue.reported += dropped;
         drop(queue);
         if let Some(since) = fault_since {
             info!(

@@ -16,14 +16,14 @@ const SOON: Duration = Duration::from_secs(15);
 const READ: Duration = Duration::from_secs(30);
 
 /// The PCM of a card in a composed tree.
-struct Pcm<'a> {
+pub(super) struct Pcm<'a> {
     station: &'a Station,
     card: u32,
     frames: Cell<u64>,
 }
 
 impl<'a> Pcm<'a> {
-    fn of(station: &'a Station) -> Pcm<'a> {
+    pub(super) fn of(station: &'a Station) -> Pcm<'a> {
         Pcm { station, card: 0, frames: Cell::new(1) }
     }
 
@@ -42,7 +42,7 @@ impl<'a> Pcm<'a> {
     }
 
     /// Frames arrive; the pointer wraps now and then.
-    fn advance(&self) {
+    pub(super) fn advance(&self) {
         self.frames.set(self.frames.get() % 10_007 + 1);
         self.state("RUNNING");
     }

@@ -58,6 +58,8 @@ mod samples;
 mod image;
 // the status page and the metrics
 mod pages;
+// what Prometheus makes of the metrics; alerts and dashboard
+mod metrics;
 // readiness and watchdog for systemd
 mod notify;
 // recorded hardware trees are read as what was plugged in

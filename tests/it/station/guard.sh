@@ -31,7 +31,7 @@ gone() { # gone TIMES NAME...: waits for the end of these processes, that often 
     return 1
 }
 
-signal KILL silvasonic-cont redis-server pgbouncer chromedriver chromium
+signal KILL silvasonic-cont redis-server pgbouncer chromedriver chromium prometheus
 # an immediate shutdown, because it alone removes PostgreSQL's shared memory; the server may have been stopped meanwhile
 signal QUIT postgres
 signal CONT postgres

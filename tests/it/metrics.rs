@@ -1,0 +1,310 @@
+//! The metrics as Prometheus and the parser of OpenMetrics read them, and the alerts and the dashboard that use them.
+
+use super::capture::Pcm;
+use super::station::process::Ended;
+use super::station::{Controller, Station, eventually, free_port};
+use super::tree::Card;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(30);
+const ID: &str = "0869-0389-034F6A21";
+const OPENMETRICS: &str = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// Head and body of an answer.
+fn fetch(port: u16, path: &str, accept: &str) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: x\r\nAccept: {accept}\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.to_owned(), body.to_owned()))
+}
+
+fn scrape(controller: &Controller, accept: &str) -> (String, String) {
+    eventually(SOON, "metrics", || fetch(controller.port()?, "/metrics", accept).filter(|(head, _)| head.contains(" 200 ")))
+}
+
+/// Exit code and output of a program that reads this text.
+fn filter(program: &str, words: &[&str], input: &str) -> (bool, String) {
+    let mut command = Command::new(program);
+    let mut child = command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect(program);
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+/// The value of a sample, given its name and labels.
+fn value(text: &str, sample: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))?.parse().ok()
+}
+
+/// Name, type and meaning of each family of OpenMetrics, and the labels of its samples.
+fn families(text: &str) -> BTreeMap<String, (String, String, BTreeSet<String>)> {
+    let mut families: BTreeMap<String, (String, String, BTreeSet<String>)> = BTreeMap::new();
+    let mut last = String::new();
+    for line in text.lines() {
+        if let Some(line) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = line.split_once(' ').unwrap();
+            name.clone_into(&mut last);
+            assert!(families.insert(last.clone(), (kind.to_owned(), String::new(), BTreeSet::new())).is_none(), "{last} twice");
+        } else if let Some(line) = line.strip_prefix("# HELP ") {
+            families.get_mut(&last).unwrap().1 = line.strip_prefix(&format!("{last} ")).unwrap().to_owned();
+        } else if let Some((_, labels)) = line.split_once('{') {
+            let names = labels.match_indices("=\"").map(|(end, _)| labels[..end].rsplit([',', '{']).next().unwrap().to_owned());
+            families.get_mut(&last).unwrap().2.extend(names.filter(|name| name != "le" && name.chars().all(|c| c.is_ascii_lowercase())));
+        }
+    }
+    families
+}
+
+/// The samples that a family has, by name.
+fn samples(families: &BTreeMap<String, (String, String, BTreeSet<String>)>) -> BTreeSet<String> {
+    let suffixes = |kind: &str| match kind {
+        "counter" => &["_total"][..],
+        "info" => &["_info"],
+        "histogram" => &["_bucket", "_count", "_sum"],
+        _ => &[""],
+    };
+    families.iter().flat_map(|(name, (kind, ..))| suffixes(kind).iter().map(move |suffix| format!("{name}{suffix}"))).collect()
+}
+
+/// The metrics that an expression names.
+fn named(expression: &str) -> BTreeSet<String> {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("silvasonic_")).map(str::to_owned).collect()
+}
+
+/// Every `expr` below a value, and the queries of its variables.
+fn expressions(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| match value {
+            Value::String(text) if key == "expr" => found.push(text.clone()),
+            value => expressions(value, found),
+        }),
+        Value::Array(values) => values.iter().for_each(|value| expressions(value, found)),
+        _ => {}
+    }
+}
+
+/// A Prometheus that scrapes a Controller every second.
+struct Prometheus {
+    _server: Ended,
+    port: u16,
+}
+
+impl Prometheus {
+    fn start(station: &Station, target: u16) -> Prometheus {
+        let (dir, port) = (station.dir().join("prometheus"), free_port());
+        fs::create_dir(&dir).unwrap();
+        let config = dir.join("prometheus.yml");
+        let text = format!(
+            "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nrule_files:\n  - {}\nscrape_configs:\n  - job_name: silvasonic\n    \
+             static_configs:\n      - targets: ['127.0.0.1:{target}']\n",
+            file("packaging/alerts.yml").display()
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new("prometheus");
+        command.arg(format!("--config.file={}", config.display())).arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        command.arg(format!("--storage.tsdb.path={}", dir.join("data").display())).current_dir(&dir).stdin(Stdio::null());
+        let log = File::create(dir.join("log")).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        Prometheus { _server: Ended::spawn(command), port }
+    }
+
+    /// `data` of an answer, or the error in it.
+    fn ask(&self, path: &str) -> Option<Result<Value, String>> {
+        let (_, body) = fetch(self.port, path, "*/*")?;
+        let answer: Value = serde_json::from_str(&body).ok()?;
+        Some(if answer["status"] == "success" { Ok(answer["data"].clone()) } else { Err(answer["error"].to_string()) })
+    }
+
+    fn query(&self, expression: &str) -> Result<Value, String> {
+        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        eventually(SOON, "an answer of Prometheus", || self.ask(&format!("/api/v1/query?query={encoded}")))
+    }
+}
+
+fn recording<'a>(station: &'a Station) -> (Controller, Pcm<'a>) {
+    station.tree.set(&[Card::ultramic(), Card::generic(1, "1-2").name("a\"b\\c{d=\"e\"} 1").serial("x\"y\\z")]);
+    let controller = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
+    (controller, Pcm::of(station))
+}
+
+#[test]
+fn metrics_are_what_their_readers_expect() {
+    let station = Station::up();
+    let (controller, pcm) = recording(&station);
+    let recording = format!("silvasonic_microphone_recording{{device=\"{ID}\"}}");
+    let text = eventually(SOON, "a recording in the metrics", || {
+        pcm.advance();
+        let (head, text) = scrape(&controller, OPENMETRICS);
+        assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
+        (value(&text, &recording) == Some(1.0) && value(&text, "silvasonic_host_memory_size_bytes").is_some()).then_some(text)
+    });
+    for (sample, expected) in [
+        ("silvasonic_microphones{state=\"recording\"}", 1.0),
+        ("silvasonic_activity{activity=\"recording\"}", 1.0),
+        ("silvasonic_service_up{service=\"podman\"}", 1.0),
+        ("silvasonic_service_up{service=\"postgresql\"}", 1.0),
+        ("silvasonic_service_up{service=\"redis\"}", 1.0),
+        ("silvasonic_action_duration_seconds_count{action=\"start\"}", 1.0),
+        ("silvasonic_capture_bytes_per_second", 768_000.0),
+        (&format!("silvasonic_microphone_wanted{{device=\"{ID}\"}}"), 1.0),
+        (&format!("silvasonic_capture_state{{device=\"{ID}\",state=\"running\"}}"), 1.0),
+    ] {
+        assert_eq!(value(&text, sample), Some(expected), "{sample} in\n{text}");
+    }
+    for service in ["podman", "postgresql", "redis"] {
+        let latency = value(&text, &format!("silvasonic_service_latency_seconds{{service=\"{service}\"}}"));
+        assert!(latency.is_some_and(|seconds| seconds > 0.0 && seconds < 10.0), "{service} {latency:?}");
+    }
+    // The strict parser of the specification's authors.
+    let script = "import sys; from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse; \
+                  print(sum(len(family.samples) for family in parse(sys.stdin.read())))";
+    let (ok, output) = filter("/usr/bin/python3", &["-c", script], &text);
+    assert!(ok && output.trim().parse::<usize>().is_ok_and(|count| count > 100), "{output}\n{text}");
+    let (head, plain) = scrape(&controller, "*/*");
+    assert!(head.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    assert_eq!(filter("promtool", &["check", "metrics"], &plain), (true, String::new()), "{plain}");
+
+    // The name that the device gave itself stays one label.
+    let name = text.lines().find(|line| line.starts_with("silvasonic_microphone_info") && !line.contains(ID)).unwrap();
+    assert!(name.contains("name=\"a\\\"b\\\\") && name.ends_with("\"} 1"), "{name}");
+
+    let families = families(&text);
+    let document = fs::read_to_string(file("docs/interface.md")).unwrap();
+    let table = document.split("<!-- metrics -->").nth(1).unwrap().split("<!-- /metrics -->").next().unwrap();
+    let told: Vec<Vec<String>> = table
+        .lines()
+        .filter(|line| line.starts_with("| `silvasonic_"))
+        .map(|line| line.trim_matches('|').split('|').map(|cell| cell.replace('`', "").trim().to_owned()).collect())
+        .collect();
+    let row = |(name, (kind, help, labels)): (&String, &(String, String, BTreeSet<String>))| {
+        let labels = labels.iter().cloned().collect::<Vec<_>>().join(", ");
+        let suffix = samples(&BTreeMap::from([(name.clone(), (kind.clone(), String::new(), BTreeSet::new()))]));
+        vec![if kind == "histogram" { name.clone() } else { suffix.first().unwrap().clone() }, kind.clone(), labels, help.clone()]
+    };
+    let mut expected: Vec<Vec<String>> = families.iter().map(row).collect();
+    // No Recorder has ended here, and no rate was measured.
+    for (name, labels) in [("silvasonic_recorder_ends_total", "code, device"), ("silvasonic_sample_rate_deviation_ratio", "device")] {
+        expected.iter_mut().filter(|row| row[0] == name && row[2].is_empty()).for_each(|row| labels.clone_into(&mut row[2]));
+    }
+    expected.sort();
+    let mut sorted = told.clone();
+    sorted.sort();
+    let shown = expected.iter().map(|row| format!("| `{}` | {} | {} | {} |\n", row[0], row[1], row[2], row[3])).collect::<String>();
+    assert_eq!(sorted, expected, "the table should be\n{shown}");
+}
+
+#[test]
+fn prometheus_scrapes_a_station_and_answers_what_the_dashboard_asks() {
+    let station = Station::up();
+    let (controller, pcm) = recording(&station);
+    let families = families(&scrape(&controller, OPENMETRICS).1);
+    let prometheus = Prometheus::start(&station, controller.port().unwrap());
+    eventually(SOON, "a scrape", || {
+        pcm.advance();
+        let data = prometheus.query("silvasonic_microphone_recording == 1 and on (instance) up{job=\"silvasonic\"} == 1").ok()?;
+        (data["result"][0]["metric"]["device"] == ID).then_some(())
+    });
+    let targets = prometheus.ask("/api/v1/targets").unwrap().unwrap();
+    assert_eq!(targets["activeTargets"][0]["lastError"], "");
+    // Its own parser has read types and units.
+    let metadata = prometheus.ask("/api/v1/metadata?metric=silvasonic_gap_seconds").unwrap().unwrap();
+    assert_eq!(metadata["silvasonic_gap_seconds"][0]["unit"], "seconds", "{metadata}");
+
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(file("packaging/grafana-dashboard.json")).unwrap()).unwrap();
+    let known = samples(&families);
+    let mut found = Vec::new();
+    expressions(&dashboard, &mut found);
+    assert!(found.len() > 30);
+    for expression in &found {
+        assert!(named(expression).is_subset(&known), "{expression}");
+        let answer = prometheus.query(&expression.replace("$job", ".*").replace("$instance", ".*"));
+        assert!(answer.is_ok(), "{expression}: {answer:?}");
+    }
+    let rules = prometheus.ask("/api/v1/rules").unwrap().unwrap();
+    let rules = rules["groups"][0]["rules"].as_array().unwrap();
+    assert!(rules.len() >= 4);
+    for rule in rules {
+        let expression = rule["query"].as_str().unwrap();
+        assert!(named(expression).is_subset(&known), "{expression}");
+        found.push(expression.to_owned());
+    }
+    // What nobody looks at is not needed.
+    let used: BTreeSet<String> = found.iter().flat_map(|expression| named(expression)).collect();
+    let is_used = |(name, (kind, ..)): &(&String, &(String, String, BTreeSet<String>))| {
+        let one = BTreeMap::from([((*name).clone(), (kind.clone(), String::new(), BTreeSet::new()))]);
+        !samples(&one).is_disjoint(&used)
+    };
+    let unused: Vec<&String> = families.iter().filter(|family| !is_used(family)).map(|(name, _)| name).collect();
+    assert_eq!(unused, Vec::<&String>::new(), "neither the dashboard nor an alert uses them");
+}
+
+#[test]
+fn alerts_are_valid_and_fire_when_they_should() {
+    for (words, name) in [(["check", "rules"], "packaging/alerts.yml"), (["test", "rules"], "packaging/alerts.test.yml")] {
+        let output = Command::new("promtool").args(words).arg(file(name)).output().expect("promtool");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && text.contains("SUCCESS"), "{text}");
+    }
+}
+
+#[test]
+fn the_dashboard_has_the_shape_that_grafana_reads() {
+    let text = fs::read_to_string(file("packaging/grafana-dashboard.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    assert!(dashboard["id"].is_null() && dashboard["schemaVersion"].as_u64().is_some_and(|version| version >= 36));
+    for key in ["uid", "title", "refresh"] {
+        assert!(dashboard[key].as_str().is_some_and(|text| !text.is_empty()), "{key}");
+    }
+    assert!(dashboard["time"]["from"].is_string() && dashboard["time"]["to"].is_string());
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let names: BTreeSet<&str> = variables.iter().map(|variable| variable["name"].as_str().unwrap()).collect();
+    assert_eq!(names, BTreeSet::from(["datasource", "instance", "job"]));
+    let (mut ids, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is used twice");
+        let kind = panel["type"].as_str().unwrap();
+        assert!(["row", "stat", "timeseries", "state-timeline", "table"].contains(&kind), "{title}: {kind}");
+        let side = |side: &str| panel["gridPos"][side].as_u64().unwrap();
+        assert!(side("w") >= 1 && side("x") + side("w") <= 24, "{title}");
+        for (x, y) in (side("x")..side("x") + side("w")).flat_map(|x| (side("y")..side("y") + side("h")).map(move |y| (x, y))) {
+            assert!(places.insert((x, y)), "{title} covers another panel");
+        }
+        if kind == "row" {
+            continue;
+        }
+        assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{title}");
+        let targets = panel["targets"].as_array().unwrap();
+        let references: BTreeSet<&str> = targets.iter().map(|target| target["refId"].as_str().unwrap()).collect();
+        assert!(!targets.is_empty() && references.len() == targets.len(), "{title}");
+        for target in targets {
+            assert_eq!(
+                (&target["datasource"]["type"], &target["datasource"]["uid"]),
+                (&"prometheus".into(), &"${datasource}".into()),
+                "{title}"
+            );
+            // Every variable is one of the list.
+            let expression = target["expr"].as_str().unwrap();
+            for variable in expression.split('$').skip(1) {
+                let name: String = variable.chars().take_while(char::is_ascii_alphanumeric).collect();
+                assert!(names.contains(name.as_str()), "{title}: ${name}");
+            }
+        }
+    }
+    assert!(ids.len() > 25);
+}
