@@ -1,7 +1,7 @@
 //! The metrics of the station: what the other parts know, and what is counted here.
 //!
-//! Invariant: the number of samples is bounded. At most [`DEVICES`] microphones are shown, those that are connected first,
-//! and none that was not seen for [`MONTH`]; other labels have a fixed number of values.
+//! Invariant: the number of samples is bounded. At most 64 microphones are shown, those that are connected first,
+//! and none that was not seen for 30 days; other labels have a fixed number of values.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
