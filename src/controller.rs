@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 use rustix::system::uname;
-use serde_json::Value;
+use serde_json::json;
 
 use self::workers::Workers;
 use crate::config::{Config, Launch};
@@ -361,13 +361,14 @@ impl Controller {
         self.report_workers();
         let served = self.pages.as_ref().map_or(0, |pages| pages.take_served(Prepared::Status));
         let pace = self.pace.answered(served, now);
+        let power = self.hardware.power(now);
         let surroundings = status::Surroundings {
             health: self.heartbeat.health(now),
             activity: facts.activity.as_str(),
             host: self.heartbeat.host().clone(),
             host_name: uname().nodename().to_string_lossy().into_owned(),
             runway: self.heartbeat.runway().clone(),
-            power: Value::Null,
+            power: json!({"under_voltage": power.under_voltage, "temperature_c": power.millidegrees.map(|degrees| degrees / 1000)}),
             pace,
             started: self.started,
             log: self.logs.recent().all(),

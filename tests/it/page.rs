@@ -129,8 +129,13 @@ fn keys(document: &Value) -> BTreeSet<String> {
     let of = |prefix: &str, value: &Value| -> Vec<String> {
         value.as_object().unwrap_or_else(|| panic!("{prefix}: {value}")).keys().map(|key| format!("{prefix}{key}")).collect()
     };
-    let parts =
-        [("", document), ("clock.", &document["clock"]), ("host.", &document["host"]), ("microphones[].", &document["microphones"][0])];
+    let parts = [
+        ("", document),
+        ("clock.", &document["clock"]),
+        ("host.", &document["host"]),
+        ("power.", &document["power"]),
+        ("microphones[].", &document["microphones"][0]),
+    ];
     let mut keys: BTreeSet<String> = parts.iter().flat_map(|(prefix, value)| of(prefix, value)).collect();
     keys.extend(of("log[].", &document["log"][0]));
     keys
@@ -147,11 +152,23 @@ fn the_keys_of_the_document_are_those_of_its_description() {
         .collect();
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);
+    station.tree.alter(|root| {
+        let sensor = root.join("sys/class/hwmon/hwmon0");
+        fs::create_dir_all(&sensor).unwrap();
+        for (file, text) in [("name", "cpu_thermal"), ("temp1_input", "61750"), ("in0_lcrit_alarm", "1")] {
+            fs::write(sensor.join(file), text).unwrap();
+        }
+    });
     let controller = controller(&station, 0, &[("POSTGRES_PASSWORD", "pass-mark"), ("SILVASONIC_USER_PASSWORD", "user-mark")]);
     station.podman.wait_running(SOON, &[ULTRAMIC]);
-    let mut asked = || controller.get("/status.json").filter(|(status, document)| *status == 200 && document["log"][0].is_object());
+    let mut asked = || {
+        controller
+            .get("/status.json")
+            .filter(|(status, document)| *status == 200 && document["log"][0].is_object() && document["power"]["under_voltage"] == true)
+    };
     let (_, document) = eventually(SOON, "a document with a microphone and a log line", &mut asked);
     assert_eq!(document["version"], 1);
+    assert_eq!(document["power"]["temperature_c"], 61);
     assert_eq!(keys(&document), described);
     let all = document.to_string();
     assert!(!all.contains("-mark"), "{all}");
