@@ -1,0 +1,102 @@
+//! What the loop tells: the health, the heartbeat, and the texts that are served beside them while somebody asks.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::system::uname;
+use serde_json::json;
+
+use super::Controller;
+use crate::health::heartbeat::Facts;
+use crate::health::openmetrics::Format;
+use crate::health::pages::Prepared;
+use crate::report::Known;
+use crate::{metrics, status};
+
+impl Controller {
+    /// Updates the health components, and sends the heartbeat when it is due.
+    pub(super) fn report(&mut self) {
+        self.heartbeat.beat();
+        let now = Instant::now();
+        let facts = self.known().facts();
+        // Sent up to half a tick early, to avoid another wake-up.
+        let is_due = now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.heartbeat.due();
+        // Not before it is known who leads: the heartbeat would present this Controller as the leader.
+        if is_due && (self.leadership.is_standby() || self.leadership.may_act(now)) {
+            self.report_workers();
+            self.ledger.read_clock(&self.config.host_root);
+            let meta = self.known().meta();
+            let usage = self.heartbeat.report(&facts, meta, now);
+            self.workers.measured(usage, now);
+        } else {
+            self.heartbeat.update_board(&facts);
+        }
+        self.prepare_pages(&facts, now);
+    }
+
+    /// Prepares the texts that somebody asks for.
+    fn prepare_pages(&mut self, facts: &Facts, now: Instant) {
+        let Some(pages) = self.pages.clone() else { return };
+        for page in pages.wanted() {
+            let text = match page {
+                Prepared::Status => self.status(facts, now),
+                Prepared::Metrics => self.metrics(Format::Prometheus, now),
+                Prepared::OpenMetrics => self.metrics(Format::OpenMetrics, now),
+            };
+            pages.put(page, text, now);
+        }
+    }
+
+    /// The state of the station, for the status page, which listens to log lines from now on.
+    fn status(&mut self, facts: &Facts, now: Instant) -> String {
+        self.logs.page_asked(now);
+        self.report_workers();
+        let served = self.pages.as_ref().map_or(0, |pages| pages.take_served(Prepared::Status));
+        let pace = self.pace.answered(served, now);
+        let power = self.hardware.power(now);
+        let surroundings = status::Surroundings {
+            health: self.heartbeat.health(now),
+            activity: facts.activity.as_str(),
+            host: self.heartbeat.host().clone(),
+            host_name: uname().nodename().to_string_lossy().into_owned(),
+            runway: self.heartbeat.runway().clone(),
+            power: json!({"under_voltage": power.under_voltage, "temperature_c": power.millidegrees.map(|degrees| degrees / 1000)}),
+            pace,
+            started: self.started,
+            log: self.logs.recent().all(),
+        };
+        status::document(&mut self.known(), surroundings, SystemTime::now()).to_string()
+    }
+
+    fn metrics(&mut self, format: Format, now: Instant) -> String {
+        let (redis, traffic) = self.heartbeat.traffic();
+        let around = metrics::Surroundings {
+            started: self.started,
+            wall: SystemTime::now(),
+            redis: redis.is_ok(),
+            traffic,
+            power: self.hardware.power(now),
+            own: self.heartbeat.own().clone(),
+            host: self.heartbeat.host().clone(),
+            runway: self.heartbeat.runway().clone(),
+        };
+        metrics::text(&mut self.known(), &around, format)
+    }
+
+    pub(super) fn known(&mut self) -> Known<'_> {
+        Known {
+            hardware: &self.hardware,
+            database: &self.database,
+            containers: &self.containers,
+            actions: &self.actions,
+            recorders: &self.recorders,
+            workers: &self.workers.report,
+            captures: &self.captures,
+            leadership: &self.leadership,
+            ledger: &self.ledger,
+            history: &self.history,
+            tally: &self.tally,
+            specs: &mut self.specs,
+            is_stopping: self.shutdown.is_some(),
+        }
+    }
+}
