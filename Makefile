@@ -14,8 +14,8 @@ CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 ifneq ($(wildcard $(CARGO_BIN)/cargo),)
 export PATH := $(CARGO_BIN):$(PATH)
 endif
-# as many as the smallest machine has cores: what a test waits for, such as Podman, needs them, too
-RUST_TEST_THREADS ?= 2
+# more than the smallest machine has cores: most tests wait, and two at a time used less than one core of two
+RUST_TEST_THREADS ?= 4
 export RUST_TEST_THREADS
 
 .PHONY: help setup recorder run plug unplug test test-podman5 test-fresh bench bench-check figures pictures aarch64 station-test fuzz soak soak-recorder lint format clippy doc sound deb images reproducible package-test release clean
