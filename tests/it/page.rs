@@ -26,9 +26,11 @@ fn open(station: &Station, port: u16) -> Browser {
     browser
 }
 
-/// Nothing was reported on the console, and no other host was asked.
+/// Nothing was reported on the console, and no other host was asked. Chromium gives requests up when an interface of the
+/// machine comes or goes, as those of other tests do; the page asks again.
 fn check(browser: &Browser, port: u16) {
-    assert_eq!(browser.console(), Vec::<String>::new());
+    let console: Vec<String> = browser.console().into_iter().filter(|line| !line.contains("net::ERR_NETWORK_CHANGED")).collect();
+    assert_eq!(console, Vec::<String>::new());
     let own = format!("http://127.0.0.1:{port}/");
     let requests = browser.requests();
     assert!(requests.len() > 1 && requests.contains(&format!("{own}status.json")), "{requests:?}");
@@ -82,7 +84,7 @@ fn the_page_shows_each_microphone_and_whether_the_controller_is_there() {
     browser.wait_text("#microphones li", "unplugged");
     check(&browser, port);
 
-    assert_eq!(browser.text("#away"), "");
+    eventually(SOON, "the page has an answer", || browser.text("#away").is_empty().then_some(()));
     first.kill();
     let away = browser.wait_text("#away", "No answer from the Controller since");
     assert!(away.contains("out of date"), "{away}");
