@@ -38,6 +38,10 @@ pub struct Surroundings {
     pub started: SystemTime,
     /// Now.
     pub wall: SystemTime,
+    /// What the Controller does.
+    pub activity: Activity,
+    /// What all captures together deliver, in bytes a second.
+    pub rate: u64,
     /// Whether Redis is available.
     pub redis: bool,
     /// What was sent to Redis.
@@ -78,7 +82,7 @@ pub fn text(known: &mut Known<'_>, around: &Surroundings, format: Format) -> Str
     }
     let all = limited(all, around.wall);
     microphones(w, known, &all);
-    recordings(w, known, &all);
+    recordings(w, around, &all);
     recorders(w, known.tally, &all);
     host(w, known, around);
     writer.finish()
@@ -136,7 +140,7 @@ fn station(w: &mut Writer, known: &Known<'_>, around: &Surroundings) {
     w.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     w.family(Kind::Gauge, "silvasonic_start_time_seconds", "When the Controller started, in seconds since 1970.");
     w.sample(&[], since_1970(around.started));
-    let activity = known.facts().activity;
+    let activity = around.activity;
     w.family(Kind::Gauge, "silvasonic_activity", "What the Controller does: 1 for one activity, 0 for the others.");
     ACTIVITIES.into_iter().for_each(|other| w.sample(&[("activity", other.as_str())], flag(activity == other)));
     let services = [
@@ -182,7 +186,7 @@ fn microphones(w: &mut Writer, known: &Known<'_>, all: &[Microphone<'_>]) {
     }
 }
 
-fn recordings(w: &mut Writer, known: &Known<'_>, all: &[Microphone<'_>]) {
+fn recordings(w: &mut Writer, around: &Surroundings, all: &[Microphone<'_>]) {
     w.family(Kind::Counter, "silvasonic_frames", "Frames that arrived.");
     for Microphone { id, count, .. } in all {
         w.sample(&[("device", id)], count.map(|(count, ..)| count.frames as f64));
@@ -213,7 +217,7 @@ fn recordings(w: &mut Writer, known: &Known<'_>, all: &[Microphone<'_>]) {
     w.family(Kind::Counter, "silvasonic_gap_seconds", "Duration of times without frames that are over, by cause.");
     gaps(w, all, |(_, seconds)| seconds);
     w.family(Kind::Gauge, "silvasonic_capture_bytes_per_second", "What all captures together deliver.");
-    w.sample(&[], known.facts().rate as f64);
+    w.sample(&[], around.rate as f64);
 }
 
 /// For each microphone and cause, this of the number of gaps and their seconds.

@@ -39,8 +39,8 @@ impl Controller {
         for page in pages.wanted() {
             let text = match page {
                 Prepared::Status => self.status(facts, now),
-                Prepared::Metrics => self.metrics(Format::Prometheus, now),
-                Prepared::OpenMetrics => self.metrics(Format::OpenMetrics, now),
+                Prepared::Metrics => self.metrics(Format::Prometheus, facts, now),
+                Prepared::OpenMetrics => self.metrics(Format::OpenMetrics, facts, now),
             };
             pages.put(page, text, now);
         }
@@ -67,11 +67,13 @@ impl Controller {
         status::document(&mut self.known(), surroundings, SystemTime::now()).to_string()
     }
 
-    fn metrics(&mut self, format: Format, now: Instant) -> String {
+    fn metrics(&mut self, format: Format, facts: &Facts, now: Instant) -> String {
         let (redis, traffic) = self.heartbeat.traffic();
         let around = metrics::Surroundings {
             started: self.started,
             wall: SystemTime::now(),
+            activity: facts.activity,
+            rate: facts.rate,
             redis: redis.is_ok(),
             traffic,
             power: self.hardware.power(now),
