@@ -5,7 +5,7 @@
 //! ask, so that many clients cost as much as one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -95,11 +95,15 @@ impl Pages {
         Ok(Self { shared: Arc::new(Shared { texts: Mutex::default(), prepared, wake: Box::new(wake) }) })
     }
 
+    fn texts(&self) -> MutexGuard<'_, [Text; 3]> {
+        self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A text that is no older than [`FRESH`] at this time. Otherwise the main loop is asked for it.
     #[must_use]
     pub fn get(&self, page: Prepared, asked: Instant) -> Option<Arc<str>> {
         let must_wake = {
-            let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut texts = self.texts();
             let text = &mut texts[page as usize];
             if let Some((_, last)) = text.last.as_ref().filter(|(at, _)| *at + FRESH >= asked) {
                 text.served = text.served.saturating_add(1);
@@ -116,21 +120,21 @@ impl Pages {
     /// How often a text was served since the last call.
     #[must_use]
     pub fn take_served(&self, page: Prepared) -> u32 {
-        let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut texts = self.texts();
         std::mem::take(&mut texts[page as usize].served)
     }
 
     /// The texts that the main loop is asked for.
     #[must_use]
     pub fn wanted(&self) -> Vec<Prepared> {
-        let texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let texts = self.texts();
         [Prepared::Status, Prepared::Metrics, Prepared::OpenMetrics].into_iter().filter(|page| texts[*page as usize].is_wanted).collect()
     }
 
     /// Serves a text.
     pub fn put(&self, page: Prepared, text: String, now: Instant) {
         {
-            let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut texts = self.texts();
             let entry = &mut texts[page as usize];
             (entry.is_wanted, entry.last) = (false, Some((now, text.into())));
         }
