@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::it::station::eventually;
 use super::measure::watch;
-use super::quiet::{SETTLE, refresh, settle};
+use super::quiet::{SETTLE, refresh, settle, settle_database};
 use super::table::Table;
 use super::{SOON, Subject, microphones, seeded, setting, wait_running};
 
@@ -35,11 +35,7 @@ pub(crate) fn captures(table: &mut Table, subject: &Subject) {
     eventually(SOON, "five sessions", || (station.postgres.value::<i64>(open) == Some(i64::from(COUNT))).then_some(()));
     std::thread::sleep(SETTLE);
     settle(&controller);
-    for setting in ["autovacuum = off", "full_page_writes = on"] {
-        station.postgres.exec(&format!("ALTER SYSTEM SET {setting}"));
-    }
-    station.postgres.exec("SELECT pg_reload_conf()");
-    station.postgres.exec("VACUUM ANALYZE");
+    settle_database(&station);
     station.postgres.exec("CHECKPOINT");
 
     let lsn = || station.postgres.value::<f64>("SELECT (pg_current_wal_lsn() - '0/0')::float8").unwrap();

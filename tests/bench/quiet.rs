@@ -27,13 +27,7 @@ pub(crate) fn quiet(table: &mut Table, subject: &Subject, count: u32) {
     wait_running(&station, count);
     std::thread::sleep(SETTLE);
     settle(&controller);
-    // Else PostgreSQL's own look at the new tables, a minute later, would count as the Controller's writing. Whole pages
-    // are written as on a real station.
-    for setting in ["autovacuum = off", "full_page_writes = on"] {
-        station.postgres.exec(&format!("ALTER SYSTEM SET {setting}"));
-    }
-    station.postgres.exec("SELECT pg_reload_conf()");
-    station.postgres.exec("VACUUM ANALYZE");
+    settle_database(&station);
 
     let id = controller.id();
     let figure = |name: &str| format!("quiet, N={count}: {name}");
@@ -205,6 +199,16 @@ pub(crate) fn settle(controller: &Controller) {
     let threads = || fs::read_dir(format!("/proc/{}/task", controller.id())).unwrap().flatten();
     let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
     eventually(SOON, "no more hashing", || (!threads().any(|task| name(task).trim() == "bcrypt")).then_some(()));
+}
+
+/// PostgreSQL writes nothing of its own any more. Else its look at the new tables, a minute later, would count as the
+/// Controller's writing. Whole pages are written as on a real station.
+pub(crate) fn settle_database(station: &Station) {
+    for setting in ["autovacuum = off", "full_page_writes = on"] {
+        station.postgres.exec(&format!("ALTER SYSTEM SET {setting}"));
+    }
+    station.postgres.exec("SELECT pg_reload_conf()");
+    station.postgres.exec("VACUUM ANALYZE");
 }
 
 /// Statements a second, by PostgreSQL's own log, which is switched on for that long.
