@@ -8,6 +8,7 @@
 //! form of a create request depends on it. The file of the cache is read and written by a thread of its own, as its disk
 //! can hang.
 
+use crate::clock;
 use crate::collect::sort_by_key;
 use crate::sorted_map::SortedMap;
 use std::fs;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, info, warn};
 
@@ -160,7 +161,7 @@ impl ListerThread {
                     continue;
                 }
             };
-            let requested = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let requested = clock::seconds(SystemTime::now());
             let containers = self.list();
             if let Ok(containers) = &containers {
                 self.note_runs(containers, requested, codes);

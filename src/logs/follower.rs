@@ -32,10 +32,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::debug;
 
+use crate::clock::seconds;
 use crate::decide::container::{Run, State};
 use crate::logs::control::Control;
 use crate::logs::cursor::Skip;
-use crate::logs::sink::{FrameSink, seconds};
+use crate::logs::sink::FrameSink;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
 use crate::podman::frames::{BadFrame, Frames};

@@ -5,8 +5,9 @@
 //! Controller, no matter which program created it. So the actions that start containers need not report them here, and
 //! it does not matter whether a list arrives before the end of such an action.
 //!
-//! A subscriber of Redis listens, and so does a status page that is open. While nobody listens, no log is read. Each container keeps its position; when somebody listens again, its log is read
-//! from the moment on at which nobody did the last time.
+//! A subscriber of Redis listens, and so does a status page that is open. While nobody listens, no log is read. Each
+//! container keeps its position; when somebody listens again, its log is read from the moment on at which nobody did the
+//! last time.
 //!
 //! Invariant: nothing in this file waits, except [`Drainer::drain`], which runs on the thread of an action.
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, warn};
 
+use crate::clock::seconds;
 use crate::decide::container::{Container, State};
 use crate::decide::spec::{DEVICE_ID, SERVICE};
 use crate::descriptors;
@@ -25,7 +27,7 @@ use crate::logs::control::Control;
 use crate::logs::follower;
 use crate::logs::line::Origin;
 use crate::logs::recent::RecentLines;
-use crate::logs::sink::{FrameSink, Start, seconds};
+use crate::logs::sink::{FrameSink, Start};
 use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
 use crate::redis::audience::{Audience, Moment};
@@ -33,7 +35,8 @@ use crate::redis::publisher::Publisher;
 
 /// Time to read the last lines of a container before it is removed.
 const DRAIN: Duration = Duration::from_secs(1);
-/// The status page asks every two seconds; after this time without a question, it is closed. Its first lines are so old.
+/// An open status page asks every second, or every 8 s if there are many; after this time without a question, it is
+/// closed. Its first lines are so old.
 const PAGE: Duration = Duration::from_secs(10);
 /// Time to ask Redis before that whether somebody listens.
 const ASK: Duration = Duration::from_millis(250);

@@ -1,8 +1,9 @@
 //! Where the frames of a log stream go: the sink skips those that were forwarded before, joins the others to lines, queues
 //! these for Redis and keeps them for the status page.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
+use crate::clock::seconds;
 use crate::logs::cursor::{Position, Skip};
 use crate::logs::line::{Joiner, Origin, StampedText};
 use crate::logs::recent::RecentLines;
@@ -85,9 +86,4 @@ impl FrameSink {
             self.publisher.log_lines(lines, PATIENCE);
         }
     }
-}
-
-/// Whole seconds since 1970.
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redis::{Pipeline, Value};
 
+use crate::clock::seconds;
+
 /// Time between two questions.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The same after a refusal.
@@ -46,7 +48,7 @@ impl Moment {
     pub fn earliest_second(&self, now: &Self) -> u64 {
         let elapsed = now.at.saturating_duration_since(self.at);
         let earliest = now.wall.checked_sub(elapsed).map_or(UNIX_EPOCH, |begin| begin.min(self.wall));
-        earliest.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+        seconds(earliest)
     }
 }
 
