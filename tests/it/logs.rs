@@ -340,8 +340,10 @@ fn logs_are_always_followed_where_redis_does_not_tell_who_listens() {
     stage.tell(ULTRAMIC, "echo 1");
     assert_eq!(message(&listener.lines), "1");
     // It is no fault of Redis.
-    let health = stage.station.redis.get("silvasonic:status:controller").unwrap();
-    assert_eq!(serde_json::from_str::<Value>(&health).unwrap()["health"]["components"]["redis"]["healthy"], true);
+    eventually(SOON, "a heartbeat that finds Redis well", || {
+        let heartbeat: Value = serde_json::from_str(&stage.station.redis.get("silvasonic:status:controller")?).unwrap();
+        (heartbeat["health"]["components"]["redis"]["healthy"] == true).then_some(())
+    });
     drop(listener);
     stage.tell(ULTRAMIC, "echo 2");
     assert_eq!((followers(&controller), controller.count_log("does not tell who listens")), (1, 1));
