@@ -5,6 +5,7 @@ AS_ROOT = $(if $(SUDO),--config "target.'cfg(all())'.runner = '$(SUDO)'")
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # what the guests of `make station-test` boot from and run
 VIRTUAL := $(TARGET)/virtual-station
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SOURCES := $(shell find src profiles workers defaults.yml Cargo.toml Cargo.lock -type f 2>/dev/null)
 # with a Podman of your own (SILVASONIC_CONTAINER_SOCKET), `make run` does without root
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
@@ -81,20 +82,14 @@ aarch64: setup recorder ## build for 64-bit ARM in a chroot of Debian trixie, an
 	qemu-aarch64-static $(TARGET)/aarch64/silvasonic-controller --version
 	STATION_CONTROLLER="qemu-aarch64-static $(abspath $(TARGET))/aarch64/silvasonic-controller" cargo test --test it -- arrival::seeding arrival::a_long scan::
 
-station-test: $(VIRTUAL)/silvasonic-controller $(VIRTUAL)/silvasonic-recorder $(VIRTUAL)/recorder ## run the release build in virtual stations with USB microphones; SUITES="bookworm trixie", SCENARIOS="plug"
+station-test: $(VIRTUAL)/silvasonic-controller.deb $(VIRTUAL)/recorder ## try the package in virtual stations with USB microphones; SUITES="bookworm trixie", SCENARIOS="plug"
 	@$(SUDO) tests/virtual-station/station-test $(VIRTUAL) $(if $(SUITES),--suites "$(SUITES)") $(if $(SCENARIOS),--scenarios "$(SCENARIOS)")
 
-$(VIRTUAL)/silvasonic-controller: $(SOURCES)
-	@echo "building the Controller for the virtual stations"
-	@cargo rustc --release --quiet --bin silvasonic-controller -- -C target-feature=+crt-static -C strip=debuginfo
+$(VIRTUAL)/silvasonic-controller.deb: $(SOURCES) $(shell find packaging -type f)
+	@echo "building the package for the virtual stations"
+	@$(MAKE) --no-print-directory deb ARCHS=amd64 >/dev/null
 	@mkdir -p $(@D)
-	@cp $(TARGET)/release/silvasonic-controller $@.new && mv $@.new $@
-
-$(VIRTUAL)/silvasonic-recorder: $(SOURCES)
-	@echo "building the Recorder for the virtual stations"
-	@cargo rustc --release --quiet --features capture --bin silvasonic-recorder -- -C strip=debuginfo
-	@mkdir -p $(@D)
-	@cp $(TARGET)/release/silvasonic-recorder $@.new && mv $@.new $@
+	@cp $(TARGET)/packages/silvasonic-controller_$(VERSION)_amd64.deb $@
 
 $(VIRTUAL)/recorder: tests/virtual-station/capture.c
 	@mkdir -p $(@D)
@@ -103,7 +98,6 @@ $(VIRTUAL)/recorder: tests/virtual-station/capture.c
 # both on a PC; a machine of another kind builds for its own
 NATIVE := $(shell dpkg --print-architecture 2>/dev/null)
 ARCHS ?= $(if $(filter amd64,$(NATIVE)),amd64 arm64,$(NATIVE))
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 PACKAGES := $(TARGET)/packages
 
 deb: setup ## make the Debian packages, with the image of the Recorder inside; ARCHS="amd64 arm64"

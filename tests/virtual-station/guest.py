@@ -59,8 +59,8 @@ class Guest:
 
     def __init__(self, images, suite, folder):
         self.images, self.suite, self.folder = images, suite, folder
-        self.disk = f"{folder}/disk.qcow2"
-        self.microphones = {}
+        self.disk, self.data = f"{folder}/disk.qcow2", f"{folder}/data.qcow2"
+        self.microphones, self.network = {}, True
         self.process = self.monitor = self.agent = None
         self.numbers, self.answers = itertools.count(1), {}
 
@@ -69,16 +69,18 @@ class Guest:
         return f"{self.images}/{self.suite}{name}"
 
     def new_disk(self, base, form):
-        """Begins with the contents of `base`; changes go to a file of this run."""
+        """Begins with the contents of `base`, and an empty second disk; changes go to files of this run."""
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", os.path.abspath(base), "-F", form, self.disk], check=True)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.data, "1G"], check=True)
 
     def _start(self, *arguments):
-        drive = f"file={self.disk},format=qcow2,if=none,id=disk,cache=writeback"
+        drive, data = (f"file={path},format=qcow2,if=none,id={name},cache=writeback" for name, path in (("disk", self.disk), ("data", self.data)))
         command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
                    "-machine", "pc,usb=off,vmport=off", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off,svm=off",
                    "-m", str(MEMORY_MB), "-smp", "2",
                    "-kernel", self.path(".vmlinux"), "-initrd", self.path(".initrd"), "-append", KERNEL,
                    "-drive", drive, "-device", "virtio-blk-pci,drive=disk",
+                   "-drive", data, "-device", "virtio-blk-pci,drive=data",
                    "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net", "-device", "virtio-rng-pci",
                    "-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={self.folder}/agent,server=on,wait=off",
                    "-device", "virtserialport,chardev=agent,name=silvasonic.agent",
@@ -100,6 +102,7 @@ class Guest:
     def boot(self):
         """Boots, with the microphones connected from the beginning."""
         self._start()
+        self.ask("set_link", name="net", up=self.network)
         for name, (_, port) in self.microphones.items():
             self._connect(name, port)
         self._wait()
@@ -136,6 +139,12 @@ class Guest:
         """Ends QEMU as a power cut ends a computer: what the guest has not flushed to its disk is lost."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def reboot(self):
+        """Restarts as a user would."""
+        self.run("systemctl --no-block reboot")
+        self.process.wait(timeout=120)
+        self.boot()
 
     def stop(self):
         """Ends QEMU and the microphones."""

@@ -1,22 +1,18 @@
 """Scenarios of the Recorder that records."""
 
 import json
-import os
 
-HERE = os.path.realpath(os.path.dirname(__file__))
 FOLDER = "/mnt/data/workspace/recorder/ultramic-384-evo-6a21"
 SEGMENT = 15 * 384000
 
 
 def records(station, report):
     """The tone of the microphone is in its files without a break, up to the moment at which it is unplugged."""
-    station.start(f"{station.images}/silvasonic-recorder")
-    with open(f"{HERE}/guest/tone", "rb") as file:
-        station.guest.put("/usr/local/sbin/tone", file.read(), 0o755)
+    station.start()
     station.guest.plug("m1", "ultramic", "1")
     station.until("two files", f'[ "$(ls {FOLDER}/data/raw | wc -l)" -ge 2 ] && find {FOLDER}/.buffer/raw -size +1500k | grep -q .', 300)
     # Longer than the kernel's buffer, which has a second; and not in the first second of a file, which would go on.
-    station.run("kill -STOP $(pidof program); sleep 4; kill -CONT $(pidof program)")
+    station.run("kill -STOP $(pidof silvasonic-recorder); sleep 4; kill -CONT $(pidof silvasonic-recorder)")
     station.until("the next file", f"grep -q 'Missing At' {FOLDER}/.buffer/raw/*.wav || [ \"$(ls {FOLDER}/data/raw | wc -l)\" -ge 4 ]", 300)
     station.guest.unplug("m1")
     station.until("the Recorder is removed", '[ -z "$(podman ps -aq)" ]')

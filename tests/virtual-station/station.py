@@ -1,9 +1,8 @@
-"""A station: a guest in which the Controller is installed, with the questions that the scenarios ask."""
+"""A station: a guest in which the package is installed, with the questions that the scenarios ask."""
 
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import time
@@ -12,29 +11,20 @@ from guest import Guest, GuestError
 
 PROJECT = os.path.realpath(os.path.dirname(__file__) + "/../..")
 PREPARE = f"{PROJECT}/tests/virtual-station/guest/prepare"
+PACKAGE = "silvasonic-controller.deb"
+ARCHIVE = "/usr/share/silvasonic/silvasonic_recorder.oci.tar"
 UNIT = "silvasonic-controller.service"
 SETTINGS = "/etc/silvasonic/controller.env"
-CONTROLLER = "/usr/bin/silvasonic-controller"
 ULTRAMIC = "0869-0389-034F6A21"
 
 
 def image(program):
-    """An image with one program, as the Containerfile builds it, as a tar archive of its files."""
+    """An image with one static program, as a tar archive of its files."""
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", dereference=True) as archive:
+    with tarfile.open(fileobj=data, mode="w") as archive:
         archive.add(f"{PROJECT}/packaging/image", arcname=".")
         archive.add(program, arcname="./program", filter=executable)
-        for library in libraries(program):
-            archive.add(library, arcname=f".{library}", filter=executable)
-            if "/libasound." in library:
-                archive.add("/usr/share/alsa/alsa.conf", arcname="./usr/share/alsa/alsa.conf", filter=executable)
     return data.getvalue()
-
-
-def libraries(program):
-    """What a program is linked to; nothing if it is static."""
-    listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-    return [word for line in listed.stdout.splitlines() for word in line.split() if word.startswith("/")]
 
 
 def executable(entry):
@@ -45,17 +35,19 @@ def executable(entry):
 
 
 def prepare(images, suite, folder):
-    """Boots the disk of a suite, prepares it, and saves its state, if that is missing or old."""
+    """Boots the disk of a suite, installs the package, and saves the state, if that is missing or old."""
     guest = Guest(images, suite, folder)
     state = guest.path(".ready.state")
-    if os.path.exists(state) and os.path.getmtime(state) > max(map(os.path.getmtime, (guest.path(".ext4"), PREPARE))):
+    sources = (guest.path(".ext4"), f"{images}/{PACKAGE}", PREPARE)
+    if os.path.exists(state) and os.path.getmtime(state) > max(map(os.path.getmtime, sources)):
         return
-    print(f"station-test: {suite}: boots and saves its state", file=sys.stderr, flush=True)
+    print(f"station-test: {suite}: boots, installs the package, and saves its state", file=sys.stderr, flush=True)
     try:
         guest.disk = guest.path(".ready.qcow2")
         guest.new_disk(guest.path(".ext4"), "raw")
         guest.boot()
-        guest.put("/root/image.tar", image(f"{images}/silvasonic-controller"))
+        with open(f"{images}/{PACKAGE}", "rb") as file:
+            guest.put("/root/package.deb", file.read())
         with open(PREPARE, encoding="utf-8") as file:
             guest.run(file.read(), timeout_s=600)
         guest.save()
@@ -68,28 +60,28 @@ class Station:
 
     def __init__(self, images, suite, folder):
         self.guest = Guest(images, suite, folder)
-        self.images = images
+        self.recorder = f"{images}/recorder"
 
     # --- life
 
-    def start(self, recorder, **settings):
-        """Installs and starts the Controller; `recorder` is the program in the Recorder image."""
-        self.guest.resume()
-        self.guest.put("/root/image.tar", image(recorder))
-        self.guest.run("podman import -q --change 'ENTRYPOINT [\"/program\"]' --change 'ENV PATH=/' /root/image.tar"
-                       " localhost/silvasonic_recorder:latest; rm /root/image.tar", timeout_s=200)
-        self.copy(f"{self.images}/silvasonic-controller", CONTROLLER, 0o755)
-        self.copy(f"{PROJECT}/packaging/{UNIT}", f"/etc/systemd/system/{UNIT}")
-        self.copy(f"{PROJECT}/tests/virtual-station/guest/probe", "/usr/local/sbin/probe", 0o755)
+    def start(self, recorder=None, **settings):
+        """Starts the Controller; `recorder` is the program in the Recorder image, if it is not that of the package."""
+        self.resume()
+        if recorder:
+            self.guest.put("/root/image.tar", image(recorder))
+            self.guest.run("podman import -q --change 'ENTRYPOINT [\"/program\"]' --change 'ENV PATH=/' /root/image.tar"
+                           " localhost/silvasonic_recorder:latest; rm /root/image.tar", timeout_s=200)
         lines = [f"SILVASONIC_{name.upper()}={value}\n" for name, value in settings.items()]
         self.guest.put(SETTINGS, "".join(lines).encode(), 0o600)
-        self.guest.run(f"systemctl daemon-reload && systemctl enable --now {UNIT}", timeout_s=120)
+        self.guest.run(f"systemctl enable --now {UNIT}", timeout_s=120)
         self.wait_calm()
 
-    def copy(self, source, target, mode=0o644):
-        """Copies a file into the guest."""
-        with open(source, "rb") as file:
-            self.guest.put(target, file.read(), mode)
+    def resume(self):
+        """Continues after the installation of the package, which has started nothing."""
+        self.guest.resume()
+        for name in ("probe", "tone"):
+            with open(f"{PROJECT}/tests/virtual-station/guest/{name}", "rb") as file:
+                self.guest.put(f"/usr/local/sbin/{name}", file.read(), 0o755)
 
     def measure_podman(self):
         """Podman's own time from a new card until frames arrive, which depends on the machine. The Controller is stopped
@@ -152,6 +144,11 @@ class Station:
         text = self.run(f"cut -d' ' -f1 /proc/uptime; sed -n 's/^hw_ptr *: //p' /proc/asound/card{card}/pcm0c/sub0/status")
         seconds, frames = text.split()
         return float(seconds), int(frames)
+
+    def control_group(self, process, file):
+        """A limit of a process: of its own control group, or of the one above it."""
+        own = f"/sys/fs/cgroup$(cut -d: -f3 /proc/{process}/cgroup)"
+        return self.run(f"cd {own}; grep -qv ^max {file} || cd ..; cat {file}").strip()
 
     def log(self):
         """What the Controller has logged since the boot."""

@@ -1,0 +1,82 @@
+"""Scenarios of the installation: what a user types, from a bare Debian to a recording, and what comes after it."""
+
+from scenarios import RATE, RECORDS
+from station import ARCHIVE
+
+WORKSPACE = "/mnt/data/workspace/recorder"
+# A file that is being written, with a second of sound.
+GROWS = "find {}/*/.buffer -name '*.wav' -size +700k | grep -q ."
+USER = "birder"
+# What the guests have prepared already; the database begins empty, and the disk is new.
+BARE = ("runuser -u postgres -- dropdb silvasonic; runuser -u postgres -- dropuser silvasonic; podman rmi -fa; podman network rm"
+        " silvasonic-net; rm -r /mnt/data; systemctl disable --now podman.socket; mkfs.ext4 -q /dev/vdb")
+
+
+def setup(station, report):
+    """The package is installed: one more command until a microphone is recorded on a disk of its own. Then an upgrade while it is
+    recorded, and a reboot without network."""
+    station.resume()
+    station.run(f"cd /; {BARE}", timeout_s=120)
+    said = station.run("silvasonic-controller setup --yes --disk /dev/vdb </dev/null", timeout_s=300)
+    report.equal("what setup warns of", [], [line for line in said.splitlines() if line.startswith("!!")])
+    station.wait_calm()
+    owner = station.plug()["owner"]
+    station.until("a file grows", GROWS.format(WORKSPACE))
+    report.equal("device of the recordings", "/dev/vdb", station.run(f"findmnt -n -o SOURCE -T {WORKSPACE}").strip())
+    said = station.run("silvasonic-controller setup --yes </dev/null", timeout_s=300)
+    report.equal("what setup does the second time", [], [line for line in said.splitlines() if line.startswith(("->", "!!"))])
+
+    station.until("the Controller sees frames", RECORDS)
+    before, pid = station.stream(), station.run("pidof silvasonic-controller")
+    station.run("dpkg -i /root/package.deb", timeout_s=120)
+    station.until("another Controller", f"[ -n \"$(pidof silvasonic-controller)\" ] && [ \"$(pidof silvasonic-controller)\" != {pid.strip()} ]")
+    station.until("the Controller sees frames after the upgrade", RECORDS)
+    now = station.stream()
+    report.equal("the Recorder still runs after an upgrade", owner, station.probe("frames", 60)["owner"])
+    report.at_most("frames lost by the upgrade", 1, now[0] - before[0] - (now[1] - before[1]) / RATE)
+
+    # What waits for the network waits for two minutes.
+    station.run("systemctl unmask systemd-networkd-wait-online; systemctl enable systemd-networkd-wait-online")
+    station.guest.network = False
+    station.guest.reboot()
+    frames_after_boot(station, report)
+    report.equal("device of the recordings", "/dev/vdb", station.run(f"findmnt -n -o SOURCE -T {WORKSPACE}").strip())
+    station.until("the Controller is well", "silvasonic-controller health")
+
+
+def rootless(station, report):
+    """A user without root installs a unit of systemd and records, also after a kill and a reboot."""
+    station.resume()
+    station.run(f"systemctl disable --now podman.socket; useradd -m -G audio {USER}; loginctl enable-linger {USER}")
+    station.until("the user's systemd is there", f"[ -S /run/user/$(id -u {USER})/bus ]")
+    for command in ("systemctl --user enable --now podman.socket", "podman network create silvasonic-net",
+                    f"podman load -q -i {ARCHIVE}", "systemctl --user enable --now silvasonic-controller"):
+        as_user(station, command)
+    station.until("the Controller runs", "pidof silvasonic-controller")
+    owner = station.plug()["owner"]
+    station.until("a file grows", GROWS.format(f"/home/{USER}/silvasonic/recorder"))
+    report.equal("user of the Recorder", USER, station.run(f"stat -c %U /proc/{owner}").strip())
+    for file, limit in (("memory.max", str(512 << 20)), ("cpu.max", "100000 100000")):
+        found = station.control_group(owner, file)
+        told = station.run(f"journalctl -b _COMM=silvasonic-cont -o cat | grep -c '{file.split('.', maxsplit=1)[0]}.* instead of' || true").strip()
+        report.equal(f"{file}, or a warning", True, found == limit or told != "0")
+    pid = station.run("pidof silvasonic-controller").strip()
+    station.run(f"kill -KILL {pid}")
+    station.until("another Controller", f"[ -n \"$(pidof silvasonic-controller)\" ] && [ \"$(pidof silvasonic-controller)\" != {pid} ]")
+    report.equal("the Recorder still runs", owner, station.probe("frames", 60)["owner"])
+    station.guest.reboot()
+    frames_after_boot(station, report)
+
+
+def as_user(station, command):
+    """Runs a command as the user without root."""
+    return station.run(f"cd /; runuser -u {USER} -- env XDG_RUNTIME_DIR=/run/user/$(id -u {USER}) sh -c '{command}'", timeout_s=200)
+
+
+def frames_after_boot(station, report):
+    """Reports when frames come after a boot."""
+    station.probe("frames", 200)
+    frames = float(station.run("cut -d' ' -f1 /proc/uptime"))
+    station.until("the boot is complete", "systemctl is-active multi-user.target")
+    booted = int(station.run("systemctl show -p ActiveEnterTimestampMonotonic --value multi-user.target")) / 1e6
+    report.at_most("multi-user to frames", 8, frames - booted)
