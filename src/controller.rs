@@ -32,7 +32,7 @@ use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
 use crate::decide::spec::Kind;
 use crate::event::{Comparison, Event};
-use crate::hardware::state::{Changes, HardwareState};
+use crate::hardware::state::{Changes, HardwareState, Rows};
 use crate::health::heartbeat::Heartbeat;
 use crate::health::pages::Pages;
 use crate::history::History;
@@ -191,7 +191,7 @@ impl Controller {
             self.containers.request(&self.actions);
             return;
         }
-        let changes = self.hardware.poll(self.database.registry.as_ref(), now);
+        let changes = self.hardware.poll(rows(&self.database), now);
         let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
         self.note_connections(&changes.unwrap_or_default());
         self.hardware.refresh_pcms(self.recorders.running(), self.database.registry.as_ref(), now);
@@ -228,13 +228,13 @@ impl Controller {
             Event::Audience => self.logs.audience_changed(),
             Event::Changed => self.containers.changed(&self.actions),
             Event::Hardware { generation, scan } => {
-                if let Some(changes) = self.hardware.answered(generation, scan, self.database.registry.as_ref()) {
+                if let Some(changes) = self.hardware.answered(generation, scan, rows(&self.database)) {
                     self.note_connections(&changes);
                     // The changes are written in the same tick.
                     self.database.observed();
                 }
             }
-            Event::Rows { generation, rows } => self.database.answered(generation, rows),
+            Event::Rows { generation, scope, rows } => self.database.answered(generation, scope, rows),
             Event::Saved(rows) => self.database.loaded(rows),
             Event::SeedFiles(workers) => self.database.seed_files_read(workers),
             Event::Containers { sequence, containers, engine } => {
@@ -306,10 +306,14 @@ impl Controller {
 
     /// Writes changes of the hardware to the database.
     fn record(&mut self) {
-        // The first rows of the database identify microphones that were detected before.
-        if let Some(registry) = &self.database.registry {
-            let changes = self.hardware.identify_earlier(registry);
+        // The rows of the database identify microphones that were detected before.
+        if self.hardware.is_waiting() {
+            let changes = self.hardware.identify_earlier(rows(&self.database));
             self.note_connections(&changes);
+            self.database.observed();
+        }
+        if self.shutdown.is_none() {
+            self.database.need(&self.hardware.presences, self.containers.containers().unwrap_or_default(), self.hardware.others);
         }
         if self.hardware.state.is_ok() && self.shutdown.is_none() {
             self.database.record(&self.hardware.presences, self.containers.containers().ok());
@@ -317,4 +321,9 @@ impl Controller {
         // Those of a shutdown; a tick writes the others.
         let _ = self.database.write_sessions(Instant::now());
     }
+}
+
+/// The rows by which microphones are identified.
+fn rows(database: &DatabaseState) -> Rows<'_> {
+    Rows { registry: database.registry.as_ref(), absent: database.absent() }
 }

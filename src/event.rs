@@ -10,6 +10,7 @@ use crate::decide::container::{Container, Engine};
 use crate::decide::leadership::Standing;
 use crate::decide::registry::Row;
 use crate::decide::scan::{Scan, Unknown};
+use crate::decide::scope::Scope;
 use crate::decide::spec::{Kind, Tier2ServiceSpec};
 use crate::decide::worker::Worker;
 
@@ -61,6 +62,8 @@ pub enum Event {
     Rows {
         /// Number of the thread that sent it.
         generation: u64,
+        /// Which rows were to be read.
+        scope: Arc<Scope>,
         /// The rows.
         rows: Result<Vec<Row>, NoRows>,
     },

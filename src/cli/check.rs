@@ -17,6 +17,7 @@ use crate::database::connection::{Connection, reason};
 use crate::decide::container::Engine;
 use crate::decide::desired::{Desired, SpecCache, desired};
 use crate::decide::registry::Registry;
+use crate::decide::scope::Scope;
 use crate::decide::spec::OOM_SCORE_ADJ;
 use crate::decide::workspace::Workspace;
 use crate::hardware::sysfs;
@@ -228,7 +229,7 @@ fn database(config: &Config, findings: &mut Findings) {
         }
     };
     findings.ok("postgresql", format!("{:?}", config.database));
-    if let Ok(rows) = db.snapshot() {
+    if let Ok(rows) = db.snapshot(&Scope::Everything) {
         devices(config, &Registry::read(&rows, None), findings);
     }
     match db.missing() {

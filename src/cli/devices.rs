@@ -30,6 +30,7 @@ use crate::decide::plan::{View, plan};
 use crate::decide::presence::Presences;
 use crate::decide::reason::{ReasonInput, online, reasons, unmatched};
 use crate::decide::registry::{Enrollment, Registry};
+use crate::decide::scope::Scope;
 use crate::decide::spec::DEVICE_ID;
 use crate::event::Comparison;
 use crate::hardware::pcm::{Proof, Recorder, prove};
@@ -98,7 +99,7 @@ pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), St
 /// No such microphone or profile, or why the database cannot be read or written.
 pub fn decide(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
     let mut db = connection::Connection::connect_for_command(&config.database).map_err(|why| cannot_read(&why))?;
-    let registry = Registry::read(&db.snapshot().map_err(|error| cannot_read(&reason(&error)))?, None);
+    let registry = Registry::read(&db.snapshot(&Scope::Everything).map_err(|error| cannot_read(&reason(&error)))?, None);
     let typed = given.value("ID").unwrap_or_default();
     if let (Some(name), switch) = (workers::find(config, &registry, typed), given.command) {
         let enabled = match switch {
@@ -170,7 +171,7 @@ pub(super) fn cannot_read(why: &str) -> String {
 fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let mut notes = Vec::new();
     let rows = connection::Connection::connect_for_command(&config.database)
-        .and_then(|mut db| db.snapshot().map_err(|error| reason(&error)))
+        .and_then(|mut db| db.snapshot(&Scope::Everything).map_err(|error| reason(&error)))
         .map_err(|why| cannot_read(&why));
     let database_known = rows.is_ok();
     let rows = rows.or_else(|why| match cache::load(&config.workspace_local) {

@@ -11,6 +11,7 @@ use crate::config_folder::ConfigFolder;
 use crate::containers::lister::tier2;
 use crate::database::connection::{Connection, reason};
 use crate::decide::registry::Registry;
+use crate::decide::scope::Scope;
 use crate::decide::worker::Worker;
 use crate::decide::workers::{desired, reasons, specs};
 use crate::json::one_line;
@@ -24,7 +25,7 @@ use crate::text::{shown, table};
 pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), String> {
     let (workers, mut notes) = ConfigFolder::new(config.config_dir.clone()).read_workers()?;
     let rows = Connection::connect_for_command(&config.database)
-        .and_then(|mut db| db.snapshot().map_err(|error| reason(&error)))
+        .and_then(|mut db| db.snapshot(&Scope::Everything).map_err(|error| reason(&error)))
         .map_err(|why| cannot_read(&why))?;
     let registry = Registry::read(&rows, None);
     let desired = desired(&specs(&config.workers, &workers), &registry, true, None);

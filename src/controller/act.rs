@@ -91,7 +91,9 @@ impl Controller {
         let registry = self.database.registry.as_ref()?;
         let known = self.database.state.is_ok();
         let desired = desired(registry, known, &self.hardware.presences, &mut self.specs);
-        Some((desired, known && self.hardware.state.is_ok()))
+        // A row that was not read yet is no row that does not exist.
+        let has_rows = known && !self.hardware.is_waiting() && self.database.covers(containers);
+        Some((desired, has_rows && self.hardware.state.is_ok()))
     }
 
     /// Logs what is new in a plan: adopted containers, and Recorders over the limit.

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,6 +30,8 @@ use crate::database::worker::{FILES, Request, SharedState, Worker};
 use crate::decide::container::Container;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
+use crate::decide::scope::{Absent, Others, Scope};
+use crate::decide::spec::DEVICE_ID;
 use crate::decide::worker::Worker as DeclaredWorker;
 use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
@@ -82,6 +85,12 @@ pub struct DatabaseState {
     /// Whether the differences of this tick were written.
     recorded: bool,
     rows: Vec<Row>,
+    /// Which rows are read from now on.
+    scope: Arc<Scope>,
+    /// Whether a microphone needs a name, which must be different from all others.
+    wants_names: bool,
+    /// Which rows were read last.
+    read: Arc<Scope>,
     /// Writes the rows for a start without the database.
     saver: Saver,
     /// The state that an earlier run saved, until it is used or the database answers.
@@ -160,6 +169,9 @@ impl DatabaseState {
             leads: false,
             recorded: false,
             rows: Vec::new(),
+            scope: Arc::default(),
+            wants_names: false,
+            read: Arc::default(),
             saver,
             saved: None,
             workers,
@@ -190,7 +202,7 @@ impl DatabaseState {
             }
             None => {
                 let is_behind = self.leads && !self.differences(presences, containers).is_empty();
-                let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && !is_behind;
+                let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && !is_behind && self.read == self.scope;
                 self.request(if quiet { Request::Check } else { Request::Read });
             }
             Some(since) if now.saturating_duration_since(since) >= ANSWER => self.set_unavailable(&NoRows::NoAnswer),
@@ -253,12 +265,12 @@ impl DatabaseState {
     /// Sends another request if one is under way, as its answer may be older than the nudge.
     pub fn ask_again(&mut self) {
         if self.worker.waiting_since().is_some() && !self.worker.has_next() {
-            self.worker.ask(Request::Read);
+            self.worker.ask(Request::Read, &self.scope);
         }
     }
 
     fn request(&mut self, request: Request) {
-        self.worker.ask(request);
+        self.worker.ask(request, &self.scope);
         self.last_request = Instant::now();
     }
 
@@ -302,7 +314,7 @@ impl DatabaseState {
     }
 
     /// Handles an answer; that of an abandoned thread is ignored.
-    pub fn answered(&mut self, generation: u64, rows: Result<Vec<Row>, NoRows>) {
+    pub fn answered(&mut self, generation: u64, scope: Arc<Scope>, rows: Result<Vec<Row>, NoRows>) {
         if generation != self.worker.generation {
             return;
         }
@@ -312,6 +324,7 @@ impl DatabaseState {
                 let is_first = self.registry.is_none();
                 self.latency = Some(self.last_request.elapsed());
                 self.saved = None;
+                self.read = scope;
                 (self.state, self.is_unavailable) = (Ok(()), false);
                 self.rate_limit.inform("database", "PostgreSQL is available again", Instant::now());
                 if is_first || rows != self.rows {
@@ -369,7 +382,8 @@ impl DatabaseState {
 
     /// Saves the rows for a start without the database; the settings also if they are absent now.
     fn save(&self) {
-        let (rows, settings) = (self.rows.clone(), self.shared.settings.clone());
+        let settings = self.shared.settings.clone();
+        let rows = self.rows.iter().filter(|row| row.kind != "absent").cloned().collect();
         self.saver.save(move || cache::state(settings.complete(rows)));
     }
 
@@ -402,13 +416,52 @@ impl DatabaseState {
         self.recorded = false;
     }
 
+    /// Notes which rows are needed, and requests those that are missing.
+    pub fn need(&mut self, presences: &Presences, containers: &[Container], others: Others) {
+        let Some(registry) = &self.registry else { return };
+        let needed = Scope::needed(presences, containers, if self.wants_names { Others::Identity } else { others });
+        let is_new = *self.scope != needed;
+        if is_new {
+            self.scope = Arc::new(needed);
+            self.worker.set_scope(&self.scope);
+        }
+        // One that is under way may have begun before, but one that waits has not.
+        if !self.read.is_enough_for(&self.scope, registry) && self.state.is_ok() && (is_new || self.worker.waiting_since().is_none()) {
+            self.read_now();
+        }
+    }
+
+    /// What is known of microphones that were not seen for long.
+    #[must_use]
+    pub fn absent(&self) -> Absent {
+        match self.state {
+            Err(_) => Absent::Unavailable,
+            Ok(()) if self.read.has_identities() => Absent::Known,
+            Ok(()) => Absent::Expected,
+        }
+    }
+
+    /// Whether the row of each of these containers was read, or does not exist.
+    #[must_use]
+    pub fn covers(&self, containers: &[Container]) -> bool {
+        let mut devices = containers.iter().filter_map(|container| container.labels.get(DEVICE_ID));
+        self.registry.as_ref().is_some_and(|registry| devices.all(|device| self.read.covers(registry, device)))
+    }
+
     /// Writes the differences between hardware and rows: once a tick, after the rows were read.
     pub fn record(&mut self, presences: &Presences, containers: Option<&[Container]>) {
         if !self.leads || self.state.is_err() || self.recorded || self.waits_for_files() || self.worker.waiting_since().is_some() {
             return;
         }
-        self.recorded = true;
         let changes = self.differences(presences, containers);
+        self.wants_names = changes.iter().any(|change| change.workspace.is_some());
+        if self.wants_names && !self.read.has_identities() {
+            self.scope = Arc::new(self.scope.with_identities());
+            self.worker.set_scope(&self.scope);
+            self.read_now();
+            return;
+        }
+        self.recorded = true;
         if !changes.is_empty() {
             self.request(Request::Write(changes));
         }
@@ -436,6 +489,9 @@ impl DatabaseState {
     /// The differences to write now.
     fn differences(&self, presences: &Presences, containers: Option<&[Container]>) -> Vec<RowChange> {
         let Some(registry) = &self.registry else { return Vec::new() };
+        if !self.read.is_enough_for(&self.scope, registry) {
+            return Vec::new();
+        }
         let now = Instant::now();
         let mut changes = registry.changes(presences, &clock::iso(SystemTime::now()), self.config.fallback_profile.as_deref(), containers);
         changes.retain(|change| !self.shared.refusals.is_early(&change.device, now));
@@ -448,7 +504,10 @@ mod tests {
     use super::*;
     use crate::database::refusals::Refusal;
     use crate::database::worker::FakeWorker;
+    use crate::decide::device::Microphone;
+    use crate::decide::offer::Offer;
     use crate::decide::sessions::SessionRow;
+    use crate::sorted_map::SortedMap;
     use std::sync::mpsc::sync_channel;
     use std::thread;
 
@@ -491,7 +550,7 @@ mod tests {
     #[test]
     fn a_database_that_answers_one_read_after_another_is_not_one_that_does_not_respond() {
         let (mut state, thread) = state();
-        state.worker.ask(Request::Read);
+        state.worker.ask(Request::Read, &state.scope);
         let first = state.worker.waiting_since().unwrap();
         assert!(thread.begin());
         state.ask_again();
@@ -508,7 +567,7 @@ mod tests {
         state.lead();
         assert!(thread.begin());
         thread.answer();
-        state.answered(0, Ok(rows("new")));
+        state.answered(0, Arc::default(), Ok(rows("new")));
         let row = SessionRow {
             id: 1,
             device: "a".to_owned(),
@@ -540,6 +599,50 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_read_is_requested_at_once_and_nothing_is_written_before() {
+        let (mut state, thread) = state();
+        let mut presences = Presences::new(Duration::ZERO);
+        state.lead();
+        assert!(thread.begin());
+        thread.answer();
+        state.answered(0, Arc::default(), Ok(rows("known")));
+        state.unread.clear();
+        state.need(&presences, &[], Others::Nothing);
+        assert!(!thread.begin(), "nothing more is needed");
+        let microphone = Microphone { card: 1, pcm: 0, name: String::new(), usb: None, offer: Offer::default() };
+        presences.observe(&SortedMap::from([("new".to_owned(), microphone)]), &[], Instant::now());
+        state.need(&presences, &[], Others::Identity);
+        let scope = thread.begin_read().unwrap();
+        assert!(scope.has_identities());
+        // An answer to an earlier request.
+        thread.answer();
+        state.answered(0, Arc::default(), Ok(rows("known")));
+        state.record(&presences, None);
+        assert!(state.recorded && !thread.begin(), "its row may exist");
+        state.observed();
+        state.answered(0, scope, Ok(rows("known")));
+        state.record(&presences, None);
+        assert!(thread.begin(), "it is written");
+        // When the others are not needed any more, that is noticed at the next tick.
+        thread.answer();
+        state.need(&presences, &[], Others::Nothing);
+        assert!(!thread.begin() && state.read != state.scope);
+    }
+
+    #[test]
+    fn a_request_that_waits_reads_what_is_needed_when_it_begins() {
+        let (mut state, thread) = state();
+        state.answered(0, Arc::default(), Ok(rows("known")));
+        state.ask(&Presences::new(Duration::ZERO), None, Hardware::Unchanged, Instant::now());
+        state.ask_again();
+        assert!(!thread.begin_read().unwrap().has_identities());
+        // One is under way, and one waits.
+        state.need(&Presences::new(Duration::ZERO), &[], Others::Identity);
+        thread.answer();
+        assert!(thread.begin_read().unwrap().has_identities() && !thread.begin());
+    }
+
+    #[test]
     fn what_an_earlier_run_saved_is_used_only_until_the_database_answers() {
         // Read before the database fails, and after that.
         for is_early in [true, false] {
@@ -548,19 +651,19 @@ mod tests {
                 state.loaded(Some(rows("saved")));
                 assert!(state.registry.is_none(), "the database may still answer");
             }
-            state.answered(0, Err(NoRows::NoAnswer));
+            state.answered(0, Arc::default(), Err(NoRows::NoAnswer));
             if !is_early {
                 assert!(state.registry.is_none());
                 state.loaded(Some(rows("saved")));
             }
             assert_eq!(state.rows, rows("saved"));
-            state.answered(0, Ok(rows("new")));
+            state.answered(0, Arc::default(), Ok(rows("new")));
             assert_eq!(state.rows, rows("new"));
         }
         // Read late, whether the database is available or not.
         let (mut state, _thread) = state();
-        state.answered(0, Ok(rows("new")));
-        state.answered(0, Err(NoRows::NoAnswer));
+        state.answered(0, Arc::default(), Ok(rows("new")));
+        state.answered(0, Arc::default(), Err(NoRows::NoAnswer));
         state.loaded(Some(rows("saved")));
         assert_eq!(state.rows, rows("new"));
     }
@@ -572,7 +675,7 @@ mod tests {
         state.lead();
         assert!(thread.begin());
         thread.answer();
-        state.answered(0, Ok(rows("new")));
+        state.answered(0, Arc::default(), Ok(rows("new")));
         state.record(&presences, None);
         assert!(!state.recorded && state.waits_for_files());
         assert!(state.due().is_some_and(|due| due <= state.files_until));

@@ -8,18 +8,30 @@ use serde_json::{Map, Value};
 
 use crate::database::connection::{Connection, Transaction};
 use crate::decide::registry::{Enrollment, Row, RowChange};
+use crate::decide::scope::Scope;
 
 /// Larger rows are fetched without their content.
 const ROW_LIMIT: i32 = 64 << 10;
 
 /// `last_seen` is read only of microphones that are offline: that of the others changes every hour.
+///
+/// A microphone matters that is not offline, was seen in the last month, or is one of `$2`; what cannot be told, matters.
+/// Of the others, `$3` reads where they were and what is unique. A column that is missing is taken from `missing`, and
+/// `last_seen` is compared as text, as it can have any type.
 macro_rules! rows {
     ($services:literal) => {
         concat!(
             " FROM (
-      SELECT 'device' AS kind, name::text AS key,
-        (row - CASE row->>'status' WHEN 'offline' THEN '' ELSE 'last_seen' END)::text AS body
-        FROM (SELECT name, to_jsonb(d) AS row FROM devices d OFFSET 0) devices
+      SELECT CASE WHEN matters THEN 'device' ELSE 'absent' END AS kind, name::text AS key,
+        CASE WHEN matters THEN row - CASE row->>'status' WHEN 'offline' THEN '' ELSE 'last_seen' END
+          ELSE jsonb_build_object('serial_number', row->'serial_number', 'workspace_name', row->'workspace_name',
+            'config', jsonb_build_object('usb_bus_path', row#>'{config,usb_bus_path}', 'usb_port_path', row#>'{config,usb_port_path}'))
+        END::text AS body
+        FROM (SELECT NULL::text AS status, NULL::text AS last_seen) missing, LATERAL (
+          SELECT name, matters, to_jsonb(d) AS row FROM devices d, LATERAL (
+            SELECT coalesce(status::text <> 'offline' OR name::text = ANY ($2)
+              OR (to_jsonb(last_seen) #>> '{}') COLLATE \"C\" > to_jsonb(now() - interval '30 days') #>> '{}', TRUE) AS matters) m
+          WHERE matters OR $3 OFFSET 0) devices
       UNION ALL SELECT 'profile', slug::text, jsonb_build_object('config', config)::text FROM microphone_profiles
       UNION ALL SELECT 'system', key::text, value::text FROM system_config WHERE key = 'system'",
             $services,
@@ -38,7 +50,7 @@ macro_rules! snapshots {
     };
 }
 
-/// The whole desired state, each row as text; first with the rows of workers, then without them.
+/// The desired state, each row as text; first with the rows of workers, then without them.
 const SNAPSHOT: [&str; 2] = snapshots!("SELECT kind, key, CASE WHEN length(body) <= $1 THEN body END");
 
 /// The same with the bytes that the database holds: PostgreSQL sends no row at all if one of them contains text that it
@@ -96,22 +108,22 @@ fn is_about_access(error: &postgres::Error) -> bool {
 }
 
 impl Connection {
-    /// Reads the whole desired state in one statement. A row with text that is not valid in the encoding of the database
-    /// has a fault, and the others are read.
+    /// Reads the desired state in one statement. A row with text that is not valid in the encoding of the database has a
+    /// fault, and the others are read.
     ///
     /// # Errors
     /// The error of the server or the connection.
-    pub fn snapshot(&mut self) -> Result<Vec<Row>, postgres::Error> {
-        match self.read_rows() {
+    pub fn snapshot(&mut self, scope: &Scope) -> Result<Vec<Row>, postgres::Error> {
+        match self.read_rows(scope) {
             Err(error) if self.raw.is_none() && is_about_text(&error) => {
                 let row = self.call(|client| client.query_one("SELECT getdatabaseencoding()::text", &[]))?;
                 self.raw = Some(Raw { encoding: row.get(0), texts: SortedMap::new() });
-                self.read_rows()
+                self.read_rows(scope)
             }
             // Workers matter less than Recorders: without their table, the other rows are read.
             Err(error) if !self.without_services && is_about_access(&error) => {
                 self.without_services = true;
-                let rows = self.snapshot();
+                let rows = self.snapshot(scope);
                 self.without_services = rows.is_ok();
                 rows
             }
@@ -136,7 +148,7 @@ impl Connection {
         self.call(|client| client.execute(statement, &[&name, &enabled])).map(|_| ())
     }
 
-    fn read_rows(&mut self) -> Result<Vec<Row>, postgres::Error> {
+    fn read_rows(&mut self, scope: &Scope) -> Result<Vec<Row>, postgres::Error> {
         let statement = match self.snapshot.take() {
             Some(statement) => statement,
             None => {
@@ -147,7 +159,11 @@ impl Connection {
         };
         // Kept only after a success: when a table was altered, PostgreSQL refuses the old plan, and the next call
         // prepares another.
-        let found = self.call(|client| client.query(&statement, &[&ROW_LIMIT]))?;
+        let devices: Option<Vec<&str>> = match scope {
+            Scope::Everything => None,
+            Scope::Needed { devices, .. } => Some(devices.iter().map(String::as_str).collect()),
+        };
+        let found = self.call(|client| client.query(&statement, &[&ROW_LIMIT, &devices, &scope.has_identities()]))?;
         self.snapshot = Some(statement);
         let mut texts = SortedMap::new();
         let mut rows = Vec::new();

@@ -24,6 +24,7 @@ use crate::database::seed::Seeder;
 use crate::database::seed_files::SeedFiles;
 use crate::database::sessions::{self, SessionQueue};
 use crate::decide::registry::{Row, RowChange};
+use crate::decide::scope::Scope;
 use crate::decide::sessions::SessionRow;
 use crate::event::{Event, NoRows};
 use crate::rate_limit::RateLimit;
@@ -102,6 +103,8 @@ impl Backlog {
 #[derive(Debug)]
 pub struct Worker {
     requests: Sender<Request>,
+    /// Which rows a request reads that has not begun.
+    scope: Arc<Mutex<Arc<Scope>>>,
     backlog: Arc<Backlog>,
     /// Whether this Controller leads: only then anything is written.
     leads: Arc<AtomicBool>,
@@ -119,7 +122,7 @@ impl Worker {
     pub fn start(config: &Config, generation: u64, events: SyncSender<Event>, shared: &SharedState) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (backlog, leads) = (Arc::<Backlog>::default(), Arc::<AtomicBool>::default());
-        let deadline = Deadline::default();
+        let (deadline, scope) = (Deadline::default(), Arc::<Mutex<Arc<Scope>>>::default());
         let worker = WorkerThread {
             deadline: deadline.clone(),
             shared: shared.clone(),
@@ -133,20 +136,27 @@ impl Worker {
             round: None,
             db: None,
             seed_at: None,
+            scope: Arc::clone(&scope),
             rate_limit: RateLimit::default(),
             rows: None,
             is_silent: false,
-            is_sent: false,
+            sent: None,
         };
         let thread = thread::Builder::new().name("database".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
-        Ok(Self { requests, backlog, leads, deadline, thread, generation })
+        Ok(Self { requests, scope, backlog, leads, deadline, thread, generation })
     }
 
-    /// Sends a request; the answer arrives as an event.
-    pub fn ask(&self, request: Request) {
+    /// Sends a request; the answer, with rows of this scope or a later one, arrives as an event.
+    pub fn ask(&self, request: Request, scope: &Arc<Scope>) {
+        self.set_scope(scope);
         self.backlog.sent();
         // The thread ends only after this sender was dropped, or with the process.
         let _ = self.requests.send(request);
+    }
+
+    /// Requests that have not begun read rows of this scope.
+    pub fn set_scope(&self, scope: &Arc<Scope>) {
+        *self.scope.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(scope);
     }
 
     /// This Controller leads from now on.
@@ -220,13 +230,15 @@ struct WorkerThread {
     db: Option<Connection>,
     /// When the next round begins; `None` = all seeders have succeeded, or a round waits for the files.
     seed_at: Option<Instant>,
+    /// Which rows are to be read.
+    scope: Arc<Mutex<Arc<Scope>>>,
     rate_limit: RateLimit,
     /// The rows of the last answer.
     rows: Option<Vec<Row>>,
     /// Whether PostgreSQL did not answer the last call in time.
     is_silent: bool,
-    /// Whether the last answer consisted of these rows.
-    is_sent: bool,
+    /// The scope of the last answer, if it consisted of these rows.
+    sent: Option<Arc<Scope>>,
 }
 
 impl WorkerThread {
@@ -234,21 +246,22 @@ impl WorkerThread {
         while let Ok(request) = inbox.recv() {
             self.backlog.begun();
             let only_changes = matches!(request, Request::Check);
-            let answer = self.serve(request);
-            let is_known = self.is_sent && answer.as_ref().is_ok_and(Option::is_none);
+            let scope = Arc::clone(&self.scope.lock().unwrap_or_else(PoisonError::into_inner));
+            let answer = self.serve(request, &scope);
+            let is_known = self.sent.as_ref() == Some(&scope) && answer.as_ref().is_ok_and(Option::is_none);
             self.backlog.answered();
             if is_known && only_changes {
                 continue;
             }
             let rows = answer.map(|changed| changed.or_else(|| self.rows.clone()).unwrap_or_default());
-            self.is_sent = rows.is_ok();
-            if self.events.send(Event::Rows { generation: self.generation, rows }).is_err() {
+            self.sent = rows.is_ok().then(|| Arc::clone(&scope));
+            if self.events.send(Event::Rows { generation: self.generation, scope, rows }).is_err() {
                 return;
             }
         }
     }
 
-    fn serve(&mut self, request: Request) -> Result<Option<Vec<Row>>, NoRows> {
+    fn serve(&mut self, request: Request, scope: &Scope) -> Result<Option<Vec<Row>>, NoRows> {
         match request {
             Request::Read | Request::Check => {}
             Request::Write(changes) => self.write(changes),
@@ -256,11 +269,11 @@ impl WorkerThread {
             Request::Sessions(rows) => self.write_sessions(&rows),
             Request::DeleteSessions(days) => self.delete_sessions(days),
         }
-        self.read()
+        self.read(scope)
     }
 
-    /// Reads all rows; `None` if they have not changed.
-    fn read(&mut self) -> Result<Option<Vec<Row>>, NoRows> {
+    /// Reads the rows; `None` if they have not changed.
+    fn read(&mut self, scope: &Scope) -> Result<Option<Vec<Row>>, NoRows> {
         if self.db.is_none() {
             // The thread before this one hangs, because its call could not be ended.
             if self.generation > 0 {
@@ -281,7 +294,7 @@ impl WorkerThread {
             self.seed();
             self.read_sessions();
         }
-        let rows = self.with(Connection::snapshot).map_err(|why| self.no_rows(why))?;
+        let rows = self.with(|db| db.snapshot(scope)).map_err(|why| self.no_rows(why))?;
         if self.rows.as_ref() == Some(&rows) {
             return Ok(None);
         }
@@ -465,6 +478,7 @@ impl WorkerThread {
 #[cfg(test)]
 pub(crate) struct FakeWorker {
     inbox: Receiver<Request>,
+    scope: Arc<Mutex<Arc<Scope>>>,
     backlog: Arc<Backlog>,
 }
 
@@ -472,21 +486,30 @@ pub(crate) struct FakeWorker {
 impl FakeWorker {
     pub(crate) fn start() -> (Worker, Self) {
         let (requests, inbox) = channel();
-        let backlog = Arc::<Backlog>::default();
+        let (backlog, scope) = (Arc::<Backlog>::default(), Arc::<Mutex<Arc<Scope>>>::default());
         let worker = Worker {
             requests,
+            scope: Arc::clone(&scope),
             backlog: Arc::clone(&backlog),
             leads: Arc::default(),
             deadline: Deadline::default(),
             thread: thread::spawn(|| ()),
             generation: 0,
         };
-        (worker, Self { inbox, backlog })
+        (worker, Self { inbox, scope, backlog })
     }
 
     /// Begins with the next request, if there is one.
     pub(crate) fn begin(&self) -> bool {
-        self.inbox.try_recv().map(|_| self.backlog.begun()).is_ok()
+        self.begin_read().is_some()
+    }
+
+    /// The same; what is to be read with it.
+    pub(crate) fn begin_read(&self) -> Option<Arc<Scope>> {
+        self.inbox.try_recv().ok().map(|_| {
+            self.backlog.begun();
+            Arc::clone(&self.scope.lock().unwrap())
+        })
     }
 
     pub(crate) fn answer(&self) {

@@ -26,6 +26,7 @@ pub mod registry;
 pub mod runway;
 pub mod saved;
 pub mod scan;
+pub mod scope;
 pub mod sessions;
 pub mod shares;
 pub mod spec;

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::collect::by_insertion;
 use crate::decide::container::Container;
-use crate::decide::device::{Microphone, Port, belongs_to_profile, folder_of, is_workspace_name, workspace_name};
+use crate::decide::device::{Microphone, Port, Usb, belongs_to_profile, folder_of, is_workspace_name, workspace_name};
 use crate::decide::lenient;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::profile::{self, Match, ProfileConfig};
@@ -31,7 +31,7 @@ use crate::text::{ascii, ascii_map, ascii_value, shown};
 /// One row as it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Row {
-    /// `device`, `profile`, `service` or `system`.
+    /// `device`, `profile`, `service` or `system`; `absent` is a device of which only port and unique columns were read.
     pub kind: String,
     /// Primary key.
     pub key: String,
@@ -211,6 +211,14 @@ impl Registry {
                     registry.devices.insert(row.key.clone(), device);
                     fault
                 }
+                // Its faults show when it is connected.
+                "absent" => {
+                    if let Ok(value) = value {
+                        registry.ports.insert(row.key.clone(), port(&value));
+                        registry.take_unique(&row.key, &value);
+                    }
+                    None
+                }
                 "profile" => {
                     let profile =
                         value.and_then(|value| ProfileConfig::from_row(&value["config"]).map_err(|faults| profile::joined(&faults)));
@@ -241,12 +249,16 @@ impl Registry {
         registry
     }
 
-    fn read_device(&mut self, id: &str, value: Value) -> Result<Device, String> {
-        // These two columns are unique: their values are taken, even if the row is otherwise invalid.
-        self.serial_numbers.extend(value["serial_number"].as_str().map(str::to_owned));
-        if let Some(name) = value["workspace_name"].as_str() {
+    /// Two columns are unique: their values are taken, even if the row is otherwise invalid.
+    fn take_unique(&mut self, id: &str, row: &Value) {
+        self.serial_numbers.extend(row["serial_number"].as_str().map(str::to_owned));
+        if let Some(name) = row["workspace_name"].as_str() {
             self.workspace_names.insert(name.to_owned(), id.to_owned());
         }
+    }
+
+    fn read_device(&mut self, id: &str, value: Value) -> Result<Device, String> {
+        self.take_unique(id, &value);
         let row: DeviceRow = serde_json::from_value(value).map_err(|error| shown(&error.to_string()).to_string())?;
         let workspace = row.workspace_name.filter(|name| {
             let is_valid = is_workspace_name(name);
@@ -279,6 +291,22 @@ impl Registry {
     #[must_use]
     pub fn known_ports(&self) -> SortedMap<String, Port> {
         self.ports.clone()
+    }
+
+    /// Whether the row of this microphone is known, with the port at which it is now. Otherwise the row of another one,
+    /// which was not seen for long, may be the better one.
+    #[must_use]
+    pub fn is_at_port(&self, id: &str, microphone: &Microphone) -> bool {
+        let is_same = |usb: &Usb, known: &Port| match (&usb.port_path, &known.port_path) {
+            (None, None) => known.bus_path.as_ref() == Some(&usb.bus_path),
+            (here, known) => here == known,
+        };
+        match (self.devices.get(id), &microphone.usb) {
+            (None, _) => false,
+            // Nothing is written to an invalid row.
+            (Some(Err(_)), _) | (Some(Ok(_)), None) => true,
+            (Some(Ok(_)), Some(usb)) => self.ports.get(id).is_some_and(|known| is_same(usb, known)),
+        }
     }
 
     /// Adds all devices to `presences`, with the state and card of each in the database.
@@ -657,6 +685,50 @@ mod tests {
         scene.containers[0].state = crate::decide::container::State::Exited;
         assert_eq!(name(&scene, enrolled()).as_deref(), Some("generic-usb-c001"));
         assert_eq!(beside(None, enrolled(), true, None).and_then(|change| change.workspace), None);
+    }
+
+    #[test]
+    fn a_row_of_which_only_the_identity_was_read_is_no_device_but_its_names_are_taken() {
+        let body = json!({"serial_number": "s", "workspace_name": "generic-usb-c001", "config": {"usb_bus_path": "1-2"}});
+        let absent = Row { kind: "absent".to_owned(), key: "old".to_owned(), body: Some(body.to_string()), fault: None };
+        let profile = json!({"config": {"audio": {"sample_rate": 48_000}}});
+        let profile = Row { kind: "profile".to_owned(), key: "generic_usb".to_owned(), body: Some(profile.to_string()), fault: None };
+        let registry = Registry::read(&[absent, profile], None);
+        assert!(registry.devices.is_empty() && registry.faults.is_empty());
+        assert_eq!(registry.known_ports()["old"].bus_path.as_deref(), Some("1-2"));
+        let microphone = Microphone { card: 1, pcm: 0, name: "Mic".to_owned(), usb: None, offer: Offer::default() };
+        let mut presences = Presences::new(std::time::Duration::ZERO);
+        presences.observe(&SortedMap::from([("s".to_owned(), microphone)]), &[], Instant::now());
+        let changes = registry.changes(&presences, "now", Some("generic_usb"), Some(&[]));
+        assert!(changes[0].workspace.as_ref().is_some_and(|name| name != "generic-usb-c001"), "{changes:?}");
+    }
+
+    #[test]
+    fn a_microphone_is_at_its_port_if_its_lasting_address_is_known() {
+        let usb = |port_path: Option<&str>| Usb {
+            vendor: "1".to_owned(),
+            product: "2".to_owned(),
+            serial: None,
+            bus_path: "1-2".to_owned(),
+            port_path: port_path.map(str::to_owned),
+            address: "001/002".to_owned(),
+        };
+        let at = |row: &str, usb: Option<Usb>| {
+            let body =
+                format!("{{\"model\": \"\", \"status\": \"\", \"enrollment_status\": \"pending\", \"enabled\": true, \"config\": {row}}}");
+            let row = Row { kind: "device".to_owned(), key: "m".to_owned(), body: Some(body), fault: None };
+            let microphone = Microphone { card: 1, pcm: 0, name: "Mic".to_owned(), usb, offer: Offer::default() };
+            Registry::read(&[row], None).is_at_port("m", &microphone)
+        };
+        let known = r#"{"usb_bus_path": "1-2", "usb_port_path": "pci/2"}"#;
+        assert!(at(known, Some(usb(Some("pci/2")))) && at(known, None));
+        assert!(!at(known, Some(usb(Some("pci/3")))) && !at(known, Some(usb(None))));
+        // As the Python Controller writes it.
+        let old = r#"{"usb_bus_path": "1-2"}"#;
+        assert!(at(old, Some(usb(None))) && !at(old, Some(usb(Some("pci/2")))));
+        assert!(
+            !Registry::default().is_at_port("m", &Microphone { card: 1, pcm: 0, name: String::new(), usb: None, offer: Offer::default() })
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::decide::presence::{Presence, Presences, Transition};
 use crate::decide::reason::online;
 use crate::decide::registry::Registry;
 use crate::decide::scan::{Scan, Unknown};
+use crate::decide::scope::{Absent, Others};
 use crate::event::Event;
 use crate::hardware::pcm::{PcmMonitor, Proof, Recorder};
 use crate::hardware::power::{self, Power};
@@ -33,6 +34,15 @@ const UNCLEAR: Duration = Duration::from_secs(10);
 /// Microphones, and how their presence changed.
 pub type Changes = Vec<(String, Transition)>;
 
+/// The rows by which microphones are identified.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Those that were read; `None` until the first answer of the database.
+    pub registry: Option<&'a Registry>,
+    /// What is known of the others.
+    pub absent: Absent,
+}
+
 /// Scans the hardware, and keeps the last known state.
 pub struct HardwareState {
     root: PathBuf,
@@ -42,8 +52,10 @@ pub struct HardwareState {
     rate_limit: RateLimit,
     /// Which microphones are connected.
     pub presences: Presences,
-    /// The last scan before the first answer of the database, without which no microphone can be identified.
+    /// The last scan with a microphone whose row was not read yet, as it was before the first answer of the database.
     unidentified: Option<Scan>,
+    /// What must be read of microphones that were not seen for long.
+    pub others: Others,
     /// Cards that cannot be identified, and since when.
     unclear: SortedMap<u32, Instant>,
     /// Whether the last scan succeeded, or its error.
@@ -66,6 +78,7 @@ impl HardwareState {
             rate_limit: RateLimit::default(),
             presences: Presences::new(config.grace),
             unidentified: None,
+            others: Others::Nothing,
             unclear: SortedMap::new(),
             state: Err(NOT_YET.to_owned()),
             failed: false,
@@ -76,9 +89,9 @@ impl HardwareState {
     /// Checks at a tick whether anything has changed. Returns the changes of presences, which may depend on time alone;
     /// `None` while they are unknown.
     #[must_use]
-    pub fn poll(&mut self, registry: Option<&Registry>, now: Instant) -> Option<Changes> {
+    pub fn poll(&mut self, rows: Rows<'_>, now: Instant) -> Option<Changes> {
         match self.scanner.poll(now) {
-            Poll::Unchanged(scan) => return Some(self.observe(scan, registry)),
+            Poll::Unchanged(scan) => return Some(self.observe(scan, rows)),
             Poll::Pending => {}
             Poll::Unknown(why) => self.set_unknown(why),
         }
@@ -87,13 +100,13 @@ impl HardwareState {
 
     /// Handles the result of a scan; `None` if that scan was abandoned.
     #[must_use]
-    pub fn answered(&mut self, generation: u64, scan: Result<Scan, Unknown>, registry: Option<&Registry>) -> Option<Changes> {
+    pub fn answered(&mut self, generation: u64, scan: Result<Scan, Unknown>, rows: Rows<'_>) -> Option<Changes> {
         Some(match self.scanner.answered(generation, scan)? {
             Ok(scan) => {
                 self.rate_limit.inform("hardware", "sound cards are readable again", Instant::now());
                 (self.state, self.health) = (Ok(()), Ok(()));
                 self.failed = false;
-                self.observe(scan, registry)
+                self.observe(scan, rows)
             }
             Err(why) => {
                 self.set_unknown(why.to_string());
@@ -102,10 +115,16 @@ impl HardwareState {
         })
     }
 
-    /// Identifies the microphones of a scan that was made before the first answer of the database.
+    /// Identifies the microphones of a scan for which rows were missing.
     #[must_use]
-    pub fn identify_earlier(&mut self, registry: &Registry) -> Changes {
-        self.unidentified.take().map(|scan| self.observe(scan, Some(registry))).unwrap_or_default()
+    pub fn identify_earlier(&mut self, rows: Rows<'_>) -> Changes {
+        self.unidentified.take().map(|scan| self.observe(scan, rows)).unwrap_or_default()
+    }
+
+    /// Whether microphones are connected that are not identified yet.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.unidentified.is_some()
     }
 
     /// As text, for health checks.
@@ -168,7 +187,7 @@ impl HardwareState {
         self.presences.observe_unknown(now);
     }
 
-    fn observe(&mut self, scan: Scan, registry: Option<&Registry>) -> Changes {
+    fn observe(&mut self, mut scan: Scan, Rows { registry, absent }: Rows<'_>) -> Changes {
         let Some(registry) = registry else {
             self.unidentified = Some(scan);
             return Vec::new();
@@ -181,7 +200,16 @@ impl HardwareState {
                 last.clone_into(port);
             }
         }
-        let connected = identify(scan.microphones, &known, |id| self.presences.may_be_on(id, &scan.unclear));
+        let connected = identify(std::mem::take(&mut scan.microphones), &known, |id| self.presences.may_be_on(id, &scan.unclear));
+        let is_known = connected.iter().all(|(id, microphone)| registry.is_at_port(id, microphone));
+        self.others = if is_known { Others::Nothing } else { Others::Identity };
+        // The row of one may be among those that were not read. It is identified again when they are; until the database
+        // answers, better a row that is known than none.
+        let is_preliminary = !is_known && absent != Absent::Known;
+        self.unidentified = is_preliminary.then(|| Scan { microphones: connected.values().cloned().collect(), ..scan.clone() });
+        if is_preliminary && absent == Absent::Expected {
+            return Vec::new();
+        }
         registry.add_devices_to(&mut self.presences, now);
         let changes = self.presences.observe(&connected, &scan.unclear, now);
         changes.iter().for_each(|(id, change)| self.report(id, change));
@@ -220,7 +248,39 @@ impl HardwareState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::device::Microphone;
+    use crate::decide::offer::Offer;
+    use crate::decide::registry::Row;
     use std::sync::mpsc::sync_channel;
+
+    #[test]
+    fn a_microphone_without_a_row_waits_for_the_rows_of_those_not_seen_for_long() {
+        let config = Config::read(|_| None).unwrap();
+        let (events, _inbox) = sync_channel(1);
+        let (unknown, known) = (Registry::default(), Registry::read(&[row("alsa-card1")], None));
+        for (registry, absent, is_identified, is_waiting) in [
+            (&unknown, Absent::Expected, false, true),
+            (&unknown, Absent::Unavailable, true, true),
+            (&unknown, Absent::Known, true, false),
+            (&known, Absent::Expected, true, false),
+        ] {
+            let mut hardware = HardwareState::new(&config, &Prober::start().unwrap(), &events);
+            let microphone = Microphone { card: 1, pcm: 0, name: String::new(), usb: None, offer: Offer::default() };
+            let scan = Scan { microphones: vec![microphone], ..Scan::default() };
+            let rows = |absent| Rows { registry: Some(registry), absent };
+            assert!(hardware.answered(0, Ok(scan), rows(absent)).is_some());
+            let identified = |hardware: &HardwareState| online(&hardware.presences, "alsa-card1").is_some();
+            assert_eq!((identified(&hardware), hardware.is_waiting()), (is_identified, is_waiting), "{absent:?}");
+            assert_eq!(hardware.others == Others::Identity, registry.devices.is_empty());
+            // When they are known, it waits no more.
+            let _ = hardware.identify_earlier(rows(Absent::Known));
+            assert!(identified(&hardware) && !hardware.is_waiting());
+        }
+    }
+
+    fn row(key: &str) -> Row {
+        Row { kind: "device".to_owned(), key: key.to_owned(), body: None, fault: None }
+    }
 
     #[test]
     fn health_depends_on_the_second_failed_scan_in_a_row() {
@@ -229,7 +289,7 @@ mod tests {
         let mut hardware = HardwareState::new(&config, &Prober::start().unwrap(), &events);
         let mut scan = |succeeds: bool| {
             let scan = if succeeds { Ok(Scan::default()) } else { Err(Unknown("no such file".to_owned())) };
-            assert!(hardware.answered(0, scan, None).is_some());
+            assert!(hardware.answered(0, scan, Rows { registry: None, absent: Absent::Unavailable }).is_some());
             (hardware.state.is_ok(), hardware.details().is_ok())
         };
         // Before the first success, nothing is known.

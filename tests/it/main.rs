@@ -36,6 +36,8 @@ mod threads;
 mod live;
 // microphones that come, go, flap, move and resemble each other
 mod plug;
+// microphones that were not seen for a month: they cost nothing, and are known again
+mod absent;
 // a Podman that hangs, goes away or answers late
 mod podman_faults;
 // a Podman whose API service ends when it is idle and starts for the next client
