@@ -31,6 +31,8 @@ const PROBES: u32 = 3;
 pub struct Connection {
     socket: Socket,
     replies: Replies,
+    /// Whether nothing was read since something was sent.
+    has_asked: bool,
     database: i64,
 }
 
@@ -50,7 +52,8 @@ impl Connection {
     pub fn open(address: &ConnectionInfo, limit: usize) -> RedisResult<Self> {
         let settings = address.redis_settings();
         let socket = connect(address.addr())?;
-        let mut connection = Self { socket, replies: Replies::new(limit), database: settings.db() };
+        socket.set_read_timeout(Some(REPLY))?;
+        let mut connection = Self { socket, replies: Replies::new(limit), has_asked: false, database: settings.db() };
         if let Some(password) = settings.password() {
             connection.login(settings.username(), password)?;
         }
@@ -85,6 +88,7 @@ impl Connection {
     /// # Errors
     /// The connection is broken, or the server does not read in time.
     pub fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> Result<()> {
+        self.has_asked = true;
         while !bytes.is_empty() {
             match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(count) => bytes = &bytes[count..],
@@ -102,13 +106,16 @@ impl Connection {
     /// The connection is broken, the deadline has passed, or the reply is not valid.
     pub fn reply(&mut self, deadline: Option<Instant>) -> Result<Value> {
         let mut socket = &self.socket;
+        let has_asked = &mut self.has_asked;
         self.replies.next(&mut |buffer| {
             loop {
-                if let Some(deadline) = deadline {
+                // Most replies come in one piece, for which the time limit of the socket is enough.
+                if let Some(deadline) = deadline.filter(|_| !std::mem::take(has_asked)) {
                     wait_until(socket, PollFlags::IN, deadline)?;
                 }
                 match socket.read(buffer) {
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
                     result => return result,
                 }
             }
@@ -157,7 +164,11 @@ impl Subscription {
     pub fn open(address: &ConnectionInfo, channel: &str, limit: usize) -> RedisResult<Self> {
         let mut connection = Connection::open(address, limit)?;
         match connection.req_command(redis::cmd("SUBSCRIBE").arg(channel))?.extract_error()? {
-            Value::Array(reply) if is_text(reply.first(), b"subscribe") => Ok(Self { connection }),
+            Value::Array(reply) if is_text(reply.first(), b"subscribe") => {
+                // A message may come at any time.
+                connection.socket.set_read_timeout(None)?;
+                Ok(Self { connection })
+            }
             _ => Err(Error::new(ErrorKind::InvalidData, "the server did not confirm the subscription").into()),
         }
     }

@@ -82,6 +82,8 @@ struct Queue {
     /// How long the last answer took.
     latency: Option<Duration>,
     inquiry: Inquiry,
+    /// Callers that wait for the answer to a question.
+    asking: u32,
     /// Who is told that the audience changed; without one, Redis is not asked.
     interested: Option<SyncSender<Event>>,
     /// Why Redis is unavailable.
@@ -201,6 +203,7 @@ impl Publisher {
             forwarded: 0,
             latency: None,
             inquiry: Inquiry::new(),
+            asking: 0,
             interested: None,
             fault: Some("not connected yet".to_owned()),
             refused: Default::default(),
@@ -310,14 +313,17 @@ impl Publisher {
         let before = queue.inquiry.sent;
         if !queue.inquiry.is_refused {
             queue.inquiry.due = Instant::now();
+            queue.asking += 1;
             self.shared.filled.notify_one();
             while !queue.disconnected && queue.inquiry.answered <= before {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
+                    queue.asking -= 1;
                     return false;
                 }
                 queue = self.shared.answered.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
             }
+            queue.asking -= 1;
         }
         queue.inquiry.audience == Some(Audience::Somebody)
     }
@@ -406,7 +412,10 @@ impl PublisherShared {
             // If the queue is full, the main loop is awake and looks at the next tick.
             queue.interested.iter().for_each(|events| drop(events.try_send(Event::Audience)));
         }
-        self.answered.notify_all();
+        // A call to the kernel, even if nobody waits.
+        if queue.asking > 0 {
+            self.answered.notify_all();
+        }
     }
 
     /// Sleeps until the next try to connect; `false` when the thread must end instead.
