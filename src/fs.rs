@@ -21,6 +21,29 @@ pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
 }
 
+/// Reads a file of the kernel, at most `limit` bytes. The kernel returns its content in one read if the buffer is large
+/// enough, and the standard library would begin with 32 bytes.
+///
+/// # Errors
+/// The error of the system call.
+pub fn read_kernel(path: &Path, limit: usize) -> io::Result<String> {
+    let mut file = open(path)?;
+    let (mut bytes, mut length) = (vec![0; limit], 0);
+    loop {
+        let count = match file.read(&mut bytes[length..]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            result => result?,
+        };
+        length += count;
+        // A short read is the end.
+        if count == 0 || length < bytes.len() {
+            break;
+        }
+    }
+    bytes.truncate(length);
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
 /// The first bytes of a short file, such as an attribute in sysfs, without white space at the ends; `None` if they cannot
 /// be read as text.
 #[must_use]

@@ -10,7 +10,7 @@
 use crate::sorted_map::SortedMap;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -42,7 +42,7 @@ const SILENT: Duration = Duration::from_secs(15);
 /// Number of reads that may hang at the same time.
 const STUCK: usize = 8;
 /// The files have about 300 bytes.
-const LIMIT: u64 = 4 << 10;
+const LIMIT: usize = 4 << 10;
 /// Frames arrive several times within this time.
 const MOMENT: Duration = Duration::from_millis(500);
 /// Time for a Recorder to open its card.
@@ -280,9 +280,7 @@ fn folders(pcm: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = Vec::new();
-    files::open(path)?.take(LIMIT).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    files::read_kernel(path, LIMIT)
 }
 
 /// A running Recorder.

@@ -5,7 +5,6 @@
 //! Invariant: a number that cannot be read is `null`, never 0 and never an error; no decision depends on a metric. As
 //! `statvfs` blocks while a disk does not respond, the `probe` thread calls it; reading `/proc` does not block.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,8 +14,11 @@ use serde_json::{Map, Value, json};
 
 use crate::collect::by_insertion;
 use crate::decide::workspace::Placement;
+use crate::fs::read_kernel;
 use crate::probe::{self, Prober, Question, State};
 
+/// Of `/proc/stat`, what matters is at its beginning.
+const LIMIT: usize = 16 << 10;
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
 /// Clock ticks per second in `/proc/…/stat`: 100 in user space on all supported architectures.
@@ -69,6 +71,8 @@ struct Reading {
     host: Option<(u64, u64)>,
     /// Ticks of this process since it started.
     own: Option<u64>,
+    /// Number of processors.
+    processors: Option<usize>,
 }
 
 impl Meter {
@@ -95,7 +99,7 @@ impl Meter {
     pub fn sample(&mut self) -> Map<String, Value> {
         let now = read(&self.proc);
         let last = std::mem::replace(&mut self.last, now);
-        let text = |file: &str| fs::read_to_string(self.proc.join(file)).unwrap_or_default();
+        let text = |file: &str| read_kernel(&self.proc.join(file), LIMIT).unwrap_or_default();
 
         let status = text("self/status");
         let elapsed = now.at.saturating_duration_since(last.at).as_secs_f64();
@@ -109,7 +113,6 @@ impl Meter {
         let host_cpu = now.host.zip(last.host).map(|((busy, all), (last_busy, last_all))| {
             percent(busy.saturating_sub(last_busy) as f64, all.saturating_sub(last_all) as f64)
         });
-        let processors = text("stat").lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
         let memory = text("meminfo");
         let total = field(&memory, "MemTotal:").map(|kib| kib as f64 * 1024.0);
         let available = field(&memory, "MemAvailable:").map(|kib| kib as f64 * 1024.0);
@@ -119,7 +122,7 @@ impl Meter {
         self.free = storage.map(|usage| usage.free);
         let host = json!({
             "cpu_percent": host_cpu,
-            "cpu_count": (processors > 0).then_some(processors),
+            "cpu_count": now.processors,
             "memory_used_mb": used.map(|bytes| round(bytes / MIB)),
             "memory_total_mb": total.map(|bytes| round(bytes / MIB)),
             "memory_percent": used.zip(total).map(|(used, total)| percent(used, total)),
@@ -191,10 +194,13 @@ fn usage(path: &Path) -> Option<Usage> {
 }
 
 fn read(proc: &Path) -> Reading {
-    let text = |file: &str| fs::read_to_string(proc.join(file)).ok();
+    let text = |file: &str| read_kernel(&proc.join(file), LIMIT).ok();
+    let host = text("stat");
+    let count = |text: &String| text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
     Reading {
         at: Instant::now(),
-        host: text("stat").and_then(|text| host_ticks(&text)),
+        processors: host.as_ref().map(count).filter(|count| *count > 0),
+        host: host.and_then(|text| host_ticks(&text)),
         own: text("self/stat").and_then(|text| own_ticks(&text)),
     }
 }
