@@ -184,6 +184,14 @@ struct Rule<'a> {
     containers: Option<&'a [Container]>,
 }
 
+/// Unique values that earlier changes have taken.
+#[derive(Default)]
+struct New {
+    /// Workspace names, each with its device.
+    names: SortedMap<String, String>,
+    serial_numbers: SortedSet<String>,
+}
+
 impl Registry {
     /// Reads all rows. An invalid row is reported in `faults` and affects only itself. `previous` are the last known
     /// settings, which stay in force where the rows contain none.
@@ -327,13 +335,12 @@ impl Registry {
     pub fn changes(&self, presences: &Presences, at: &str, fallback: Option<&str>, containers: Option<&[Container]>) -> Vec<RowChange> {
         let fallback = fallback.filter(|slug| matches!(self.profiles.get(*slug), Some(Ok(_))));
         let rule = Rule { at, fallback, containers };
-        let mut taken = self.workspace_names.clone();
-        let mut serials = self.serial_numbers.clone();
+        let mut new = New::default();
         let mut changes = Vec::new();
         for (id, presence) in presences.iter() {
             let change = match (self.devices.get(id), presence) {
-                (None, Presence::Online(microphone)) => Some(self.insert(id, microphone, &rule, &mut taken, &mut serials)),
-                (Some(Ok(device)), Presence::Online(microphone)) => self.update(id, device, microphone, &rule, &mut taken),
+                (None, Presence::Online(microphone)) => Some(self.insert(id, microphone, &rule, &mut new)),
+                (Some(Ok(device)), Presence::Online(microphone)) => self.update(id, device, microphone, &rule, &mut new),
                 (Some(Ok(device)), Presence::Offline) if device.online => Some(RowChange { status: Some("offline"), ..RowChange::of(id) }),
                 _ => None,
             };
@@ -370,16 +377,10 @@ impl Registry {
         profile::best(self.scores(microphone))
     }
 
-    fn insert(
-        &self,
-        id: &str,
-        microphone: &Microphone,
-        rule: &Rule<'_>,
-        taken: &mut SortedMap<String, String>,
-        serials: &mut SortedSet<String>,
-    ) -> RowChange {
+    fn insert(&self, id: &str, microphone: &Microphone, rule: &Rule<'_>, new: &mut New) -> RowChange {
         let serial = microphone.usb.as_ref().and_then(|usb| usb.serial.clone());
-        let serial_number = serial.filter(|serial| serials.insert(serial.clone())).unwrap_or_else(|| id.to_owned());
+        let is_free = |serial: &String| !self.serial_numbers.contains(serial) && new.serial_numbers.insert(serial.clone());
+        let serial_number = serial.filter(is_free).unwrap_or_else(|| id.to_owned());
         let mut change = RowChange {
             insert: Some(Insert { serial_number }),
             status: Some("online"),
@@ -389,19 +390,12 @@ impl Registry {
         };
         self.enroll(&mut change, microphone, rule);
         if let Some((profile, Enrollment::Enrolled)) = change.enroll.clone() {
-            change.workspace = rule.name_for(id, &profile, microphone, taken);
+            change.workspace = self.name_for(id, &profile, microphone, rule, new);
         }
         change
     }
 
-    fn update(
-        &self,
-        id: &str,
-        device: &Device,
-        microphone: &Microphone,
-        rule: &Rule<'_>,
-        taken: &mut SortedMap<String, String>,
-    ) -> Option<RowChange> {
+    fn update(&self, id: &str, device: &Device, microphone: &Microphone, rule: &Rule<'_>, new: &mut New) -> Option<RowChange> {
         let mut change = RowChange::of(id);
         if !device.online {
             change.status = Some("online");
@@ -434,9 +428,26 @@ impl Registry {
             _ => None,
         };
         if let Some(slug) = enrolled_with.filter(|slug| !device.workspace.as_deref().is_some_and(|name| belongs_to_profile(name, slug))) {
-            change.workspace = rule.name_for(id, slug, microphone, taken);
+            change.workspace = self.name_for(id, slug, microphone, rule, new);
         }
         (change != RowChange::of(id)).then_some(change)
+    }
+
+    /// A workspace name for a device. If its container runs, that is the name of the folder to which it records: the first
+    /// version of the Python Controller does not save the name, and cuts it short in another way.
+    fn name_for(&self, id: &str, slug: &str, microphone: &Microphone, rule: &Rule<'_>, new: &mut New) -> Option<String> {
+        let others: SortedSet<&str> =
+            by_insertion(self.workspace_names.iter().chain(&new.names).filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
+        let is_own = |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id);
+        let running = rule.containers?.iter().filter(|container| !container.state.is_over()).filter(is_own);
+        let mut folders = running.filter_map(|container| folder_of(&container.name));
+        let in_use = folders.find(|folder| belongs_to_profile(folder, slug) && !others.contains(folder));
+        let usb = microphone.usb.as_ref();
+        let (serial, bus_path) = (usb.and_then(|usb| usb.serial.as_deref()), usb.map(|usb| usb.bus_path.as_str()));
+        let unused = || workspace_name(slug, id, serial, bus_path, microphone.card.into(), &others);
+        let name = in_use.map_or_else(unused, str::to_owned);
+        new.names.insert(name.clone(), id.to_owned());
+        Some(name)
     }
 
     /// Matches the microphone with the profiles: enrols it, suggests a profile, or requests a decision by the user.
@@ -495,24 +506,6 @@ impl RowChange {
 fn port(row: &Value) -> Port {
     let text = |key: &str| row["config"][key].as_str().map(str::to_owned);
     Port { bus_path: text("usb_bus_path"), port_path: text("usb_port_path") }
-}
-
-impl Rule<'_> {
-    /// A workspace name for a device. If its container runs, that is the name of the folder to which it records: the first
-    /// version of the Python Controller does not save the name, and cuts it short in another way.
-    fn name_for(&self, id: &str, slug: &str, microphone: &Microphone, taken: &mut SortedMap<String, String>) -> Option<String> {
-        let others: SortedSet<&str> = by_insertion(taken.iter().filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
-        let is_own = |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id);
-        let running = self.containers?.iter().filter(|container| !container.state.is_over()).filter(is_own);
-        let mut folders = running.filter_map(|container| folder_of(&container.name));
-        let in_use = folders.find(|folder| belongs_to_profile(folder, slug) && !others.contains(folder));
-        let usb = microphone.usb.as_ref();
-        let (serial, bus_path) = (usb.and_then(|usb| usb.serial.as_deref()), usb.map(|usb| usb.bus_path.as_str()));
-        let new = || workspace_name(slug, id, serial, bus_path, microphone.card.into(), &others);
-        let name = in_use.map_or_else(new, str::to_owned);
-        taken.insert(name.clone(), id.to_owned());
-        Some(name)
-    }
 }
 
 /// The row of the settings with those keys of an earlier one that it lacks and that decide about Recorders.
