@@ -89,6 +89,7 @@ $(VIRTUAL)/silvasonic-controller.deb: $(SOURCES) $(shell find packaging -type f)
 	@echo "building the package for the virtual stations"
 	@$(MAKE) --no-print-directory deb ARCHS=amd64 >/dev/null
 	@mkdir -p $(@D)
+	@cp $(TARGET)/packages/silvasonic_controller_$(VERSION)_amd64.oci.tar $(@D)/controller.oci.tar
 	@cp $(TARGET)/packages/silvasonic-controller_$(VERSION)_amd64.deb $@
 
 $(VIRTUAL)/recorder: tests/virtual-station/capture.c

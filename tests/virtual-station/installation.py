@@ -1,7 +1,9 @@
 """Scenarios of the installation: what a user types, from a bare Debian to a recording, and what comes after it."""
 
+import time
+
 from scenarios import RATE, RECORDS
-from station import ARCHIVE
+from station import ARCHIVE, PROJECT, SETTINGS
 
 WORKSPACE = "/mnt/data/workspace/recorder"
 # A file that is being written, with a second of sound.
@@ -66,6 +68,31 @@ def rootless(station, report):
     report.equal("the Recorder still runs", owner, station.probe("frames", 60)["owner"])
     station.guest.reboot()
     frames_after_boot(station, report)
+
+
+def quadlet(station, report):
+    """The Controller is a container that systemd runs; Podman of Debian 12 is too old for that."""
+    if station.guest.suite == "bookworm":
+        return
+    station.resume()
+    for name, path in ((f"{PROJECT}/packaging/silvasonic-controller.container", "/etc/containers/systemd/silvasonic-controller.container"),
+                       (f"{station.guest.images}/controller.oci.tar", "/root/image.tar")):
+        with open(name, "rb") as file:
+            station.guest.put(path, file.read())
+    station.guest.put(SETTINGS, b"SILVASONIC_DB_HOST=host.containers.internal\nSILVASONIC_REDIS_URL=redis://host.containers.internal:6379/0\n", 0o600)
+    # Both servers listen in the network of the containers.
+    station.run("cd /; echo host all all 10.0.0.0/8 scram-sha-256 >> $(echo /etc/postgresql/*/main/pg_hba.conf);"
+                "runuser -u postgres -- psql -qc \"alter system set listen_addresses = '*'\"; systemctl restart postgresql;"
+                "redis-cli config set bind '*'; redis-cli config set protected-mode no; podman load -q -i /root/image.tar", timeout_s=120)
+    station.run("systemctl daemon-reload && systemctl start silvasonic-controller", timeout_s=200)
+    station.until("the Controller is well", "podman exec silvasonic-controller /silvasonic-controller health")
+    report.equal("user of the Recorder", "root", station.run(f"stat -c %U /proc/{station.plug()['owner']}").strip())
+    station.until("the Controller sees frames", "podman exec silvasonic-controller /silvasonic-controller devices | grep -q ' recording since '")
+    begun = time.monotonic()
+    station.run("systemctl stop silvasonic-controller", timeout_s=60)
+    report.at_most("service to stopped", 20, time.monotonic() - begun)
+    report.equal("containers that are left", "", station.run("podman ps -aq").strip())
+    report.equal("whether it had to be killed", "0", station.run("journalctl -b -u silvasonic-controller -o cat | grep -c SIGKILL || true").strip())
 
 
 def as_user(station, command):
