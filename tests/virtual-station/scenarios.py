@@ -98,7 +98,7 @@ def power(station, report):
     station.start(station.recorder)
     station.plug()
     station.until("the session is in the ledger", OPEN)
-    time.sleep(60)
+    time.sleep(30)
     cut = float(station.run("date +%s.%N"))
     station.guest.cut_power()
     station.guest.boot()
@@ -140,7 +140,7 @@ def clock(station, report):
     station.until("the session is in the ledger", OPEN)
     before = station.stream()
     station.run("date -s '+1 year'")
-    time.sleep(60)
+    time.sleep(30)
     now = station.stream()
     station.guest.unplug("m1")
     station.until("the session is closed", CLOSED)
@@ -211,7 +211,7 @@ def mount(station, report):
 
 def cuts(station, report):
     """Power cuts at random instants of a plug, a creation and a replacement. The station comes back each time."""
-    count = int(os.environ.get("CUTS", "20"))
+    count = int(os.environ.get("CUTS", "10"))
     dice = random.Random(os.environ.get("SEED"))
     change = ("runuser -u postgres -- psql -qd silvasonic -c \"update microphone_profiles set config ="
               " jsonb_set(config, '{processing,gain_db}', to_jsonb(round(random() * 20)))\"; redis-cli publish silvasonic:nudge reconcile")
