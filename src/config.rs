@@ -21,6 +21,7 @@ use crate::collect::{by_insertion, sort_by_key};
 use crate::decide::pressure::ShedLimits;
 use crate::decide::spec::RecorderSettings;
 use crate::decide::worker::{WorkerSettings, cpu_quota, memory_bytes};
+use crate::redis_url;
 use crate::text::is_invisible;
 
 /// Every variable with its default and meaning, in the order of the README's table.
@@ -508,7 +509,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
     fn redis_url(&mut self, name: &'static str, default: &str) -> String {
         let expected = "redis://[user:password@]host[:port][/number] or unix:///path";
         self.convert((name, None), default, expected, Kind::Url, |text| {
-            redis::Client::open(text).ok().filter(|_| !is_cut_short(text)).map(|_| text.to_owned())
+            redis_url::parse(text).filter(|_| !is_cut_short(text)).map(|_| text.to_owned())
         })
     }
 

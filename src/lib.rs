@@ -103,6 +103,7 @@ pub mod poll;
 pub mod probe;
 pub mod rate_limit;
 pub mod redis;
+pub mod redis_url;
 pub mod replace;
 pub mod report;
 pub mod saver;

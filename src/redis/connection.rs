@@ -9,12 +9,13 @@ use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant};
 
 use redis::io::tcp::socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
-use redis::{Cmd, ConnectionAddr, ConnectionInfo, ConnectionLike, IntoConnectionInfo, RedisError, RedisResult, Value};
+use redis::{Cmd, ConnectionAddr, ConnectionInfo, ConnectionLike, RedisError, RedisResult, Value};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
 use crate::redis::reply::Replies;
+use crate::redis_url;
 use crate::text::shown;
 
 /// For connecting to each address of the server.
@@ -41,7 +42,7 @@ pub struct Connection {
 /// # Errors
 /// It is not a URL of Redis.
 pub fn address(url: &str) -> RedisResult<ConnectionInfo> {
-    url.into_connection_info()
+    redis_url::parse(url).ok_or_else(|| (redis::ErrorKind::InvalidClientConfig, "the URL is malformed").into())
 }
 
 impl Connection {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use silvasonic_controller::decide::profile::ProfileConfig;
 use silvasonic_controller::json::from_str;
 use silvasonic_controller::redis::publisher::redacted;
+use silvasonic_controller::redis_url;
 use silvasonic_controller::text::shown;
 
 const NAME: &str = "at most 256 bytes without control characters";
@@ -81,7 +82,7 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<Strin
     let profile = checked("SILVASONIC_RECORDER_PROFILE_SLUG", NAME, is_name);
     let config = checked("SILVASONIC_RECORDER_CONFIG_JSON", "JSON", |text| from_str::<Value>(text).is_ok());
     let instance = checked("SILVASONIC_INSTANCE_ID", NAME, is_name);
-    let redis_url = checked("SILVASONIC_REDIS_URL", "a Redis URL", |text| redis::Client::open(text).is_ok());
+    let redis_url = checked("SILVASONIC_REDIS_URL", "a Redis URL", |text| redis_url::parse(text).is_some());
     let port = checked("SILVASONIC_RECORDER_PORT", "a port number from 0 to 65535", |text| text.parse::<u16>().is_ok());
     #[cfg(feature = "capture")]
     let reserve = checked("SILVASONIC_RECORDER_RESERVE_MB", "a whole number from 0 to 1000000", |text| {
