@@ -1,6 +1,7 @@
 //! The program: command line, settings, logger, threads and exit code. It makes no decisions.
 
 use std::backtrace::Backtrace;
+use std::ffi::OsString;
 use std::io::{ErrorKind, Stderr, Write};
 use std::panic::PanicHookInfo;
 use std::path::Path;
@@ -132,20 +133,23 @@ fn fail(why: &str) -> ExitCode {
 fn read_settings(command: Command) -> Result<Config, Vec<SettingFault>> {
     let own = |name: &str| std::env::var_os(name);
     let is_set = VARIABLES.iter().any(|(name, ..)| own(name).is_some());
-    if command == Command::Run || is_set {
-        return Config::read_with(own, Path::exists);
-    }
-    let text = match std::fs::read_to_string(SERVICE_SETTINGS) {
-        Ok(text) => text,
-        Err(why) if why.kind() == ErrorKind::NotFound => return Config::read_with(own, Path::exists),
-        Err(why) => {
-            report(&format!("{SERVICE_SETTINGS}: {why}; the defaults apply: repeat this with sudo to use the settings of the service"));
-            return Config::read_with(own, Path::exists);
-        }
-    };
-    let variables = parse_environment(&text);
+    let variables = if command == Command::Run || is_set { Vec::new() } else { settings_of_service() };
     let of_service = |name: &str| variables.iter().rev().find(|(variable, _)| variable == name).map(|(_, value)| value.clone());
+    // One call: each other one would be another copy of it, 15 kB of program.
     Config::read_with(|name| own(name).or_else(|| of_service(name)), Path::exists)
+}
+
+/// None if there is no service; reports why they cannot be read.
+fn settings_of_service() -> Vec<(String, OsString)> {
+    match std::fs::read_to_string(SERVICE_SETTINGS) {
+        Ok(text) => parse_environment(&text),
+        Err(why) => {
+            if why.kind() != ErrorKind::NotFound {
+                report(&format!("{SERVICE_SETTINGS}: {why}; the defaults apply: repeat this with sudo to use the settings of the service"));
+            }
+            Vec::new()
+        }
+    }
 }
 
 fn settings(command: Command) -> Result<Config, ExitCode> {
