@@ -58,3 +58,40 @@ fn a_service_that_is_killed_and_started_by_the_next_request_costs_no_recording()
     station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     assert_eq!(station.podman.mark(ULTRAMIC), mark);
 }
+
+/// Connects a microphone while no API service runs, and the next one needs `delay` before it starts.
+fn connect_while_asleep(delay: Duration) {
+    let station = Station::plan().activated().up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    // The second look at what was remembered of Podman is over.
+    eventually(SOON, "the engine kept", || station.workspace().join("recorder/.controller-engine").exists().then_some(()));
+    let mark = station.podman.mark(ULTRAMIC);
+    let before = asleep(&station);
+    station.podman.slow_activation(delay);
+    let logged = controller.log().len();
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    // The test itself asks Podman nothing meanwhile, which would start the service, too.
+    eventually(SOON, "the start of the Recorder", || {
+        let (status, health) = controller.get("/healthy").expect("/healthy answers");
+        assert_eq!((status, &health["components"]["podman"]["healthy"]), (200, &Value::Bool(true)), "{health}");
+        controller.log()[logged..].contains(&format!("{RODE} started in ")).then_some(())
+    });
+    let log = controller.log().split_off(logged);
+    assert!(!log.contains("[WARN]") && !log.contains("[ERROR]"), "{log}");
+    assert_eq!(station.podman.activations().len(), before + 1);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    assert_eq!(station.podman.mark(ULTRAMIC), mark);
+}
+
+#[test]
+fn a_microphone_that_is_connected_while_the_service_sleeps_is_recorded() {
+    connect_while_asleep(Duration::ZERO);
+}
+
+#[test]
+fn a_service_that_starts_slowly_delays_a_new_recorder_and_is_no_fault() {
+    connect_while_asleep(Duration::from_secs(3));
+}
