@@ -65,7 +65,7 @@ pub enum Event {
         /// Which rows were to be read.
         scope: Arc<Scope>,
         /// The rows.
-        rows: Result<Vec<Row>, NoRows>,
+        rows: Result<Arc<Vec<Row>>, NoRows>,
     },
     /// The rows that an earlier run saved were read, `None` if there are none.
     Saved(Option<Vec<Row>>),

@@ -84,7 +84,8 @@ pub struct DatabaseState {
     leads: bool,
     /// Whether the differences of this tick were written.
     recorded: bool,
-    rows: Vec<Row>,
+    /// The last rows; the thread that reads them shares them.
+    rows: Arc<Vec<Row>>,
     /// Which rows are read from now on.
     scope: Arc<Scope>,
     /// Whether a microphone needs a name, which must be different from all others.
@@ -168,7 +169,7 @@ impl DatabaseState {
             last_delete: None,
             leads: false,
             recorded: false,
-            rows: Vec::new(),
+            rows: Arc::default(),
             scope: Arc::default(),
             wants_names: false,
             read: Arc::default(),
@@ -314,7 +315,7 @@ impl DatabaseState {
     }
 
     /// Handles an answer; that of an abandoned thread is ignored.
-    pub fn answered(&mut self, generation: u64, scope: Arc<Scope>, rows: Result<Vec<Row>, NoRows>) {
+    pub fn answered(&mut self, generation: u64, scope: Arc<Scope>, rows: Result<Arc<Vec<Row>>, NoRows>) {
         if generation != self.worker.generation {
             return;
         }
@@ -376,7 +377,7 @@ impl DatabaseState {
     fn use_saved(&mut self) {
         if let Some(rows) = self.saved.take() {
             info!("using the desired state saved by an earlier run until PostgreSQL responds");
-            self.apply(rows);
+            self.apply(Arc::new(rows));
         }
     }
 
@@ -392,7 +393,7 @@ impl DatabaseState {
         self.saver.finish(deadline);
     }
 
-    fn apply(&mut self, rows: Vec<Row>) {
+    fn apply(&mut self, rows: Arc<Vec<Row>>) {
         self.registry = Some(Registry::read(&rows, self.registry.as_ref().map(|known| &known.system)));
         self.rows = rows;
     }
@@ -567,7 +568,7 @@ mod tests {
         state.lead();
         assert!(thread.begin());
         thread.answer();
-        state.answered(0, Arc::default(), Ok(rows("new")));
+        state.answered(0, Arc::default(), Ok(rows("new").into()));
         let row = SessionRow {
             id: 1,
             device: "a".to_owned(),
@@ -605,7 +606,7 @@ mod tests {
         state.lead();
         assert!(thread.begin());
         thread.answer();
-        state.answered(0, Arc::default(), Ok(rows("known")));
+        state.answered(0, Arc::default(), Ok(rows("known").into()));
         state.unread.clear();
         state.need(&presences, &[], Others::Nothing);
         assert!(!thread.begin(), "nothing more is needed");
@@ -616,11 +617,11 @@ mod tests {
         assert!(scope.has_identities());
         // An answer to an earlier request.
         thread.answer();
-        state.answered(0, Arc::default(), Ok(rows("known")));
+        state.answered(0, Arc::default(), Ok(rows("known").into()));
         state.record(&presences, None);
         assert!(state.recorded && !thread.begin(), "its row may exist");
         state.observed();
-        state.answered(0, scope, Ok(rows("known")));
+        state.answered(0, scope, Ok(rows("known").into()));
         state.record(&presences, None);
         assert!(thread.begin(), "it is written");
         // When the others are not needed any more, that is noticed at the next tick.
@@ -632,7 +633,7 @@ mod tests {
     #[test]
     fn a_request_that_waits_reads_what_is_needed_when_it_begins() {
         let (mut state, thread) = state();
-        state.answered(0, Arc::default(), Ok(rows("known")));
+        state.answered(0, Arc::default(), Ok(rows("known").into()));
         state.ask(&Presences::new(Duration::ZERO), None, Hardware::Unchanged, Instant::now());
         state.ask_again();
         assert!(!thread.begin_read().unwrap().has_identities());
@@ -656,16 +657,16 @@ mod tests {
                 assert!(state.registry.is_none());
                 state.loaded(Some(rows("saved")));
             }
-            assert_eq!(state.rows, rows("saved"));
-            state.answered(0, Arc::default(), Ok(rows("new")));
-            assert_eq!(state.rows, rows("new"));
+            assert_eq!(*state.rows, rows("saved"));
+            state.answered(0, Arc::default(), Ok(rows("new").into()));
+            assert_eq!(*state.rows, rows("new"));
         }
         // Read late, whether the database is available or not.
         let (mut state, _thread) = state();
-        state.answered(0, Arc::default(), Ok(rows("new")));
+        state.answered(0, Arc::default(), Ok(rows("new").into()));
         state.answered(0, Arc::default(), Err(NoRows::NoAnswer));
         state.loaded(Some(rows("saved")));
-        assert_eq!(state.rows, rows("new"));
+        assert_eq!(*state.rows, rows("new"));
     }
 
     #[test]
@@ -675,7 +676,7 @@ mod tests {
         state.lead();
         assert!(thread.begin());
         thread.answer();
-        state.answered(0, Arc::default(), Ok(rows("new")));
+        state.answered(0, Arc::default(), Ok(rows("new").into()));
         state.record(&presences, None);
         assert!(!state.recorded && state.waits_for_files());
         assert!(state.due().is_some_and(|due| due <= state.files_until));

@@ -234,7 +234,7 @@ struct WorkerThread {
     scope: Arc<Mutex<Arc<Scope>>>,
     rate_limit: RateLimit,
     /// The rows of the last answer.
-    rows: Option<Vec<Row>>,
+    rows: Option<Arc<Vec<Row>>>,
     /// Whether PostgreSQL did not answer the last call in time.
     is_silent: bool,
     /// The scope of the last answer, if it consisted of these rows.
@@ -261,7 +261,7 @@ impl WorkerThread {
         }
     }
 
-    fn serve(&mut self, request: Request, scope: &Scope) -> Result<Option<Vec<Row>>, NoRows> {
+    fn serve(&mut self, request: Request, scope: &Scope) -> Result<Option<Arc<Vec<Row>>>, NoRows> {
         match request {
             Request::Read | Request::Check => {}
             Request::Write(changes) => self.write(changes),
@@ -273,7 +273,7 @@ impl WorkerThread {
     }
 
     /// Reads the rows; `None` if they have not changed.
-    fn read(&mut self, scope: &Scope) -> Result<Option<Vec<Row>>, NoRows> {
+    fn read(&mut self, scope: &Scope) -> Result<Option<Arc<Vec<Row>>>, NoRows> {
         if self.db.is_none() {
             // The thread before this one hangs, because its call could not be ended.
             if self.generation > 0 {
@@ -295,11 +295,12 @@ impl WorkerThread {
             self.read_sessions();
         }
         let rows = self.with(|db| db.snapshot(scope)).map_err(|why| self.no_rows(why))?;
-        if self.rows.as_ref() == Some(&rows) {
+        if self.rows.as_deref() == Some(&rows) {
             return Ok(None);
         }
         self.shared.settings.answered(&rows);
-        self.rows = Some(rows.clone());
+        let rows = Arc::new(rows);
+        self.rows = Some(Arc::clone(&rows));
         Ok(Some(rows))
     }
 
