@@ -28,8 +28,9 @@ use crate::podman::client::Podman;
 const SLOW_START: Duration = Duration::from_secs(2);
 /// Time for a Recorder to close its files before it is killed, unless a shutdown leaves less.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Likewise, for one whose capture stands still: each second without frames counts, and one that is frozen closes nothing.
-const STALLED_STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Likewise, for one whose capture stands still. One that lives has had no frame to write for the whole time limit of the
+/// capture, and closes its file within a second. One that is frozen ignores the signal, so that all of this time is a gap.
+const STALLED_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time that Podman needs to kill a Recorder that did not end, and to remove it.
 const KILL_MARGIN: Duration = Duration::from_millis(1500);
 /// An action that takes longer hangs: the deadlines of all its calls together are shorter.

@@ -2,7 +2,7 @@
 //! that stands still.
 
 use super::commands::typed;
-use super::station::{Controller, Station, eventually};
+use super::station::{Controller, Proxy, Station, eventually};
 use super::tree::Card;
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -142,7 +142,8 @@ fn wait_other(station: &Station, before: &Option<(Value, Value)>) -> Option<(Val
 #[test]
 fn a_frozen_recorder_is_replaced_and_one_that_captures_is_not() {
     let station = Station::up();
-    let (controller, pcm) = captured(&station, &[]);
+    let proxy = Proxy::new(station.dir().join("proxy.sock"), station.podman.socket());
+    let (controller, pcm) = captured(&station, &[("SILVASONIC_CONTAINER_SOCKET", proxy.path())]);
     let before = station.podman.mark(ULTRAMIC);
     station.podman.exec(&["kill", "--signal", "STOP", ULTRAMIC]);
     pcm.state("XRUN");
@@ -150,6 +151,9 @@ fn a_frozen_recorder_is_replaced_and_one_that_captures_is_not() {
     let line = controller.wait_log("; its Recorder is replaced", SOON);
     assert!(line.contains("microphone 0869-0389-034F6A21: no frames for ") && line.contains("(XRUN)"), "{line}");
     controller.wait_log(&format!("{ULTRAMIC} started in "), SOON);
+    // It ignores the signal, so that Podman waits for the whole of that time before it kills it.
+    assert_eq!(proxy.lines("/stop?").len(), 1);
+    assert_eq!(proxy.lines("/stop?timeout=2$").len(), 1, "{:?}", proxy.lines("/stop?"));
     wait_told(&station, "frames again", &json!([true, false, "recording", true]), || pcm.advance());
     // Its predecessor goes when it is proven, and it is left alone.
     eventually(READ, "one container", || {
