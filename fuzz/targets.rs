@@ -212,6 +212,7 @@ pub(crate) fn environment(data: &[u8]) {
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", recorder.memory.to_string()),
             ("SILVASONIC_RECORDER_CPU_LIMIT", format!("{}", recorder.cpu_quota as f64 / 100_000.0)),
             ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", recorder.restart_tries.to_string()),
+            ("SILVASONIC_RECORDER_RESERVE_MB", recorder.reserve_mb.map(|megabytes| megabytes.to_string()).unwrap_or_default()),
             ("SILVASONIC_RECORDER_PRIVILEGED", recorder.privileged.to_string()),
             ("SILVASONIC_RECONCILE_INTERVAL_S", seconds(config.interval)),
             ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", seconds(config.grace)),

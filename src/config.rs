@@ -47,6 +47,11 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("SILVASONIC_RECORDER_MEMORY_LIMIT", "512m", "memory limit of a Recorder: bytes, or with b, k, m, g; at least 6m"),
     ("SILVASONIC_RECORDER_CPU_LIMIT", "1.0", "CPU limit of a Recorder in cores, 0.01-512"),
     ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "5", "Podman's own on-failure retries, 0-100; the Controller itself always retries"),
+    (
+        "SILVASONIC_RECORDER_RESERVE_MB",
+        "that of the image, 512",
+        "free space of the workspace's disk, in 10^6 bytes, that Recorders never write to, 0-1000000",
+    ),
     ("SILVASONIC_RECORDER_PRIVILEGED", "true", "whether Recorders are privileged containers; false: access to `/dev/snd` only"),
     ("SILVASONIC_RECONCILE_INTERVAL_S", "1.0", "tick of the main loop in seconds, 0.1-60"),
     ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "3.0", "seconds that a disconnected microphone still counts as online, 0-3600"),
@@ -351,6 +356,7 @@ impl Config {
                 restart_tries: env.parsed("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", None, "5", "a whole number from 0 to 100", |text| {
                     text.parse().ok().filter(|tries| *tries <= 100)
                 }),
+                reserve_mb: env.parsed("SILVASONIC_RECORDER_RESERVE_MB", None, "", "a whole number from 0 to 1000000", reserve_mb),
                 privileged: env.parsed("SILVASONIC_RECORDER_PRIVILEGED", None, "true", "true or false", |text| text.parse().ok()),
             },
             workspace_local: env.optional_path("SILVASONIC_RECORDER_WORKSPACE_LOCAL").unwrap_or_else(|| workspace.join("recorder")),
@@ -634,6 +640,11 @@ fn is_host(text: &str) -> bool {
     is_plain(text) && (text.starts_with('/') || !text.contains('/'))
 }
 
+/// `None` if the text is malformed; empty text is no number.
+fn reserve_mb(text: &str) -> Option<Option<u32>> {
+    if text.is_empty() { Some(None) } else { text.parse().ok().filter(|megabytes| *megabytes <= 1_000_000).map(Some) }
+}
+
 fn number_within(text: &str, least: f64, most: f64) -> Option<f64> {
     text.parse().ok().filter(|number: &f64| (least..=most).contains(number))
 }
@@ -783,6 +794,7 @@ mod tests {
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1m"),
             ("SILVASONIC_RECORDER_CPU_LIMIT", "0"),
             ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "101"),
+            ("SILVASONIC_RECORDER_RESERVE_MB", "1000001"),
             ("SILVASONIC_RECORDER_PRIVILEGED", "no"),
             ("SILVASONIC_RECONCILE_INTERVAL_S", "NaN"),
             ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "-1"),
@@ -841,6 +853,7 @@ mod tests {
             ("SILVASONIC_RECORDER_MEMORY_LIMIT", "1g"),
             ("SILVASONIC_RECORDER_CPU_LIMIT", "2"),
             ("SILVASONIC_RECORDER_RESTART_MAX_RETRIES", "0"),
+            ("SILVASONIC_RECORDER_RESERVE_MB", "0"),
             ("SILVASONIC_RECORDER_PRIVILEGED", "false"),
             ("SILVASONIC_RECONCILE_INTERVAL_S", "2"),
             ("SILVASONIC_DEVICE_OFFLINE_GRACE_PERIOD_S", "0"),
@@ -994,6 +1007,7 @@ mod tests {
                 "SILVASONIC_SHUTDOWN_TIMEOUT_S" => "12",
                 "SILVASONIC_CONTAINER_SOCKET" => "/run/podman/podman.sock",
                 "SILVASONIC_RECORDER_WORKSPACE_LOCAL" => "/mnt/data/workspace/recorder",
+                "SILVASONIC_RECORDER_RESERVE_MB" => "512",
                 "SILVASONIC_FALLBACK_PROFILE" => "generic_usb",
                 "SILVASONIC_RECORDER_REDIS_URL" | "SILVASONIC_CONFIG_DIR" | "SILVASONIC_HOST_ROOT" => "",
                 _ => default,

@@ -49,11 +49,13 @@ const DEVICE: &str = "SILVASONIC_RECORDER_DEVICE";
 const CONFIG_JSON: &str = "SILVASONIC_RECORDER_CONFIG_JSON";
 const INSTANCE: &str = "SILVASONIC_INSTANCE_ID";
 const REDIS_URL: &str = "SILVASONIC_REDIS_URL";
+const RESERVE: &str = "SILVASONIC_RECORDER_RESERVE_MB";
 /// Variables whose values may be shown.
-const PUBLIC: [&str; 8] = [
+const PUBLIC: [&str; 9] = [
     DEVICE,
     CONFIG_JSON,
     INSTANCE,
+    RESERVE,
     "SILVASONIC_RECORDER_PROFILE_SLUG",
     "PULSE_SERVER",
     "PIPEWIRE_RUNTIME_DIR",
@@ -99,6 +101,9 @@ pub struct RecorderSettings {
     pub cpu_quota: u64,
     /// Number of restarts by Podman after failures.
     pub restart_tries: u32,
+    /// Free space of the disk, in 10⁶ bytes, that is never written to; `None` = that of the image. A variable that is
+    /// not set is not passed on, so that the hash is that of earlier versions.
+    pub reserve_mb: Option<u32>,
     /// Whether its container is privileged.
     pub privileged: bool,
 }
@@ -179,6 +184,7 @@ impl Tier2ServiceSpec {
             ("PULSE_SERVER", String::new()),
             ("PIPEWIRE_RUNTIME_DIR", String::new()),
         ];
+        let reserve = recorder.reserve_mb.map(|megabytes| (RESERVE, megabytes.to_string()));
         let source = recorder.workspace.join("recorder").join(folder).to_string_lossy().into_owned();
         Self {
             name: container_name(folder),
@@ -190,7 +196,7 @@ impl Tier2ServiceSpec {
             image: recorder.image.clone(),
             network: recorder.network.clone(),
             owner: recorder.owner.clone(),
-            environment: by_insertion(environment.into_iter().map(|(name, value)| (name.to_owned(), value))),
+            environment: by_insertion(environment.into_iter().chain(reserve).map(|(name, value)| (name.to_owned(), value))),
             mounts: vec![Mount { source, destination: WORKSPACE.to_owned(), access: Access::ReadWrite }],
             devices: vec!["/dev/snd"],
             groups: vec!["audio"],
@@ -454,6 +460,7 @@ pub(crate) mod tests {
             memory: 512 << 20,
             cpu_quota: 100_000,
             restart_tries: 5,
+            reserve_mb: None,
             privileged: true,
         }
     }
@@ -494,6 +501,24 @@ pub(crate) mod tests {
                 .to_owned()
         };
         assert_eq!([with(5, true), with(0, true), with(5, false)], ["0d506e1ec4d35b91", "3ee44ac381cd06c4", "c40ce4906b84087c"]);
+    }
+
+    #[test]
+    fn a_reserve_is_passed_on_if_it_is_set_and_replaces_only_recorders_that_have_another() {
+        let with = |reserve_mb| {
+            let settings = RecorderSettings { reserve_mb, ..recorder() };
+            let microphone = Microphone { card: 0, pcm: 0, name: "m".to_owned(), usb: None, offer: Offer::default() };
+            Tier2ServiceSpec::recorder(&settings, "a", &microphone, "p-a", "p", r#"{"audio":{"sample_rate":384000}}"#.to_owned())
+        };
+        let request = with(Some(2000)).create_request(&engine(false, Version(4, 3, 1)), "n");
+        assert_eq!(request["env"][RESERVE], "2000");
+        assert_eq!(with(None).create_request(&engine(false, Version(4, 3, 1)), "n")["env"].get(RESERVE), None);
+        // As Podman shows it, the environment contains that of the image.
+        let mut running = inspect_of(&with(None));
+        running["Config"]["Env"].as_array_mut().unwrap().push(format!("{RESERVE}=512").into());
+        assert_eq!(with(None).differences(&running), Vec::<String>::new());
+        assert_eq!(with(Some(512)).differences(&running), Vec::<String>::new());
+        assert_eq!(with(Some(0)).differences(&running), ["SILVASONIC_RECORDER_RESERVE_MB 512 -> 0"]);
     }
 
     /// A worker that declares all that it may.

@@ -36,6 +36,7 @@ fn a_fresh_start_records_the_microphone_that_is_there() {
     assert_eq!(environment["SILVASONIC_REDIS_URL"], station.redis.url());
     assert_eq!(environment["SILVASONIC_INSTANCE_ID"], "0869-0389-034F6A21");
     assert_eq!((environment["PULSE_SERVER"], environment["PIPEWIRE_RUNTIME_DIR"]), ("", ""));
+    assert_eq!(environment.get("SILVASONIC_RECORDER_RESERVE_MB"), None);
     assert_eq!(
         serde_json::from_str::<Value>(environment["SILVASONIC_RECORDER_CONFIG_JSON"]).unwrap(),
         json!({
@@ -345,10 +346,16 @@ fn without_privilege_a_recorder_has_the_sound_devices_and_no_others() {
         let station = Station::plan().podman_options(&options).up();
         let image = station.image("open", OPEN);
         station.tree.set(&[Card::ultramic()]);
-        let settings = [("SILVASONIC_RECORDER_PRIVILEGED", "false"), ("SILVASONIC_RECORDER_IMAGE", image.as_str())];
+        let settings = [
+            ("SILVASONIC_RECORDER_PRIVILEGED", "false"),
+            ("SILVASONIC_RECORDER_IMAGE", image.as_str()),
+            ("SILVASONIC_RECORDER_RESERVE_MB", "2000"),
+        ];
         let _controller = station.controller_with(&settings);
         station.podman.wait_running(SOON, &[ULTRAMIC]);
-        assert_eq!(station.inspect(ULTRAMIC).unwrap()["HostConfig"]["Privileged"], false);
+        let inspect = station.inspect(ULTRAMIC).unwrap();
+        assert_eq!(inspect["HostConfig"]["Privileged"], false);
+        assert!(inspect["Config"]["Env"].as_array().unwrap().contains(&"SILVASONIC_RECORDER_RESERVE_MB=2000".into()), "{inspect}");
         let said = || Some(station.podman.exec(&["logs", ULTRAMIC])).filter(|said| said.contains("done"));
         let said = eventually(SOON, "its words", said);
         let node = said.lines().find(|line| line.contains("pcmC9D0c")).unwrap_or_else(|| panic!("{said}"));
