@@ -65,6 +65,7 @@ pub enum End {
 pub struct Controller {
     config: Config,
     started: SystemTime,
+    events: SyncSender<Event>,
     inbox: Receiver<Event>,
     next_tick: Instant,
     nudges: Nudges,
@@ -116,6 +117,7 @@ impl Controller {
         let podman = Podman::new(config.socket.clone());
         let database = DatabaseState::start(&config, events)?;
         Ok(Self {
+            events: events.clone(),
             inbox,
             started: SystemTime::now(),
             next_tick: Instant::now(),
@@ -206,7 +208,9 @@ impl Controller {
     /// Sleeps until an event or a deadline, and handles all events in the queue.
     fn wait(&mut self) {
         let heartbeat = self.leadership.deadline().unwrap_or_else(|| self.heartbeat.due());
-        let deadlines = [Some(self.next_tick), Some(heartbeat), self.nudges.due(), self.containers.due, self.database.due(), self.shutdown];
+        let levels = self.heartbeat.levels_due();
+        let deadlines =
+            [Some(self.next_tick), Some(heartbeat), self.nudges.due(), self.containers.due, self.database.due(), self.shutdown, levels];
         let until = deadlines.into_iter().flatten().min().unwrap_or(self.next_tick);
         let mut event = self.inbox.recv_timeout(until.saturating_duration_since(Instant::now()).min(MAX_SLEEP));
         while let Ok(next) = event {
@@ -223,7 +227,7 @@ impl Controller {
                 self.report_workers();
                 self.known().dump().iter().for_each(|line| info!("dump: {line}"));
             }
-            Event::Asked => {}
+            Event::Asked | Event::Levels => {}
             Event::Nudge => self.nudges.arrived(),
             Event::Audience => self.logs.audience_changed(),
             Event::Changed => self.containers.changed(&self.actions),

@@ -47,6 +47,8 @@ pub enum Event {
     Nudge,
     /// Somebody asks for a text of [`Pages`](crate::health::pages).
     Asked,
+    /// Redis has answered which levels the Recorders state, or does not answer.
+    Levels,
     /// Somebody listens to the log lines, or nobody does any more.
     Audience,
     /// One of our containers changed, or Podman's event stream was opened or ended.

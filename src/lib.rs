@@ -22,7 +22,7 @@
 //! | [`podman`]     | Podman's API socket                | typed client, transport, stream frames, pidfd, kind of mount   |
 //! | [`containers`] | the containers of Tier 2           | list, ends, liveness, actions; the only code that changes them |
 //! | [`logs`]       | container logs                     | follow while somebody listens, cursor, lines                   |
-//! | [`redis`]      | Redis                              | publisher, audience, nudges                                    |
+//! | [`redis`]      | Redis                              | publisher, audience, levels of Recorders, nudges                |
 //! | [`health`]     | HTTP clients, systemd, `/proc`     | board, heartbeat, HTTP, status page, notification, host metrics |
 //! | [`cli`]        | a terminal, health checks          | one file a command; the answers under the names `curl`, `sh`   |
 //!

@@ -16,6 +16,7 @@ use crate::decide::sessions::{Count, Effort, GapKind};
 use crate::hardware::power::Power;
 use crate::health::board::Activity;
 use crate::health::openmetrics::{Format, Kind, Writer};
+use crate::redis::levels::{Level, Levels};
 use crate::redis::publisher::Traffic;
 use crate::report::Known;
 use crate::tally::{ACTIONS, Tally};
@@ -54,6 +55,8 @@ pub struct Surroundings {
     pub host: Value,
     /// Likewise.
     pub runway: Value,
+    /// The levels that the Recorders state.
+    pub levels: Levels,
 }
 
 /// One microphone.
@@ -83,6 +86,7 @@ pub fn text(known: &mut Known<'_>, around: &Surroundings, format: Format) -> Str
     let all = limited(all, around.wall);
     microphones(w, known, &all);
     recordings(w, around, &all);
+    levels(w, &around.levels, &all);
     recorders(w, known.tally, &all);
     host(w, known, around);
     writer.finish()
@@ -218,6 +222,28 @@ fn recordings(w: &mut Writer, around: &Surroundings, all: &[Microphone<'_>]) {
     gaps(w, all, |(_, seconds)| seconds);
     w.family(Kind::Gauge, "silvasonic_capture_bytes_per_second", "What all captures together deliver.");
     w.sample(&[], around.rate as f64);
+}
+
+fn levels(w: &mut Writer, levels: &Levels, all: &[Microphone<'_>]) {
+    type Value = fn(&Level) -> Option<f64>;
+    let families: [(Kind, &'static str, &str, Value); 4] = [
+        (Kind::Gauge, "silvasonic_level_peak_dbfs", "Greatest value of the last ten seconds, in dB of full scale.", |level| {
+            level.peak_dbfs
+        }),
+        (Kind::Gauge, "silvasonic_level_rms_dbfs", "Root mean square of the last ten seconds, in dB of full scale.", |level| {
+            level.rms_dbfs
+        }),
+        (Kind::Counter, "silvasonic_clipped_samples", "Samples at the limits of the format.", |level| {
+            level.clipped.map(|count| count as f64)
+        }),
+        (Kind::Counter, "silvasonic_overruns", "Overruns of the card and of the Recorder.", |level| {
+            level.overruns.map(|count| count as f64)
+        }),
+    ];
+    for (kind, name, help, value) in families {
+        w.family(kind, name, help);
+        all.iter().for_each(|microphone| w.sample(&[("device", microphone.id)], levels.get(microphone.id).and_then(value)));
+    }
 }
 
 /// For each microphone and cause, this of the number of gaps and their seconds.

@@ -10,6 +10,7 @@ use crate::clock::micros;
 use crate::decide::reason::{Reason, online};
 use crate::decide::sessions::Day;
 use crate::hardware::pcm::Proof;
+use crate::redis::levels::{Level, Levels};
 use crate::report::Known;
 
 /// Changes only if a key gets another meaning or is removed.
@@ -69,6 +70,8 @@ pub struct Surroundings {
     pub runway: Value,
     /// Power and heat.
     pub power: Value,
+    /// The levels that the Recorders state.
+    pub levels: Levels,
     /// How often a page may ask.
     pub pace: Duration,
     /// When this process started.
@@ -81,7 +84,7 @@ pub struct Surroundings {
 #[must_use]
 pub fn document(known: &mut Known<'_>, around: Surroundings, now: SystemTime) -> Value {
     let reasons = known.reasons();
-    let microphones: Vec<Value> = reasons.into_iter().map(|(id, reason)| microphone(known, &id, reason)).collect();
+    let microphones: Vec<Value> = reasons.into_iter().map(|(id, reason)| microphone(known, &id, reason, around.levels.get(&id))).collect();
     let decisions: Vec<Value> = known.history.last(DECISIONS).map(|(at, line)| json!([seconds(micros(*at)), line])).collect();
     json!({
         "version": VERSION,
@@ -102,7 +105,7 @@ pub fn document(known: &mut Known<'_>, around: Surroundings, now: SystemTime) ->
     })
 }
 
-fn microphone(known: &Known<'_>, id: &str, Reason { recording, stalled, text }: Reason) -> Value {
+fn microphone(known: &Known<'_>, id: &str, Reason { recording, stalled, text }: Reason, level: Option<&Level>) -> Value {
     let row = known.database.registry.as_ref().and_then(|registry| registry.devices.get(id)?.as_ref().ok());
     let capture = known.captures.capture(id).and_then(|_| known.hardware.proof(id)).map(Proof::to_json);
     let day = known.ledger.day(id);
@@ -120,6 +123,7 @@ fn microphone(known: &Known<'_>, id: &str, Reason { recording, stalled, text }: 
         "since": open.map(|(since, _)| seconds(since)),
         "frames": open.map(|(_, frames)| frames),
         "capture": capture,
+        "level": level.map(Level::to_json),
         "rate": effort["rate"],
         "recorded_24h": effort["recorded_24h"],
         "from": day.map(|day| seconds(day.from)),

@@ -9,6 +9,7 @@ use super::Controller;
 use crate::health::heartbeat::Facts;
 use crate::health::openmetrics::Format;
 use crate::health::pages::Prepared;
+use crate::redis::levels::Levels;
 use crate::report::Known;
 use crate::{metrics, status};
 
@@ -33,21 +34,27 @@ impl Controller {
         self.prepare_pages(&facts, now);
     }
 
-    /// Prepares the texts that somebody asks for.
+    /// Prepares the texts that somebody asks for, once Redis has answered or was given the time for that.
     fn prepare_pages(&mut self, facts: &Facts, now: Instant) {
         let Some(pages) = self.pages.clone() else { return };
-        for page in pages.wanted() {
+        let wanted = pages.wanted();
+        if wanted.is_empty() {
+            return;
+        }
+        let running: Vec<&str> = self.recorders.running().map(|(device, _)| device.as_str()).collect();
+        let Some(levels) = self.heartbeat.levels(&running, &self.events) else { return };
+        for page in wanted {
             let text = match page {
-                Prepared::Status => self.status(facts, now),
-                Prepared::Metrics => self.metrics(Format::Prometheus, facts, now),
-                Prepared::OpenMetrics => self.metrics(Format::OpenMetrics, facts, now),
+                Prepared::Status => self.status(facts, &levels, now),
+                Prepared::Metrics => self.metrics(Format::Prometheus, facts, &levels, now),
+                Prepared::OpenMetrics => self.metrics(Format::OpenMetrics, facts, &levels, now),
             };
             pages.put(page, text, now);
         }
     }
 
     /// The state of the station, for the status page, which listens to log lines from now on.
-    fn status(&mut self, facts: &Facts, now: Instant) -> String {
+    fn status(&mut self, facts: &Facts, levels: &Levels, now: Instant) -> String {
         self.logs.page_asked(now);
         self.report_workers();
         let served = self.pages.as_ref().map_or(0, |pages| pages.take_served(Prepared::Status));
@@ -60,6 +67,7 @@ impl Controller {
             host_name: uname().nodename().to_string_lossy().into_owned(),
             runway: self.heartbeat.runway().clone(),
             power: json!({"under_voltage": power.under_voltage, "temperature_c": power.millidegrees.map(|degrees| degrees / 1000)}),
+            levels: levels.clone(),
             pace,
             started: self.started,
             log: self.logs.recent().all(),
@@ -67,7 +75,7 @@ impl Controller {
         status::document(&mut self.known(), surroundings, SystemTime::now()).to_string()
     }
 
-    fn metrics(&mut self, format: Format, facts: &Facts, now: Instant) -> String {
+    fn metrics(&mut self, format: Format, facts: &Facts, levels: &Levels, now: Instant) -> String {
         let (redis, traffic) = self.heartbeat.traffic();
         let around = metrics::Surroundings {
             started: self.started,
@@ -80,6 +88,7 @@ impl Controller {
             own: self.heartbeat.own().clone(),
             host: self.heartbeat.host().clone(),
             runway: self.heartbeat.runway().clone(),
+            levels: levels.clone(),
         };
         metrics::text(&mut self.known(), &around, format)
     }

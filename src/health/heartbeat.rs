@@ -3,6 +3,7 @@
 //! Only the main loop calls this, so a heartbeat proves that the loop runs.
 
 use std::io;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
@@ -11,11 +12,13 @@ use serde_json::{Map, Value, json};
 use crate::config::Config;
 use crate::decide::pressure::Usage;
 use crate::decide::runway::{Level, Runway};
+use crate::event::Event;
 use crate::health::board::{Activity, Board};
 use crate::health::host::Meter;
 use crate::health::sd_notify::Notifier;
 use crate::health::workspace::{Watch, placement};
 use crate::probe::Prober;
+use crate::redis::levels::Levels;
 use crate::redis::publisher::{Publisher, Traffic};
 
 /// The state of each component, as `Ok(details)` or the reason of a fault.
@@ -138,6 +141,18 @@ impl Heartbeat {
     /// Whether Redis is available, and what was sent to it.
     pub fn traffic(&self) -> (Result<(), String>, Traffic) {
         (self.publisher.state(), self.publisher.traffic())
+    }
+
+    /// The levels that the Recorders of these microphones state, as [`Publisher::levels`].
+    #[must_use]
+    pub fn levels(&self, ids: &[&str], events: &SyncSender<Event>) -> Option<Levels> {
+        self.publisher.levels(ids, events)
+    }
+
+    /// When they are known in any case, as [`Publisher::levels_due`].
+    #[must_use]
+    pub fn levels_due(&self) -> Option<Instant> {
+        self.publisher.levels_due()
     }
 
     /// `resources` of the last heartbeat; `null` before the first one.

@@ -46,7 +46,7 @@ impl Page {
                 Self::Fixed(STATUS_PAGE),
                 "Content-Type: text/html; charset=utf-8\r\n\
                  Content-Security-Policy: default-src 'none'; style-src 'sha256-bfCReIj2Hl+NHvp5C+c+PqwluKbmHNiFXMJ7kfkjN14='; \
-                 script-src 'sha256-hqWlZlTfbdBkrT/VeSRqXiMNRbRQylzWdroRwppg2zQ='; \
+                 script-src 'sha256-hnQAJFrlmWm7XsfsMI2U3Aig/CXr2gdHnZXiCzpPXBQ='; \
                  connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n\
                  X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n",
             ),

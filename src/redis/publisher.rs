@@ -1,7 +1,8 @@
 //! Redis: heartbeats and log lines out, by one thread with one connection.
 //!
 //! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON. For a caller
-//! that wants to know, it asks once a second whether somebody listens to the log lines ([`crate::redis::audience`]).
+//! that wants to know, it asks once a second whether somebody listens to the log lines ([`crate::redis::audience`]), and
+//! while somebody looks, which levels the Recorders state ([`crate::redis::levels`]).
 //!
 //! A server may close a connection that is idle. That is detected before something is sent, and a new connection is
 //! opened without a message. A server may also refuse one operation and accept others: a full one refuses SET only, and
@@ -20,7 +21,7 @@ use std::io;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 use redis::{ConnectionInfo, Pipeline, RedisError, Value};
@@ -28,6 +29,7 @@ use redis::{ConnectionInfo, Pipeline, RedisError, Value};
 use crate::event::Event;
 use crate::redis::audience::{self, Audience, Inquiry, Moment};
 use crate::redis::connection::{Connection, REPLY, address, describe};
+use crate::redis::levels::{self, Levels};
 use crate::text::shown;
 
 /// The queue holds at most this many log lines …
@@ -36,7 +38,7 @@ pub const QUEUE_LINES: usize = 1024;
 pub const QUEUE_BYTES: usize = 1 << 20;
 /// Log lines that are sent in one batch.
 const BATCH: usize = 128;
-/// Memory for a reply: a status, a number or an error.
+/// Memory for a reply: a status, a number, an error, or the heartbeat of a Recorder.
 const REPLY_LIMIT: usize = 16 << 10;
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -82,6 +84,7 @@ struct Queue {
     /// How long the last answer took.
     latency: Option<Duration>,
     inquiry: Inquiry,
+    levels: levels::Inquiry,
     /// Callers that wait for the answer to a question.
     asking: u32,
     /// Who is told that the audience changed; without one, Redis is not asked.
@@ -123,6 +126,8 @@ enum Work {
     Send(Batch),
     /// Asks who listens to the log lines.
     Ask,
+    /// Asks which levels the Recorders of these microphones state, and reports the answer.
+    AskLevels(Vec<String>, SyncSender<Event>),
 }
 
 /// What is sent at once.
@@ -203,6 +208,7 @@ impl Publisher {
             forwarded: 0,
             latency: None,
             inquiry: Inquiry::new(),
+            levels: levels::Inquiry::default(),
             asking: 0,
             interested: None,
             fault: Some("not connected yet".to_owned()),
@@ -305,6 +311,27 @@ impl Publisher {
         (queue.inquiry.audience, queue.inquiry.nobody_at)
     }
 
+    /// The levels that the Recorders of these microphones state. `None` while Redis is asked: the answer is reported with
+    /// [`Event::Levels`], and after a moment there is none ([`Publisher::levels_due`]). Does not wait.
+    #[must_use]
+    pub fn levels(&self, ids: &[&str], events: &SyncSender<Event>) -> Option<Levels> {
+        let mut queue = self.shared.queue();
+        if queue.fault.is_some() {
+            return Some(Levels::new());
+        }
+        let levels = queue.levels.get(ids, events, Instant::now());
+        if queue.levels.is_wanted() {
+            self.shared.filled.notify_one();
+        }
+        levels
+    }
+
+    /// When [`Publisher::levels`] answers in any case, if somebody waits for that.
+    #[must_use]
+    pub fn levels_due(&self) -> Option<Instant> {
+        self.shared.queue().levels.due()
+    }
+
     /// Asks now whether somebody listens. Without an answer within `limit`, nobody does.
     #[must_use]
     pub fn is_heard(&self, limit: Duration) -> bool {
@@ -388,6 +415,10 @@ impl PublisherShared {
             if queue.finishing {
                 queue.busy_since = None;
                 return None;
+            }
+            if let Some((ids, events)) = queue.levels.take() {
+                queue.busy_since = Some(Instant::now());
+                return Some(Work::AskLevels(ids, events));
             }
             let left = queue.interested.as_ref().map(|_| queue.inquiry.due.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
@@ -527,6 +558,15 @@ impl PublisherThread {
                     Some(connection)
                 }
                 (Work::Ask, Ok(connection)) => self.ask(connection),
+                (Work::AskLevels(ids, events), usable) => {
+                    let answer =
+                        usable.ok().and_then(|mut connection| ask_levels(&mut connection, &ids).ok().map(|levels| (connection, levels)));
+                    let (connection, levels) = answer.map_or((None, Levels::new()), |(connection, levels)| (Some(connection), levels));
+                    self.shared.queue().levels.answer(levels, Instant::now());
+                    // If the queue is full, the main loop is awake, and looks again.
+                    let _ = events.try_send(Event::Levels);
+                    connection
+                }
                 // A server that restarts is back before the next heartbeat, which finds out otherwise.
                 (Work::Ask, Err(_)) => {
                     self.shared.learn(|inquiry| inquiry.unreachable(self.tried));
@@ -741,6 +781,19 @@ fn ask(connection: &mut Connection) -> Result<Result<Audience, String>, Unanswer
         };
     }
     Ok(answer)
+}
+
+/// Asks which levels the Recorders state. Those that Redis refuses to show, or does not have, are left out.
+fn ask_levels(connection: &mut Connection, ids: &[String]) -> io::Result<Levels> {
+    let deadline = Instant::now() + REPLY;
+    connection.send(&levels::question(STATUS, ids).get_packed_pipeline(), deadline)?;
+    let mut found = Levels::new();
+    for id in ids {
+        if let Some(level) = levels::parse(&connection.reply(Some(deadline))?, id, SystemTime::now()) {
+            found.insert(id.clone(), level);
+        }
+    }
+    Ok(found)
 }
 
 /// Whether an error concerns the connection and not one operation: a login is missing, or the server loads its data.

@@ -4,14 +4,14 @@ use super::capture::Pcm;
 use super::station::process::Ended;
 use super::station::{Controller, Station, eventually, free_port};
 use super::tree::Card;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SOON: Duration = Duration::from_secs(30);
 const ID: &str = "0869-0389-034F6A21";
@@ -142,6 +142,14 @@ fn recording<'a>(station: &'a Station) -> (Controller, Pcm<'a>) {
     (controller, Pcm::of(station))
 }
 
+/// The heartbeat of a Recorder that states a level.
+fn state_level(station: &Station) {
+    let recording = json!({"peak_dbfs": -3.5, "rms_dbfs": -21.25, "clipped": 7, "overruns": 1});
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let heartbeat = json!({"service": "recorder", "instance_id": ID, "timestamp": time, "meta": {"recording": recording}});
+    station.redis.recorder_heartbeat(ID, &heartbeat.to_string());
+}
+
 #[test]
 fn metrics_are_what_their_readers_expect() {
     let station = Station::up();
@@ -149,6 +157,7 @@ fn metrics_are_what_their_readers_expect() {
     let recording = format!("silvasonic_microphone_recording{{device=\"{ID}\"}}");
     let text = eventually(SOON, "a recording in the metrics", || {
         pcm.advance();
+        state_level(&station);
         let (head, text) = scrape(&controller, OPENMETRICS);
         assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
         (value(&text, &recording) == Some(1.0) && value(&text, "silvasonic_host_memory_size_bytes").is_some()).then_some(text)
@@ -161,6 +170,10 @@ fn metrics_are_what_their_readers_expect() {
         ("silvasonic_service_up{service=\"redis\"}", 1.0),
         ("silvasonic_action_duration_seconds_count{action=\"start\"}", 1.0),
         ("silvasonic_capture_bytes_per_second", 768_000.0),
+        (&format!("silvasonic_level_peak_dbfs{{device=\"{ID}\"}}"), -3.5),
+        (&format!("silvasonic_level_rms_dbfs{{device=\"{ID}\"}}"), -21.25),
+        (&format!("silvasonic_clipped_samples_total{{device=\"{ID}\"}}"), 7.0),
+        (&format!("silvasonic_overruns_total{{device=\"{ID}\"}}"), 1.0),
         (&format!("silvasonic_microphone_wanted{{device=\"{ID}\"}}"), 1.0),
         (&format!("silvasonic_capture_state{{device=\"{ID}\",state=\"running\"}}"), 1.0),
     ] {

@@ -2,13 +2,14 @@
 
 use super::station::{Browser, Controller, Station, eventually, free_port};
 use super::tree::Card;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SOON: Duration = Duration::from_secs(60);
+const ID: &str = "0869-0389-034F6A21";
 const ULTRAMIC: &str = "silvasonic-recorder-ultramic-384-evo-6a21";
 
 /// A Controller with a port that another one can have after it.
@@ -124,6 +125,71 @@ fn foreign_text_stays_text_and_lines_are_read_only_while_the_page_is_open() {
 
     browser.open("about:blank");
     controller.wait_log("nobody listens to log lines", SOON);
+}
+
+/// A heartbeat of the Recorder of the Ultramic, made so long ago.
+fn heartbeat(age: Duration, recording: &Value) -> String {
+    let time = (SystemTime::now() - age).duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let meta = json!({"recording": recording, "resources": {"cpu_percent": 1.5}});
+    json!({"service": "recorder", "instance_id": ID, "timestamp": time, "activity": "recording", "health": {}, "meta": meta}).to_string()
+}
+
+#[test]
+fn the_page_shows_the_level_that_the_recorder_states_and_asks_only_while_it_is_open() {
+    let mut station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let port = free_port();
+    let controller = controller(&station, port, &[]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let level = json!({"active": true, "peak_dbfs": -3.52, "rms_dbfs": -21.7, "clipped": 12345, "overruns": 2});
+    station.redis.recorder_heartbeat(ID, &heartbeat(Duration::ZERO, &level));
+    // The next heartbeats of the Controller come and go, and nobody looks.
+    let beats = station.redis.calls("set");
+    eventually(SOON, "heartbeats", || (station.redis.calls("set") > beats + 2).then_some(()));
+    assert_eq!(station.redis.calls("getrange"), 0);
+
+    let browser = open(&station, port);
+    let shows = |what: &str, recording: &Value, age: Duration| {
+        eventually(SOON, what, || {
+            station.redis.recorder_heartbeat(ID, &heartbeat(age, recording));
+            browser.text("#microphones dl").contains(what).then_some(())
+        });
+    };
+    shows("peak -3.52 dBFS, RMS -21.7 dBFS", &level, Duration::ZERO);
+    shows("12\u{202f}345 samples", &level, Duration::ZERO);
+    let document = controller.get("/status.json").unwrap().1;
+    assert_eq!(document["microphones"][0]["level"], json!({"peak_dbfs": -3.52, "rms_dbfs": -21.7, "clipped": 12345, "overruns": 2}));
+    // Silence, and text in the place of numbers.
+    shows(
+        "peak – dBFS, RMS – dBFS",
+        &json!({"peak_dbfs": null, "rms_dbfs": "<img src=x onerror=alert(1)>", "overruns": 0}),
+        Duration::ZERO,
+    );
+    let is_gone = |what: &str, heartbeat: &dyn Fn() -> String| {
+        shows("peak -1 dBFS, RMS – dBFS", &json!({"peak_dbfs": -1}), Duration::ZERO);
+        eventually(SOON, what, || {
+            station.redis.recorder_heartbeat(ID, &heartbeat());
+            let text = browser.text("#microphones dl");
+            (!text.is_empty() && !text.contains("level")).then_some(())
+        });
+    };
+    is_gone("an old heartbeat is not shown", &|| heartbeat(Duration::from_secs(40), &level));
+    is_gone("nor is one of another kind", &|| "<img src=x onerror=alert(1)>".to_owned());
+    is_gone("nor a long one", &|| heartbeat(Duration::ZERO, &json!({"peak_dbfs": -1, "text": "x".repeat(1 << 20)})));
+    assert_eq!(browser.script("return document.querySelectorAll('img').length"), 0);
+    // A server that does not answer delays the page by a moment only.
+    station.redis.pause();
+    eventually(SOON, "a document", || controller.get("/status.json").filter(|(status, _)| *status == 200));
+    station.redis.resume();
+    check(&browser, port);
+
+    browser.open("about:blank");
+    let asked = eventually(SOON, "no more questions", || {
+        let (asked, beats) = (station.redis.calls("getrange"), station.redis.calls("set"));
+        eventually(SOON, "heartbeats", || (station.redis.calls("set") > beats + 2).then_some(()));
+        (station.redis.calls("getrange") == asked).then_some(asked)
+    });
+    assert!(asked > 0);
 }
 
 /// The keys of the document, without those of parts that are described elsewhere.

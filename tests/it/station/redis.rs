@@ -98,6 +98,21 @@ impl Redis {
         ::redis::cmd("GET").arg(key).query(&mut self.connection()).unwrap()
     }
 
+    /// Keeps and publishes a heartbeat, as the Recorder of this microphone does.
+    pub(crate) fn recorder_heartbeat(&self, id: &str, heartbeat: &str) {
+        let mut both = ::redis::pipe();
+        both.cmd("SET").arg(format!("silvasonic:status:{id}")).arg(heartbeat).arg("EX").arg(30);
+        both.cmd("PUBLISH").arg("silvasonic:status").arg(heartbeat);
+        let _: () = both.query(&mut self.connection()).unwrap();
+    }
+
+    /// How often a command was called.
+    pub(crate) fn calls(&self, command: &str) -> u64 {
+        let text: String = ::redis::cmd("INFO").arg("commandstats").query(&mut self.connection()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+    }
+
     /// Seconds that a key has left; -1 = for ever, -2 = no such key.
     pub(crate) fn ttl(&self, key: &str) -> i64 {
         ::redis::cmd("TTL").arg(key).query(&mut self.connection()).unwrap()
