@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::collect::{by_insertion, sort_by_key};
+use crate::collect::sort_by_key;
 use crate::decide::pressure::ShedLimits;
 use crate::decide::spec::RecorderSettings;
 use crate::decide::worker::{WorkerSettings, cpu_quota, memory_bytes};
@@ -211,7 +211,7 @@ impl DatabaseSettings {
             ("POSTGRES_PASSWORD", self.password.clone()),
             ("POSTGRES_DB", self.name.clone()),
         ];
-        by_insertion(variables.into_iter().chain(port).map(|(name, value)| (name.to_owned(), value)))
+        variables.into_iter().chain(port).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// What looks like a mistake in the password, which is used as given. Does not contain the password.

@@ -61,7 +61,7 @@ impl Known<'_> {
         let presences = &self.hardware.presences;
         let desired = desired(registry, self.database.state.is_ok(), presences, self.specs);
         let (holds, containers) = (self.recorders.holds(), self.containers.containers());
-        let captures = by_insertion(self.captures.all().map(|(device, capture)| (device.to_owned(), capture)));
+        let captures = self.captures.all().map(|(device, capture)| (device.to_owned(), capture)).collect();
         reasons(&ReasonInput { registry, presences, desired: &desired, holds: &holds, containers, captures: &captures })
     }
 
@@ -75,7 +75,7 @@ impl Known<'_> {
             let (recording, stalled) = (reason.recording, reason.stalled);
             (id, json!({"recording": recording, "stalled": stalled, "reason": reason.text, "capture": capture, "effort": effort}))
         };
-        let devices: Map<String, Value> = by_insertion(reasons.into_iter().map(entry));
+        let devices = by_insertion(reasons.into_iter().map(entry));
         let ends = self.recorders.ends();
         let ends = (!ends.is_empty()).then(|| ("ends".to_owned(), ends.into()));
         let workers = (!self.workers.is_empty()).then(|| ("workers".to_owned(), self.workers.clone().into()));

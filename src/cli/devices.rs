@@ -211,7 +211,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     }
     let plan = wanted(&past);
     let containers = containers.as_deref().map_err(String::as_str);
-    let holds = by_insertion(plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())));
+    let holds = plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())).collect();
     let (proofs, captures) = captures(config, &registry, &presences, containers.unwrap_or_default());
     let input =
         ReasonInput { registry: &registry, presences: &presences, desired: &desired, holds: &holds, containers, captures: &captures };
@@ -280,12 +280,11 @@ fn captures(
     presences: &Presences,
     containers: &[Container],
 ) -> (SortedMap<String, Proof>, SortedMap<String, Capture>) {
-    let running: SortedMap<&str, &Container> = by_insertion(
-        containers
-            .iter()
-            .filter(|container| container.state == State::Running)
-            .filter_map(|container| Some((container.labels.get(DEVICE_ID)?.as_str(), container))),
-    );
+    let running: SortedMap<&str, &Container> = containers
+        .iter()
+        .filter(|container| container.state == State::Running)
+        .filter_map(|container| Some((container.labels.get(DEVICE_ID)?.as_str(), container)))
+        .collect();
     let recorders: Vec<Recorder> =
         running.iter().filter_map(|(device, container)| Recorder::new(registry, presences, device, &container.id)).collect();
     let (proofs, now) = (prove(&config.host_root, &recorders), Instant::now());
@@ -295,7 +294,7 @@ fn captures(
         Observation { device, container, started: 0, hash: "", is_holder: false, read }
     });
     captures.observe(observations, now, SystemTime::now());
-    let captures = by_insertion(captures.all().map(|(device, capture)| (device.to_owned(), capture)));
+    let captures = captures.all().map(|(device, capture)| (device.to_owned(), capture)).collect();
     (proofs, captures)
 }
 
@@ -336,7 +335,7 @@ pub fn connect(url: &str) -> Result<Connection, RedisError> {
 
 impl TableRow {
     fn to_json(&self) -> Value {
-        let scores: Map<String, Value> = by_insertion(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
+        let scores = by_insertion(self.scores.iter().map(|(slug, score)| (slug.clone(), (*score).into())));
         json!({"id": self.id, "name": self.name, "port": self.port, "card": self.card, "alsa_device": self.alsa_device, "profile": self.profile, "scores": scores,
             "enrollment": self.enrollment, "recording": self.recording, "stalled": self.stalled, "reason": self.reason, "capture": self.capture,
             "effort": self.effort})

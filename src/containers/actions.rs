@@ -12,7 +12,6 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::execute::Executor;
 use crate::containers::folders::Folders;
@@ -167,7 +166,7 @@ impl Actions {
     #[must_use]
     pub fn busy(&self) -> SortedSet<String> {
         let under_way = self.under_way.iter().filter(|(_, action)| !action.is_abandoned).map(|(device, _)| device);
-        by_insertion(under_way.chain(self.unlisted.keys()).cloned())
+        under_way.chain(self.unlisted.keys()).cloned().collect()
     }
 
     /// Whether a replacement is under way, or ended and its outcome is not in a list yet.

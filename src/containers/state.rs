@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use crate::collect::by_insertion;
 use crate::config::Config;
 use crate::containers::actions::Actions;
 use crate::containers::lister::{Codes, Lister, is_recorder};
@@ -233,7 +232,7 @@ impl ContainersState {
         let is_transitional = |container: &&Container| matches!(container.state, State::Stopping | State::Stopped | State::Removing);
         let since = |id: &String| self.transitional.get(id).copied().unwrap_or(now);
         self.transitional =
-            by_insertion(containers.iter().filter(is_transitional).map(|container| (container.id.clone(), since(&container.id))));
+            containers.iter().filter(is_transitional).map(|container| (container.id.clone(), since(&container.id))).collect();
         // For an action of ours, the end of the action triggers the next list.
         let changes_soon = |container: &Container| {
             let since = self.transitional.get(&container.id);
@@ -252,7 +251,7 @@ impl ContainersState {
     #[must_use]
     pub fn stuck(&self, now: Instant) -> SortedSet<String> {
         let stuck = self.transitional.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= STUCK);
-        by_insertion(stuck.map(|(id, _)| id.clone()))
+        stuck.map(|(id, _)| id.clone()).collect()
     }
 
     /// Whether the last list is new enough to act on.

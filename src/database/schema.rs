@@ -5,7 +5,6 @@
 
 use crate::sorted_set::SortedSet;
 
-use crate::collect::by_insertion;
 use crate::database::connection::Connection;
 
 type Table = (&'static str, &'static [(&'static str, &'static str)]);
@@ -93,7 +92,7 @@ impl Connection {
         let columns = "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
             WHERE c.oid = ANY(SELECT to_regclass(name) FROM unnest($1::text[]) name) AND a.attnum > 0 AND NOT a.attisdropped";
         let present: SortedSet<(String, String)> =
-            by_insertion(self.call(|client| client.query(columns, &[&names]))?.into_iter().map(|row| (row.get(0), row.get(1))));
+            self.call(|client| client.query(columns, &[&names]))?.into_iter().map(|row| (row.get(0), row.get(1))).collect();
         let mut missing = Vec::new();
         let mut statements = Vec::new();
         for (table, columns) in TABLES {

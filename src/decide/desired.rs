@@ -13,7 +13,6 @@ use crate::sorted_map::SortedMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::collect::by_insertion;
 use crate::decide::container::Container;
 use crate::decide::device::Microphone;
 use crate::decide::offer::Mismatch;
@@ -170,7 +169,7 @@ pub fn desired(registry: &Registry, database_known: bool, presences: &Presences,
 #[must_use]
 pub fn stop_all(containers: &[Container]) -> SortedMap<String, Desired> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
-    by_insertion(containers.iter().map(|container| (device(container), Desired::Stop(StopReason::Shutdown))))
+    containers.iter().map(|container| (device(container), Desired::Stop(StopReason::Shutdown))).collect()
 }
 
 fn of_device(id: &str, device: &Device, registry: &Registry, presence: Option<&Presence>, specs: &mut SpecCache) -> Desired {

@@ -24,7 +24,6 @@ use crate::sorted_set::SortedSet;
 
 use serde_json::Value;
 
-use crate::collect::by_insertion;
 use crate::decide::profile::{self, ProfileConfig};
 use crate::json;
 use crate::text::shown;
@@ -66,7 +65,7 @@ fn full_name(image: &str) -> String {
 #[must_use]
 pub fn of_configurations(before: &str, after: &str, keys: Keys) -> Vec<String> {
     let [before, after] = [before, after].map(|text| fields(text, keys));
-    let names: SortedSet<&str> = by_insertion(before.keys().chain(after.keys()).map(String::as_str));
+    let names: SortedSet<&str> = before.keys().chain(after.keys()).map(String::as_str).collect();
     let get = |fields: &SortedMap<String, String>, name: &str| fields.get(name).cloned().unwrap_or_default();
     let changed = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
     changed.map(|name| phrase(name, &get(&before, name), &get(&after, name))).collect()

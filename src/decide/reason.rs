@@ -9,7 +9,6 @@ use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::clock;
-use crate::collect::by_insertion;
 use crate::decide::capture::{Capture, Standing};
 use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
@@ -54,12 +53,12 @@ pub fn reasons(known: &ReasonInput<'_>) -> SortedMap<String, Reason> {
     let device = |container: &Container| container.labels.get(DEVICE_ID).cloned().unwrap_or_default();
     let containers = known.containers.unwrap_or_default();
     let ids: SortedSet<String> =
-        by_insertion(known.registry.devices.keys().chain(known.desired.keys()).cloned().chain(containers.iter().map(device)));
+        known.registry.devices.keys().chain(known.desired.keys()).cloned().chain(containers.iter().map(device)).collect();
     let entry = |id: String| {
         let reason = reason(known, &id);
         (id, reason)
     };
-    by_insertion(ids.into_iter().map(entry))
+    ids.into_iter().map(entry).collect()
 }
 
 fn reason(known: &ReasonInput<'_>, id: &str) -> Reason {

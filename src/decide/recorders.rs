@@ -520,7 +520,7 @@ impl Recorders {
             };
             (device.clone(), text)
         };
-        by_insertion(self.holds.iter().map(text))
+        self.holds.iter().map(text).collect()
     }
 
     /// What does not fit between the cards of desired Recorders and their profiles. Not a fault: what comes of it is.

@@ -437,7 +437,7 @@ impl Registry {
     /// version of the Python Controller does not save the name, and cuts it short in another way.
     fn name_for(&self, id: &str, slug: &str, microphone: &Microphone, rule: &Rule<'_>, new: &mut New) -> Option<String> {
         let others: SortedSet<&str> =
-            by_insertion(self.workspace_names.iter().chain(&new.names).filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()));
+            self.workspace_names.iter().chain(&new.names).filter(|(_, owner)| *owner != id).map(|(name, _)| name.as_str()).collect();
         let is_own = |container: &&Container| container.labels.get(DEVICE_ID).is_some_and(|device| device == id);
         let running = rule.containers?.iter().filter(|container| !container.state.is_over()).filter(is_own);
         let mut folders = running.filter_map(|container| folder_of(&container.name));

@@ -4,7 +4,7 @@ use crate::sorted_set::SortedSet;
 
 use serde_json::Value;
 
-use crate::collect::{by_insertion, sort};
+use crate::collect::sort;
 use crate::decide::registry::Row;
 use crate::json;
 
@@ -48,7 +48,7 @@ pub fn fit(rows: Vec<Row>, limit: usize, size: impl Fn(&Row) -> usize) -> Fitted
     let mut total = sizes.iter().fold(0_usize, |total, size| total.saturating_add(*size));
     let bodies: Vec<Value> =
         rows.iter().map(|row| row.body.as_deref().and_then(|body| json::from_str(body).ok()).unwrap_or_default()).collect();
-    let used: SortedSet<&str> = by_insertion(bodies.iter().filter_map(|body| body["profile_slug"].as_str()));
+    let used: SortedSet<&str> = bodies.iter().filter_map(|body| body["profile_slug"].as_str()).collect();
     let rank = |row: &Row, body: &Value| match row.kind.as_str() {
         "device" if body["status"] == "offline" => Rank::Offline(body["last_seen"].as_str().unwrap_or_default().to_owned()),
         "profile" if !used.contains(row.key.as_str()) => Rank::Unused,

@@ -6,7 +6,6 @@
 //! Invariant: a microphone gets a new row, and a container is removed for the lack of one, only after its row was asked
 //! for.
 
-use crate::collect::by_insertion;
 use crate::decide::container::Container;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::Registry;
@@ -59,7 +58,7 @@ impl Scope {
     pub fn needed(presences: &Presences, containers: &[Container], others: Others) -> Self {
         let present = presences.iter().filter(|(_, presence)| !matches!(presence, Presence::Offline)).map(|(id, _)| id);
         let devices = present.chain(containers.iter().filter_map(|container| container.labels.get(DEVICE_ID)));
-        let devices: SortedSet<String> = by_insertion(devices.cloned());
+        let devices: SortedSet<String> = devices.cloned().collect();
         // A label can contain anything, also text that the database could not convert.
         let is_plain = |id: &String| id.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_control());
         if devices.iter().all(is_plain) { Self::Needed { devices, others } } else { Self::Everything }

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::collect::by_insertion;
 use crate::decide::container::{Engine, Version};
 use crate::decide::device::{Microphone, container_name};
 use crate::decide::difference::{self, Keys};
@@ -196,7 +195,7 @@ impl Tier2ServiceSpec {
             image: recorder.image.clone(),
             network: recorder.network.clone(),
             owner: recorder.owner.clone(),
-            environment: by_insertion(environment.into_iter().chain(reserve).map(|(name, value)| (name.to_owned(), value))),
+            environment: environment.into_iter().chain(reserve).map(|(name, value)| (name.to_owned(), value)).collect(),
             mounts: vec![Mount { source, destination: WORKSPACE.to_owned(), access: Access::ReadWrite }],
             devices: vec!["/dev/snd"],
             groups: vec!["audio"],
@@ -320,7 +319,7 @@ impl Tier2ServiceSpec {
             ("config_hash", &self.hash),
         ];
         let profile = self.profile.as_deref().map(|profile| ("profile", profile));
-        by_insertion(labels.into_iter().chain(profile).map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())))
+        labels.into_iter().chain(profile).map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned())).collect()
     }
 
     /// Everything but the labels. Keys are sorted, so equal specs produce equal text.
@@ -425,7 +424,7 @@ impl Tier2ServiceSpec {
             compare(field, before.words(), access.words());
         }
         let env = inspect.pointer("/Config/Env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        let env: SortedMap<&str, &str> = by_insertion(env.filter_map(|pair| pair.split_once('=')));
+        let env: SortedMap<&str, &str> = env.filter_map(|pair| pair.split_once('=')).collect();
         for (name, after) in &self.environment {
             let before = env.get(name.as_str()).copied().unwrap_or_default();
             match name.as_str() {

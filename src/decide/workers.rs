@@ -27,7 +27,7 @@ pub type WorkerSpecs = SortedMap<String, Arc<Tier2ServiceSpec>>;
 /// The specs of these workers.
 #[must_use]
 pub fn specs(settings: &WorkerSettings, workers: &[Worker]) -> WorkerSpecs {
-    by_insertion(workers.iter().map(|worker| (worker.name.clone(), Arc::new(Tier2ServiceSpec::worker(settings, worker)))))
+    workers.iter().map(|worker| (worker.name.clone(), Arc::new(Tier2ServiceSpec::worker(settings, worker)))).collect()
 }
 
 /// The desired state of all declared workers.
@@ -44,7 +44,7 @@ pub fn desired(specs: &WorkerSpecs, registry: &Registry, database_known: bool, s
         };
         (name.clone(), desired)
     };
-    by_insertion(specs.iter().map(one))
+    specs.iter().map(one).collect()
 }
 
 /// Whether a container belongs to a declared worker.

@@ -20,7 +20,7 @@ use log::{debug, info, warn};
 use serde_json::{Value, json};
 
 use crate::clocks::Clocks;
-use crate::collect::{by_insertion, sort};
+use crate::collect::sort;
 use crate::decide::capture::PcmState;
 use crate::decide::presence::Presences;
 use crate::decide::profile::{AudioFormat, ProfileConfig};
@@ -318,7 +318,7 @@ pub fn prove(root: &Path, recorders: &[Recorder]) -> SortedMap<String, Proof> {
             let streams = read(root, &recorder.card, &mut folders);
             (recorder.device.clone(), Proof::new(before.get(&recorder.device), streams, recorder.expected.as_ref()))
         };
-        by_insertion(recorders.iter().map(prove_one))
+        recorders.iter().map(prove_one).collect()
     };
     let first = read_all(&SortedMap::new());
     if first.values().all(|proof| proof.state != PcmState::Open) {
