@@ -13,12 +13,10 @@ use crate::decide::presence::Presence;
 use crate::decide::reason::Reason;
 use crate::decide::registry::{Device, Enrollment};
 use crate::decide::sessions::{Count, Effort, GapKind};
-use crate::hardware::power::Power;
 use crate::health::board::Activity;
 use crate::health::openmetrics::{Format, Kind, Writer};
 use crate::redis::levels::{Level, Levels};
-use crate::redis::publisher::Traffic;
-use crate::report::Known;
+use crate::report::{Known, Surroundings};
 use crate::tally::{ACTIONS, Tally};
 use crate::text::shown;
 
@@ -33,32 +31,6 @@ const ACTIVITIES: [Activity; 4] = [Activity::Idle, Activity::Recording, Activity
 const STATES: [&str; 8] = ["recording", "stalled", "waiting", "offline", "pending", "ignored", "disabled", "unknown"];
 const CAPTURES: [&str; 5] = ["running", "stalled", "unopened", "unproven", "unknown"];
 
-/// What is not part of the state of the main loop.
-pub struct Surroundings {
-    /// When the Controller started.
-    pub started: SystemTime,
-    /// Now.
-    pub wall: SystemTime,
-    /// What the Controller does.
-    pub activity: Activity,
-    /// What all captures together deliver, in bytes a second.
-    pub rate: u64,
-    /// Whether Redis is available.
-    pub redis: bool,
-    /// What was sent to Redis.
-    pub traffic: Traffic,
-    /// What the sensors show.
-    pub power: Power,
-    /// `resources`, `host_resources` and `runway` of the last heartbeat.
-    pub own: Value,
-    /// Likewise.
-    pub host: Value,
-    /// Likewise.
-    pub runway: Value,
-    /// The levels that the Recorders state.
-    pub levels: Levels,
-}
-
 /// One microphone.
 struct Microphone<'a> {
     id: &'a str,
@@ -72,7 +44,7 @@ struct Microphone<'a> {
 }
 
 /// All metrics.
-pub fn text(known: &mut Known<'_>, around: &Surroundings, format: Format) -> String {
+pub fn text(known: &mut Known<'_>, around: &Surroundings<'_>, format: Format) -> String {
     let reasons = known.reasons();
     let known = &*known;
     let all: Vec<Microphone<'_>> = reasons.iter().map(|(id, reason)| microphone(known, id, reason)).collect();
@@ -86,7 +58,7 @@ pub fn text(known: &mut Known<'_>, around: &Surroundings, format: Format) -> Str
     let all = limited(all, around.wall);
     microphones(w, known, &all);
     recordings(w, around, &all);
-    levels(w, &around.levels, &all);
+    levels(w, around.levels, &all);
     recorders(w, known.tally, &all);
     host(w, known, around);
     writer.finish()
@@ -139,18 +111,19 @@ fn since_1970(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-fn station(w: &mut Writer, known: &Known<'_>, around: &Surroundings) {
+fn station(w: &mut Writer, known: &Known<'_>, around: &Surroundings<'_>) {
     w.family(Kind::Info, "silvasonic_build", "Version of the Controller.");
     w.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     w.family(Kind::Gauge, "silvasonic_start_time_seconds", "When the Controller started, in seconds since 1970.");
-    w.sample(&[], since_1970(around.started));
-    let activity = around.activity;
+    w.sample(&[], since_1970(known.started));
+    let activity = around.facts.activity;
     w.family(Kind::Gauge, "silvasonic_activity", "What the Controller does: 1 for one activity, 0 for the others.");
     ACTIVITIES.into_iter().for_each(|other| w.sample(&[("activity", other.as_str())], flag(activity == other)));
+    let (redis, traffic) = known.heartbeat.traffic();
     let services = [
         ("podman", known.containers.state.is_ok(), known.containers.latency),
         ("postgresql", known.database.state.is_ok(), known.database.latency),
-        ("redis", around.redis, around.traffic.latency),
+        ("redis", redis.is_ok(), traffic.latency),
     ];
     w.family(Kind::Gauge, "silvasonic_service_up", "Whether a service responds.");
     services.iter().for_each(|(name, is_up, _)| w.sample(&[("service", name)], flag(*is_up)));
@@ -190,7 +163,7 @@ fn microphones(w: &mut Writer, known: &Known<'_>, all: &[Microphone<'_>]) {
     }
 }
 
-fn recordings(w: &mut Writer, around: &Surroundings, all: &[Microphone<'_>]) {
+fn recordings(w: &mut Writer, around: &Surroundings<'_>, all: &[Microphone<'_>]) {
     w.family(Kind::Counter, "silvasonic_frames", "Frames that arrived.");
     for Microphone { id, count, .. } in all {
         w.sample(&[("device", id)], count.map(|(count, ..)| count.frames as f64));
@@ -221,7 +194,7 @@ fn recordings(w: &mut Writer, around: &Surroundings, all: &[Microphone<'_>]) {
     w.family(Kind::Counter, "silvasonic_gap_seconds", "Duration of times without frames that are over, by cause.");
     gaps(w, all, |(_, seconds)| seconds);
     w.family(Kind::Gauge, "silvasonic_capture_bytes_per_second", "What all captures together deliver.");
-    w.sample(&[], around.rate as f64);
+    w.sample(&[], around.facts.rate as f64);
 }
 
 fn levels(w: &mut Writer, levels: &Levels, all: &[Microphone<'_>]) {
@@ -265,8 +238,9 @@ fn recorders(w: &mut Writer, tally: &Tally, all: &[Microphone<'_>]) {
     ACTIONS.iter().zip(tally.failures).for_each(|(action, count)| w.sample(&[("action", action)], count as f64));
 }
 
-fn host(w: &mut Writer, known: &Known<'_>, around: &Surroundings) {
-    let Surroundings { traffic, host, own, runway, power, .. } = around;
+fn host(w: &mut Writer, known: &Known<'_>, around: &Surroundings<'_>) {
+    let (heartbeat, power) = (known.heartbeat, around.power);
+    let ((_, traffic), host, own, runway) = (heartbeat.traffic(), heartbeat.host(), heartbeat.own(), heartbeat.runway());
     w.family(Kind::Counter, "silvasonic_log_lines_forwarded", "Log lines of containers that Redis has accepted.");
     w.sample(&[], traffic.forwarded as f64);
     w.family(Kind::Counter, "silvasonic_log_lines_dropped", "Log lines of containers that were dropped.");

@@ -1,7 +1,7 @@
 //! Reports on the state of the main loop: components of health checks, `meta` of the heartbeat, and a dump for the log.
 //! They only read the state.
 
-use crate::sorted_map::SortedMap;
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 
@@ -15,11 +15,14 @@ use crate::decide::leadership::Leadership;
 use crate::decide::reason::{Reason, ReasonInput, reasons};
 use crate::decide::recorders::Recorders;
 use crate::hardware::pcm::Proof;
+use crate::hardware::power::Power;
 use crate::hardware::state::HardwareState;
 use crate::health::board::Activity;
-use crate::health::heartbeat::Facts;
+use crate::health::heartbeat::{Facts, Heartbeat};
 use crate::history::History;
 use crate::ledger::Ledger;
+use crate::redis::levels::Levels;
+use crate::sorted_map::SortedMap;
 use crate::tally::Tally;
 use crate::text::shown;
 
@@ -49,8 +52,26 @@ pub struct Known<'a> {
     pub specs: &'a mut SpecCache,
     /// Which Controller leads.
     pub leadership: &'a Leadership,
+    /// The last heartbeat.
+    pub heartbeat: &'a Heartbeat,
+    /// When the Controller started.
+    pub started: SystemTime,
     /// Whether a shutdown began.
     pub is_stopping: bool,
+}
+
+/// What the status page and the metrics show besides the state of the main loop.
+pub struct Surroundings<'a> {
+    /// Also in the heartbeat.
+    pub facts: &'a Facts,
+    /// The levels that the Recorders state.
+    pub levels: &'a Levels,
+    /// What the sensors show.
+    pub power: Power,
+    /// Now.
+    pub now: Instant,
+    /// Likewise.
+    pub wall: SystemTime,
 }
 
 impl Known<'_> {

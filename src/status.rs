@@ -2,16 +2,17 @@
 //!
 //! docs/interface.md describes each key; a test compares both.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use rustix::system::uname;
 use serde_json::{Value, json};
 
 use crate::clock::micros;
 use crate::decide::reason::{Reason, online};
 use crate::decide::sessions::Day;
 use crate::hardware::pcm::Proof;
-use crate::redis::levels::{Level, Levels};
-use crate::report::Known;
+use crate::redis::levels::Level;
+use crate::report::{Known, Surroundings};
 
 /// Changes only if a key gets another meaning or is removed.
 const VERSION: u64 = 1;
@@ -55,53 +56,29 @@ impl Pace {
     }
 }
 
-/// What is known besides the state of the main loop.
-#[derive(Debug)]
-pub struct Surroundings {
-    /// `health` and `activity`, as in the heartbeat.
-    pub health: Value,
-    /// What the service is doing.
-    pub activity: &'static str,
-    /// `host_resources` of the last heartbeat.
-    pub host: Value,
-    /// Name of the host.
-    pub host_name: String,
-    /// `runway` of the last heartbeat.
-    pub runway: Value,
-    /// Power and heat.
-    pub power: Value,
-    /// The levels that the Recorders state.
-    pub levels: Levels,
-    /// How often a page may ask.
-    pub pace: Duration,
-    /// When this process started.
-    pub started: SystemTime,
-    /// The last log lines.
-    pub log: Vec<Value>,
-}
-
-/// The document at this time.
+/// The document at this time, with the time between two questions of a page and the last log lines.
 #[must_use]
-pub fn document(known: &mut Known<'_>, around: Surroundings, now: SystemTime) -> Value {
+pub fn document(known: &mut Known<'_>, around: &Surroundings<'_>, interval: Duration, log: &[Value]) -> Value {
+    let (heartbeat, power) = (known.heartbeat, around.power);
     let reasons = known.reasons();
     let microphones: Vec<Value> = reasons.into_iter().map(|(id, reason)| microphone(known, &id, reason, around.levels.get(&id))).collect();
     let decisions: Vec<Value> = known.history.last(DECISIONS).map(|(at, line)| json!([seconds(micros(*at)), line])).collect();
     json!({
         "version": VERSION,
-        "poll_s": around.pace.as_secs_f64(),
-        "time": micros(now) as f64 / 1e6,
-        "started": seconds(micros(around.started)),
+        "poll_s": interval.as_secs_f64(),
+        "time": micros(around.wall) as f64 / 1e6,
+        "started": seconds(micros(known.started)),
         "controller": env!("CARGO_PKG_VERSION"),
-        "activity": around.activity,
-        "health": around.health,
+        "activity": around.facts.activity.as_str(),
+        "health": heartbeat.health(around.now),
         "microphones": microphones,
         "workers": known.workers,
-        "runway": around.runway,
-        "power": around.power,
+        "runway": heartbeat.runway(),
+        "power": {"under_voltage": power.under_voltage, "temperature_c": power.millidegrees.map(|degrees| degrees / 1000)},
         "clock": {"synchronised": known.ledger.is_synchronised()},
-        "host": {"name": around.host_name, "resources": around.host},
+        "host": {"name": uname().nodename().to_string_lossy(), "resources": heartbeat.host()},
         "decisions": decisions,
-        "log": around.log,
+        "log": log,
     })
 }
 

@@ -2,15 +2,11 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::system::uname;
-use serde_json::json;
-
 use super::Controller;
 use crate::health::heartbeat::Facts;
 use crate::health::openmetrics::Format;
 use crate::health::pages::Prepared;
-use crate::redis::levels::Levels;
-use crate::report::Known;
+use crate::report::{Known, Surroundings};
 use crate::{metrics, status};
 
 impl Controller {
@@ -44,53 +40,24 @@ impl Controller {
         let running: Vec<&str> = self.recorders.running().map(|(device, _)| device.as_str()).collect();
         let Some(levels) = self.heartbeat.levels(&running, &self.events) else { return };
         for page in wanted {
+            let around = Surroundings { facts, levels: &levels, power: self.hardware.power(now), now, wall: SystemTime::now() };
             let text = match page {
-                Prepared::Status => self.status(facts, &levels, now),
-                Prepared::Metrics => self.metrics(Format::Prometheus, facts, &levels, now),
-                Prepared::OpenMetrics => self.metrics(Format::OpenMetrics, facts, &levels, now),
+                Prepared::Status => self.status(&around),
+                Prepared::Metrics => metrics::text(&mut self.known(), &around, Format::Prometheus),
+                Prepared::OpenMetrics => metrics::text(&mut self.known(), &around, Format::OpenMetrics),
             };
             pages.put(page, text, now);
         }
     }
 
     /// The state of the station, for the status page, which listens to log lines from now on.
-    fn status(&mut self, facts: &Facts, levels: &Levels, now: Instant) -> String {
-        self.logs.page_asked(now);
+    fn status(&mut self, around: &Surroundings<'_>) -> String {
+        self.logs.page_asked(around.now);
         self.report_workers();
         let served = self.pages.as_ref().map_or(0, |pages| pages.take_served(Prepared::Status));
-        let pace = self.pace.answered(served, now);
-        let power = self.hardware.power(now);
-        let surroundings = status::Surroundings {
-            health: self.heartbeat.health(now),
-            activity: facts.activity.as_str(),
-            host: self.heartbeat.host().clone(),
-            host_name: uname().nodename().to_string_lossy().into_owned(),
-            runway: self.heartbeat.runway().clone(),
-            power: json!({"under_voltage": power.under_voltage, "temperature_c": power.millidegrees.map(|degrees| degrees / 1000)}),
-            levels: levels.clone(),
-            pace,
-            started: self.started,
-            log: self.logs.recent().all(),
-        };
-        status::document(&mut self.known(), surroundings, SystemTime::now()).to_string()
-    }
-
-    fn metrics(&mut self, format: Format, facts: &Facts, levels: &Levels, now: Instant) -> String {
-        let (redis, traffic) = self.heartbeat.traffic();
-        let around = metrics::Surroundings {
-            started: self.started,
-            wall: SystemTime::now(),
-            activity: facts.activity,
-            rate: facts.rate,
-            redis: redis.is_ok(),
-            traffic,
-            power: self.hardware.power(now),
-            own: self.heartbeat.own().clone(),
-            host: self.heartbeat.host().clone(),
-            runway: self.heartbeat.runway().clone(),
-            levels: levels.clone(),
-        };
-        metrics::text(&mut self.known(), &around, format)
+        let interval = self.pace.answered(served, around.now);
+        let log = self.logs.recent().all();
+        status::document(&mut self.known(), around, interval, &log).to_string()
     }
 
     pub(super) fn known(&mut self) -> Known<'_> {
@@ -103,6 +70,8 @@ impl Controller {
             workers: &self.workers.report,
             captures: &self.captures,
             leadership: &self.leadership,
+            heartbeat: &self.heartbeat,
+            started: self.started,
             ledger: &self.ledger,
             history: &self.history,
             tally: &self.tally,
