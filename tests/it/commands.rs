@@ -40,7 +40,7 @@ fn scan_shows_the_connected_microphones_and_the_profiles_that_match() {
     let table = "\
 CARD    ID                  PORT  NAME                       USB IDS    SERIAL    PROFILE (SCORE)         CAPTURES
 hw:0,0  0869-0389-034F6A21  1-1   UltraMic384K_EVO 16bit r4  0869:0389  034F6A21  ultramic_384_evo (100)  384000 Hz S16_LE 1 channel
-hw:1,0  19f7-0003-port1-2   1-2   RODE NT-USB                19f7:0003  -         rode_nt_usb (100)       48000, 44100 Hz S16_LE 2 channels
+hw:1,0  19f7-0003-port1-2   1-2   RODE NT-USB                19f7:0003  -         rode_nt_usb (100)       48000, 44100 Hz S16_LE 1 channel
 ";
     assert_eq!(scan("scan"), (Some(0), table.to_owned(), String::new()));
     let (code, text, _) = scan("scan --json --card 1");
@@ -48,7 +48,7 @@ hw:1,0  19f7-0003-port1-2   1-2   RODE NT-USB                19f7:0003  -       
     let rode = json!({
         "id": "19f7-0003-port1-2", "alsa_card_index": 1, "alsa_device": "hw:1,0", "alsa_name": "RODE NT-USB", "usb_vendor_id": "19f7",
         "usb_product_id": "0003", "usb_serial": null, "usb_bus_path": "1-2", "usb_port_path": "pci0000:00/0000:00:07.0/2", "profiles": {"slugs": ["rode_nt_usb"], "score": 100},
-        "capture": [{"formats": ["S16_LE"], "channels": 2, "rates": [48000, 44100], "continuous": false}], "capture_fault": null,
+        "capture": [{"formats": ["S16_LE"], "channels": 1, "rates": [48000, 44100], "continuous": false}], "capture_fault": null,
     });
     assert_eq!((code, found), (Some(0), json!({"microphones": [rode], "unclear": []})));
     let (code, text, why) = scan("scan --profile");

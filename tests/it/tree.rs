@@ -186,7 +186,6 @@ impl Tree {
             let archive = format!("{}/tests/fixtures/{name}.tar.gz", env!("CARGO_MANIFEST_DIR"));
             let unpacked = Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(root).status().expect("tar");
             assert!(unpacked.success(), "{archive} could not be unpacked");
-            compose::widen_rode(root);
             compose::device_nodes(root);
         });
     }

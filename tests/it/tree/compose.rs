@@ -294,17 +294,6 @@ fn product(vid: &str, pid: &str) -> String {
     format!("{}/{}/100", short(vid), short(pid))
 }
 
-/// The recorded RODE offers one channel, its profile asks for the two of the real one.
-pub(super) fn widen_rode(root: &Path) {
-    for (card, pcm) in (0..4).flat_map(|card| [(card, 0), (card, 1)]) {
-        let file = root.join(format!("proc/asound/card{card}/stream{pcm}"));
-        let Ok(text) = fs::read_to_string(&file) else { continue };
-        if let (true, Some((before, capture))) = (text.starts_with("RODE"), text.split_once("\nCapture:\n")) {
-            fs::write(&file, format!("{before}\nCapture:\n{}", capture.replace("Channels: 1", "Channels: 2"))).unwrap();
-        }
-    }
-}
-
 fn stream(card: &Card, long: &[u8]) -> Vec<u8> {
     let mut text = [long, b" : USB Audio\n"].concat();
     let mut part = |way: &str, interface: u32, endpoint: &str| {
