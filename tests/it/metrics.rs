@@ -86,7 +86,7 @@ fn named(expression: &str) -> BTreeSet<String> {
     words.filter(|word| word.starts_with("silvasonic_")).map(str::to_owned).collect()
 }
 
-/// Every `expr` below a value, and the queries of its variables.
+/// Every `expr` below a value.
 fn expressions(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(fields) => fields.iter().for_each(|(key, value)| match value {
@@ -134,6 +134,18 @@ impl Prometheus {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
         eventually(SOON, "an answer of Prometheus", || self.ask(&format!("/api/v1/query?query={encoded}")))
     }
+}
+
+/// The variables of a dashboard that ask Prometheus: name, metric, and label whose values they are.
+fn variables(dashboard: &Value) -> Vec<(&str, &str, &str)> {
+    let variables = dashboard["templating"]["list"].as_array().unwrap().iter().filter(|variable| variable["type"] == "query");
+    variables
+        .map(|variable| {
+            let query = variable["query"]["query"].as_str().unwrap();
+            let (selector, label) = query.strip_prefix("label_values(").unwrap().strip_suffix(')').unwrap().rsplit_once(", ").unwrap();
+            (variable["name"].as_str().unwrap(), selector.split('{').next().unwrap(), label)
+        })
+        .collect()
 }
 
 fn recording<'a>(station: &'a Station) -> (Controller, Pcm<'a>) {
@@ -248,6 +260,12 @@ fn prometheus_scrapes_a_station_and_answers_what_the_dashboard_asks() {
         let answer = prometheus.query(&expression.replace("$job", ".*").replace("$instance", ".*"));
         assert!(answer.is_ok(), "{expression}: {answer:?}");
     }
+    // What the variables offer, asked as Grafana does it.
+    for (name, metric, label) in variables(&dashboard) {
+        assert!(known.contains(metric), "${name}: {metric}");
+        let values = prometheus.ask(&format!("/api/v1/label/{label}/values?match[]={metric}")).unwrap().unwrap();
+        assert_eq!(values.as_array().map(Vec::len), Some(1), "${name}: {values}");
+    }
     let rules = prometheus.ask("/api/v1/rules").unwrap().unwrap();
     let rules = rules["groups"][0]["rules"].as_array().unwrap();
     assert!(rules.len() >= 4);
@@ -275,6 +293,20 @@ fn alerts_are_valid_and_fire_when_they_should() {
     }
 }
 
+/// That an object has no other fields than these, which are those that Grafana's model of a dashboard has.
+fn only(object: &Value, fields: &str) {
+    let known: BTreeSet<&str> = fields.split_whitespace().collect();
+    let unknown: Vec<&String> = object.as_object().unwrap().keys().filter(|key| !known.contains(key.as_str())).collect();
+    assert_eq!(unknown, Vec::<&String>::new(), "{object}");
+}
+
+/// The labels of a metric, as its table in the documentation names them.
+fn labels_of(metric: &str) -> BTreeSet<String> {
+    let document = fs::read_to_string(file("docs/interface.md")).unwrap();
+    let row = document.lines().find(|line| line.starts_with(&format!("| `{metric}` |"))).unwrap_or_else(|| panic!("{metric}"));
+    row.split('|').nth(3).unwrap().split(',').map(|label| label.replace('`', "").trim().to_owned()).collect()
+}
+
 #[test]
 fn the_dashboard_has_the_shape_that_grafana_reads() {
     let text = fs::read_to_string(file("packaging/grafana-dashboard.json")).unwrap();
@@ -284,7 +316,28 @@ fn the_dashboard_has_the_shape_that_grafana_reads() {
         assert!(dashboard[key].as_str().is_some_and(|text| !text.is_empty()), "{key}");
     }
     assert!(dashboard["time"]["from"].is_string() && dashboard["time"]["to"].is_string());
+    only(
+        &dashboard,
+        "__inputs __requires annotations description editable fiscalYearStartMonth graphTooltip id links liveNow panels refresh \
+         schemaVersion style tags templating time timepicker timezone title uid version weekStart",
+    );
+    let prometheus = json!({ "type": "prometheus", "uid": "${datasource}" });
+    for annotation in dashboard["annotations"]["list"].as_array().unwrap() {
+        only(annotation, "datasource enable expr hide iconColor name titleFormat type");
+        assert_eq!(annotation["datasource"], prometheus);
+    }
     let variables = dashboard["templating"]["list"].as_array().unwrap();
+    for variable in variables {
+        only(
+            variable,
+            "allValue current datasource definition hide includeAll label multi name options query refresh regex skipUrlSync sort type",
+        );
+        if variable["type"] == "query" {
+            assert_eq!((&variable["datasource"], &variable["definition"]), (&prometheus, &variable["query"]["query"]));
+        } else {
+            assert_eq!((&variable["type"], &variable["query"]), (&json!("datasource"), &json!("prometheus")));
+        }
+    }
     let names: BTreeSet<&str> = variables.iter().map(|variable| variable["name"].as_str().unwrap()).collect();
     assert_eq!(names, BTreeSet::from(["datasource", "instance", "job"]));
     let (mut ids, mut places) = (BTreeSet::new(), BTreeSet::new());
@@ -294,25 +347,37 @@ fn the_dashboard_has_the_shape_that_grafana_reads() {
         let kind = panel["type"].as_str().unwrap();
         assert!(["row", "stat", "timeseries", "state-timeline", "table"].contains(&kind), "{title}: {kind}");
         let side = |side: &str| panel["gridPos"][side].as_u64().unwrap();
-        assert!(side("w") >= 1 && side("x") + side("w") <= 24, "{title}");
+        assert!(side("w") >= 1 && side("h") >= 1 && side("x") + side("w") <= 24, "{title}");
         for (x, y) in (side("x")..side("x") + side("w")).flat_map(|x| (side("y")..side("y") + side("h")).map(move |y| (x, y))) {
             assert!(places.insert((x, y)), "{title} covers another panel");
         }
         if kind == "row" {
+            only(panel, "collapsed gridPos id panels title type");
+            // The panels below a row that is open are not inside it.
+            assert_eq!((&panel["collapsed"], &panel["panels"], side("w")), (&json!(false), &json!([]), 24), "{title}");
             continue;
         }
+        only(panel, "datasource description fieldConfig gridPos id options targets title transformations type");
+        assert_eq!(panel["datasource"], prometheus, "{title}");
+        only(&panel["fieldConfig"], "defaults overrides");
+        only(&panel["fieldConfig"]["defaults"], "color custom decimals displayName mappings max min noValue thresholds unit");
         assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{title}");
         let targets = panel["targets"].as_array().unwrap();
         let references: BTreeSet<&str> = targets.iter().map(|target| target["refId"].as_str().unwrap()).collect();
         assert!(!targets.is_empty() && references.len() == targets.len(), "{title}");
         for target in targets {
-            assert_eq!(
-                (&target["datasource"]["type"], &target["datasource"]["uid"]),
-                (&"prometheus".into(), &"${datasource}".into()),
-                "{title}"
-            );
-            // Every variable is one of the list.
+            only(target, "datasource expr format instant legendFormat refId");
+            assert_eq!(target["datasource"], prometheus, "{title}");
+            // Every variable is one of the list, and a label of the legend is one of the result.
             let expression = target["expr"].as_str().unwrap();
+            for label in target["legendFormat"].as_str().unwrap().split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap()) {
+                let aggregated = expression.split("by (").nth(1).map(|rest| rest.split(')').next().unwrap());
+                let is_there = match aggregated {
+                    Some(labels) => labels.split(", ").any(|name| name == label),
+                    None => label == "instance" || named(expression).iter().all(|metric| labels_of(metric).contains(label)),
+                };
+                assert!(is_there, "{title}: {{{{{label}}}}} of {expression}");
+            }
             for variable in expression.split('$').skip(1) {
                 let name: String = variable.chars().take_while(char::is_ascii_alphanumeric).collect();
                 assert!(names.contains(name.as_str()), "{title}: ${name}");
