@@ -24,7 +24,11 @@ pub(super) struct Pcm<'a> {
 
 impl<'a> Pcm<'a> {
     pub(super) fn of(station: &'a Station) -> Pcm<'a> {
-        Pcm { station, card: 0, frames: Cell::new(1) }
+        Pcm::of_card(station, 0)
+    }
+
+    pub(super) fn of_card(station: &'a Station, card: u32) -> Pcm<'a> {
+        Pcm { station, card, frames: Cell::new(1) }
     }
 
     fn show(&self, status: &str, params: &str) {

@@ -8,10 +8,13 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SOON: Duration = Duration::from_secs(30);
 const ID: &str = "0869-0389-034F6A21";
@@ -98,29 +101,42 @@ fn expressions(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// A Prometheus that scrapes a Controller every second.
+/// A Prometheus.
 struct Prometheus {
     _server: Ended,
     port: u16,
 }
 
 impl Prometheus {
+    /// One that scrapes a Controller every second.
     fn start(station: &Station, target: u16) -> Prometheus {
-        let (dir, port) = (station.dir().join("prometheus"), free_port());
-        fs::create_dir(&dir).unwrap();
-        let config = dir.join("prometheus.yml");
         let text = format!(
             "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nrule_files:\n  - {}\nscrape_configs:\n  - job_name: silvasonic\n    \
              static_configs:\n      - targets: ['127.0.0.1:{target}']\n",
             file("packaging/alerts.yml").display()
         );
+        Prometheus::spawn(station, "prometheus", &text, &["--storage.tsdb.path=data"])
+    }
+
+    /// One with this configuration, in a folder of this name.
+    fn spawn(station: &Station, name: &str, text: &str, options: &[&str]) -> Prometheus {
+        let (dir, port) = (station.dir().join(name), free_port());
+        fs::create_dir(&dir).unwrap();
+        let config = dir.join("prometheus.yml");
         fs::write(&config, text).unwrap();
         let mut command = Command::new("prometheus");
         command.arg(format!("--config.file={}", config.display())).arg(format!("--web.listen-address=127.0.0.1:{port}"));
-        command.arg(format!("--storage.tsdb.path={}", dir.join("data").display())).current_dir(&dir).stdin(Stdio::null());
+        command.args(options).current_dir(&dir).stdin(Stdio::null());
         let log = File::create(dir.join("log")).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         Prometheus { _server: Ended::spawn(command), port }
+    }
+
+    /// The sum of the samples of one of its own metrics.
+    fn own(&self, metric: &str) -> f64 {
+        let (_, text) = eventually(SOON, "metrics of Prometheus", || fetch(self.port, "/metrics", "*/*"));
+        let of = |line: &str| line.strip_prefix(metric).filter(|rest| rest.starts_with(['{', ' '])).is_some();
+        text.lines().filter(|line| of(line)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// `data` of an answer, or the error in it.
@@ -282,6 +298,109 @@ fn prometheus_scrapes_a_station_and_answers_what_the_dashboard_asks() {
     };
     let unused: Vec<&String> = families.iter().filter(|family| !is_used(family)).map(|(name, _)| name).collect();
     assert_eq!(unused, Vec::<&String>::new(), "neither the dashboard nor an alert uses them");
+}
+
+/// Processor time of a process, in hundredths of a second.
+fn ticks(id: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|field| field.parse::<f64>().unwrap()).sum()
+}
+
+/// Passes connections on, and counts the bytes of both directions.
+fn counting_relay(target: u16) -> (u16, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, count) = (listener.local_addr().unwrap().port(), Arc::new(AtomicU64::new(0)));
+    let copy = |mut from: TcpStream, mut to: TcpStream, count: Arc<AtomicU64>| {
+        let mut bytes = [0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut bytes) {
+            count.fetch_add(length as u64, Ordering::SeqCst);
+            if to.write_all(&bytes[..length]).is_err() {
+                return;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    };
+    let total = Arc::clone(&count);
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
+            let (back, forth) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            let (one, other) = (Arc::clone(&total), Arc::clone(&total));
+            thread::spawn(move || copy(client, server, one));
+            thread::spawn(move || copy(back, forth, other));
+        }
+    });
+    (port, count)
+}
+
+/// The figures in docs/fleet.md, of a station with four microphones whose agent is configured as written there.
+#[test]
+fn a_station_that_pushes_sends_what_the_documentation_says() {
+    const SCRAPES: u64 = 20;
+    const REQUESTS: u32 = 100;
+    let station = Station::up();
+    station.tree.set(&[0, 1, 2, 3].map(|n| Card::numbered(n).index(n)));
+    let controller = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
+    let pcms = [0, 1, 2, 3].map(|card| Pcm::of_card(&station, card));
+    let advance = || pcms.iter().for_each(Pcm::advance);
+    let text = eventually(SOON, "four recordings", || {
+        advance();
+        let text = scrape(&controller, OPENMETRICS).1;
+        (value(&text, "silvasonic_microphones{state=\"recording\"}") == Some(4.0)).then_some(text)
+    });
+    let (began, used) = (Instant::now(), ticks(controller.id()));
+    (0..REQUESTS).for_each(|_| drop(scrape(&controller, OPENMETRICS)));
+    let (request, used) = (began.elapsed() / REQUESTS, (ticks(controller.id()) - used) * 10.0 / f64::from(REQUESTS));
+
+    let server = Prometheus::spawn(&station, "server", "{}", &["--storage.tsdb.path=data", "--web.enable-remote-write-receiver"]);
+    let (relay, bytes) = counting_relay(server.port);
+    let document = fs::read_to_string(file("docs/fleet.md")).unwrap();
+    let config =
+        document.split("```yaml\n").map(|rest| rest.split("```").next().unwrap()).find(|text| text.contains("remote_write")).unwrap();
+    let mut text_of_agent = config.to_owned();
+    // All but place and pace is as written: one request for each scrape, as with 60 s.
+    for (written, here) in [
+        ("scrape_interval: 60s", "scrape_interval: 1s".to_owned()),
+        ("batch_send_deadline: 60s", "batch_send_deadline: 1s".to_owned()),
+        ("localhost:9100", format!("127.0.0.1:{}", controller.port().unwrap())),
+        ("https://metrics.example.org", format!("http://127.0.0.1:{relay}")),
+        ("/etc/prometheus/password", station.dir().join("password").display().to_string()),
+    ] {
+        assert!(config.contains(written), "{written}");
+        text_of_agent = text_of_agent.replace(written, &here);
+    }
+    fs::write(station.dir().join("password"), "secret").unwrap();
+    let options = document.lines().find_map(|line| line.strip_prefix("ARGS=\"")?.strip_suffix('"')).unwrap();
+    let options: Vec<&str> = options.split(' ').filter(|option| !option.contains("listen-address")).collect();
+    let options: Vec<String> = options.iter().map(|option| option.replace("/var/lib/prometheus/", "")).collect();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let agent = Prometheus::spawn(&station, "agent", &text_of_agent, &options);
+    eventually(SOON, "samples at the server", || {
+        advance();
+        let data = server.query("count(silvasonic_microphone_recording{job=\"silvasonic\", instance=\"meadow\"} == 1)").ok()?;
+        (data["result"][0]["value"][1] == "4").then_some(())
+    });
+    let names: Value = server.query("count by (__name__) ({__name__=~\".+\", __name__!~\"silvasonic_.*|up\"})").unwrap();
+    assert_eq!(names["result"], json!([]), "more than the dashboard needs");
+    let answer = server.query("count({__name__=~\".+\"})").unwrap();
+    let samples: f64 = answer["result"][0]["value"][1].as_str().unwrap().parse().unwrap();
+
+    let counters = || (agent.own("prometheus_remote_storage_samples_total"), bytes.load(Ordering::SeqCst) as f64);
+    let before = counters();
+    let after = eventually(SOON * 2, "scrapes that were sent", || {
+        advance();
+        let now = counters();
+        (now.0 >= before.0 + samples * SCRAPES as f64).then_some(now)
+    });
+    assert_eq!(agent.own("prometheus_remote_storage_samples_failed_total"), 0.0);
+    let scrapes = (after.0 - before.0) / samples;
+    let each = (after.1 - before.1) / scrapes;
+    let month = each * 60.0 * 24.0 * 30.0 / 1e6;
+    println!(
+        "{} bytes in {request:?}, {used:.2} ms of a core; {samples} samples a scrape, {each:.0} bytes for it by remote write, {month:.1} MB in 30 days at 60 s",
+        text.len()
+    );
+    assert!(text.len() < 25_000 && samples < 300.0 && each < 5_000.0, "docs/fleet.md tells less");
 }
 
 #[test]
