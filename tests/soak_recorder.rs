@@ -1,7 +1,8 @@
 //! `make soak-recorder`: a Recorder at 384 kHz for SOAK_MINUTES (10), on a disk that freezes for five seconds every minute.
 //!
 //! The disk is a file system in a file, frozen by `fsfreeze`: whoever writes to it waits. The source counts its frames, so
-//! that at the end each of them is looked for. Ends with 1 if a frame is missing or a limit is exceeded.
+//! that at the end each of them is looked for. Ends with 1 if a frame is missing or a limit is exceeded. Nothing is killed
+//! here; kills are in `tests/it/recording.rs`.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 /// The parts, shared with the integration tests.

@@ -8,10 +8,11 @@ use super::station::sound::{Sound, Wave, alsa_config};
 use super::station::{Dice, Station, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use silvasonic_controller::clock;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const SOON: Duration = Duration::from_secs(30);
 const NOWHERE: &str = "redis://127.0.0.1:1/0";
@@ -45,6 +46,17 @@ impl Bench {
 
     fn start(&self) -> Recorder {
         Recorder::spawn(self.command(NOWHERE))
+    }
+
+    /// Like a card, the source keeps no frames for a Recorder that comes later: it begins when the program opens it.
+    fn start_card(&self) -> Recorder {
+        self.sound.close();
+        let recorder = self.start();
+        let (fds, pipe) = (format!("/proc/{}/fd", recorder.process.id()), self.station.dir().join("card"));
+        let is_open = || fs::read_dir(&fds).ok()?.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path == pipe)).then_some(());
+        eventually(SOON, "an open card", is_open);
+        self.sound.open();
+        recorder
     }
 
     /// Under strace, which delays system calls of its disk by these options.
@@ -227,27 +239,43 @@ fn the_files_contain_exactly_what_the_source_gave() {
     });
 }
 
+/// Frames in files and frames in gaps are together what the source gave. A gap that a kill makes has no mark: start and
+/// length of the files tell it. No Controller runs here, so its table of sessions is not compared.
 #[test]
 fn fifty_kills_lose_what_was_in_memory_and_nothing_else() {
     // A file of its own for each start, and sometimes a second one.
     const KILLS: u64 = 50;
     const BLOCK: u64 = 16_384;
+    const RATE: u64 = 192_000;
     let mut bench = Bench::up(192_000, "S32LE", 1, 1, count_32);
     let mut dice = Dice(7);
     for _ in 0..KILLS {
-        let mut recorder = bench.start();
+        let mut recorder = bench.start_card();
         recorder.logs("recording hw:1,0 with 192000 Hz");
         let enough = bench.sound.given() + dice.below(16) as u64 * BLOCK;
         eventually(SOON, "some frames", || (bench.sound.given() >= enough).then_some(()));
         recorder.process.signal(Signal::KILL);
         assert_eq!(recorder.process.wait(SOON), 128 + 9);
     }
-    let mut recorder = bench.start();
+    let mut recorder = bench.start_card();
+    recorder.logs("recording hw:1,0 with 192000 Hz");
+    let enough = bench.sound.given() + RATE;
+    eventually(SOON, "the last second", || (bench.sound.given() >= enough).then_some(()));
     bench.exhaust();
     recorder.stop();
     assert_eq!(names(&bench.unfinished()), Vec::<String>::new());
     let (mut next, mut lost, mut gaps, mut repaired) = (0, 0, 0, 0);
+    // What a reader of the files learns from their metadata alone, and by how much that is wrong.
+    let (mut named, mut end, mut errors): (f64, Option<SystemTime>, Vec<f64>) = (0.0, None, Vec::new());
     for file in bench.files() {
+        let start = clock::parse(file.start()).unwrap();
+        assert_eq!(file.says("Silvasonic|Missing At"), None, "{}", file.name);
+        if let Some(end) = end {
+            let gap = start.duration_since(end).map_or_else(|error| -error.duration().as_secs_f64(), |gap| gap.as_secs_f64());
+            named += gap * RATE as f64;
+            errors.push(gap - (file.numbers().next().unwrap() - next) as f64 / RATE as f64);
+        }
+        end = Some(start + Duration::from_secs_f64(file.frames() as f64 / RATE as f64));
         let first = file.numbers().next().unwrap();
         assert!(first >= next, "{} repeats frames: {first} after {next}", file.name);
         assert!(file.numbers().enumerate().all(|(at, number)| number == first + at as u64), "{} has a gap inside", file.name);
@@ -260,6 +288,17 @@ fn fifty_kills_lose_what_was_in_memory_and_nothing_else() {
     let recorded: u64 = bench.files().iter().map(Wav::frames).sum();
     println!("{recorded} of {total} frames in {} files, {repaired} of them repaired; {gaps} gaps", bench.files().len());
     assert_eq!((recorded + lost, next), (total, total), "each frame is in a file or in a gap");
+    // The gaps that start and length of the files tell are those that the source counted.
+    let before = bench.files()[0].numbers().next().unwrap();
+    let difference = (recorded + before) as f64 + named - total as f64;
+    errors.sort_by(|one, other| one.abs().total_cmp(&other.abs()));
+    let (median, most) = (errors[errors.len() / 2].abs(), errors[errors.len() - 1].abs());
+    println!(
+        "{named:.0} frames in gaps by the metadata, {} in fact; of one gap {median:.4} s is wrong, at most {most:.4} s",
+        lost - before
+    );
+    assert!(difference.abs() < RATE as f64 / 2.0, "{difference} frames are neither in a file nor between two files");
+    assert!(median < BLOCK as f64 / RATE as f64 && most < 1.0, "of one gap {median} s is wrong, at most {most} s");
     assert!(gaps <= KILLS, "{gaps} gaps");
     // A piece of 256 KiB that is not written yet, a block in each hand, and one on its way; and what the card missed.
     assert!(lost <= KILLS * (65_536 + 3 * BLOCK) + bench.sound.missed(), "{lost} frames lost");

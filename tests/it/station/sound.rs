@@ -6,7 +6,7 @@
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +33,7 @@ pub(crate) struct Sound {
 struct Shared {
     given: AtomicU64,
     missed: AtomicU64,
+    closed: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -69,6 +70,33 @@ impl Sound {
         rustix::io::ioctl_fionread(&self.pipe).unwrap() / self.frame_bytes as u64
     }
 
+    /// As a card that nobody has opened: the frames from now on are missed, and those that nobody has read.
+    pub(crate) fn close(&self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        // The next one is missed, so that none is on its way after it.
+        let missed = self.missed();
+        while self.missed() == missed {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let (mut pipe, mut bytes) = (&self.pipe, [0; 1 << 16]);
+        loop {
+            match pipe.read(&mut bytes) {
+                Ok(read) => {
+                    let frames = (read / self.frame_bytes) as u64;
+                    self.shared.given.fetch_sub(frames, Ordering::SeqCst);
+                    self.shared.missed.fetch_add(frames, Ordering::SeqCst);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// As a card that somebody has opened.
+    pub(crate) fn open(&self) {
+        self.shared.closed.store(false, Ordering::SeqCst);
+    }
+
     /// Gives no more frames; those in the pipe stay.
     pub(crate) fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
@@ -99,7 +127,7 @@ fn give(mut pipe: File, shared: &Shared, rate: u32, wave: Wave) {
         frame += period(rate);
         let due = start + Duration::from_nanos(frame * 1_000_000_000 / u64::from(rate));
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        let has_room = rustix::io::ioctl_fionread(&pipe).unwrap() as usize + bytes.len() <= PIPE;
+        let has_room = !shared.closed.load(Ordering::SeqCst) && rustix::io::ioctl_fionread(&pipe).unwrap() as usize + bytes.len() <= PIPE;
         let count = if has_room { &shared.given } else { &shared.missed };
         if has_room {
             assert_eq!(pipe.write(&bytes).unwrap(), bytes.len());
