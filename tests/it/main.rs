@@ -86,6 +86,8 @@ mod page;
 mod healthz;
 // the Recorder: its settings, heartbeat, log and end
 mod recorder;
+// frames of a station that records: in files, or in gaps that the ledger names
+mod account;
 // the Recorder that records: cargo test --features capture
 #[cfg(feature = "capture")]
 mod recording;
