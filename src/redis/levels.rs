@@ -1,8 +1,8 @@
 //! The sound level that each Recorder states in its heartbeat, read while somebody looks at it.
 //!
-//! A Recorder keeps its heartbeat in Redis. One question reads the beginning of each: what is longer than
-//! [`HEARTBEAT`] is refused, and Redis sends no more of it. Nothing is asked unless somebody asked for a document within
-//! the last moment, and no more often than [`FRESH`].
+//! A Recorder keeps its heartbeat in Redis. One question reads the beginning of each, up to 12 KiB: what is
+//! longer is refused, and Redis sends no more of it. Nothing is asked unless somebody asked for a document within the last
+//! moment, and no more often than every two seconds.
 //!
 //! A level is a statement of a program of somebody else: only numbers are taken from it.
 
