@@ -196,7 +196,6 @@ impl Controller {
         let changes = self.hardware.poll(rows(&self.database), now);
         let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
         self.note_connections(&changes.unwrap_or_default());
-        self.hardware.refresh_pcms(self.recorders.running(), self.database.registry.as_ref(), now);
         self.observe_captures(now);
         self.keep_ledger(now);
         if self.leadership.is_decided(now) {

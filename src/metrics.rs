@@ -155,7 +155,7 @@ fn microphones(w: &mut Writer, known: &Known<'_>, all: &[Microphone<'_>]) {
         let state = known.captures.capture(microphone.id).map(|capture| match capture {
             Capture::Running => "running",
             Capture::Standing(_) => "stalled",
-            Capture::Unopened => "unopened",
+            Capture::Unopened | Capture::Taken(_) => "unopened",
             Capture::Unproven => "unproven",
             Capture::Unknown(_) => "unknown",
         });

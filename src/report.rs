@@ -158,17 +158,18 @@ impl Known<'_> {
 
 /// How many Recorders capture. Only a Recorder that has opened its card and gets no frames is a fault.
 fn capture_details(captures: &[(&str, Capture)]) -> Result<String, String> {
-    let (mut running, mut unopened, mut unknown, mut standing) = (0, 0, 0, Vec::new());
+    let (mut running, mut unopened, mut taken, mut unknown, mut standing) = (0, 0, 0, 0, Vec::new());
     for (device, capture) in captures {
         match capture {
             Capture::Running => running += 1,
             Capture::Unopened => unopened += 1,
+            Capture::Taken(_) => taken += 1,
             Capture::Unproven | Capture::Unknown(_) => unknown += 1,
             Capture::Standing(capture) => standing.push(format!("{}: {capture}", shown(device))),
         }
     }
     let mut details = format!("{running} captured");
-    for (count, what) in [(unopened, "without an open card"), (unknown, "unknown")] {
+    for (count, what) in [(unopened, "without an open card"), (taken, "held by another program"), (unknown, "unknown")] {
         if count > 0 {
             details.push_str(&format!(", {count} {what}"));
         }

@@ -285,8 +285,10 @@ fn captures(
         .filter(|container| container.state == State::Running)
         .filter_map(|container| Some((container.labels.get(DEVICE_ID)?.as_str(), container)))
         .collect();
-    let recorders: Vec<Recorder> =
-        running.iter().filter_map(|(device, container)| Recorder::new(registry, presences, device, &container.id)).collect();
+    let recorders: Vec<Recorder> = running
+        .iter()
+        .filter_map(|(device, container)| Recorder::new(registry, presences, device, (&container.id, container.pid)))
+        .collect();
     let (proofs, now) = (prove(&config.host_root, &recorders), Instant::now());
     let mut captures = Captures::new(Duration::ZERO, false);
     let observations = recorders.iter().map(|Recorder { device, container, .. }| {

@@ -8,8 +8,12 @@ use crate::decide::spec::CONFIG_HASH;
 use crate::ledger::RecordersAre;
 
 impl Controller {
-    /// Notes what was last read about the card of each Recorder that runs.
+    /// Requests the next read of the card of each Recorder that runs, and notes what was last read.
     pub(super) fn observe_captures(&mut self, now: Instant) {
+        let containers = self.containers.containers().unwrap_or_default();
+        let pid = |id: &String| containers.iter().find(|container| container.id == *id).map_or(0, |container| container.pid);
+        let running = self.recorders.running().map(|(device, id)| (device.as_str(), (id.as_str(), pid(id))));
+        self.hardware.refresh_pcms(running, self.database.registry.as_ref(), now);
         let Some(list) = &self.containers.list else { return };
         let observations = self.recorders.running().filter_map(|(device, id)| {
             let container = list.containers.iter().find(|container| container.id == *id)?;

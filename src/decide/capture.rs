@@ -8,7 +8,8 @@
 //! | 3              | likewise, if the setting allows it                   | the USB device is authorised again       |
 //! | all later ones | an hour after the last step                          | the two in turn, or a replacement        |
 //!
-//! Invariants: nothing is done about a state that is unknown, a capture that runs, or a Recorder that has never captured;
+//! Invariants: nothing is done about a state that is unknown, a capture that runs, a card that another program holds, or a
+//! Recorder that has never captured;
 //! the time begins anew with each container and after each step. A successor that a step started continues the steps of
 //! its predecessor, also if it captures nothing at all; any other new container begins without a history.
 
@@ -31,6 +32,8 @@ pub enum PcmState {
     Running,
     /// It is open, but no frames arrive; with the state that the kernel reports.
     Stalled(String),
+    /// Another program than the Recorder has opened it; its name and process.
+    Taken(String),
     /// It cannot be read, and why.
     Unknown(String),
 }
@@ -61,6 +64,8 @@ pub enum Capture {
     Unproven,
     /// This Recorder has not opened its card.
     Unopened,
+    /// Another program holds the card; its name and process.
+    Taken(String),
     /// Frames arrive.
     Running,
     /// No frames arrive.
@@ -226,8 +231,8 @@ impl Watch {
             self.state = Some(state.clone());
         }
         match state {
-            // Nobody knows whether frames arrived meanwhile.
-            PcmState::Unknown(_) => self.pointer = None,
+            // Nobody knows whether frames arrived meanwhile, or they are those of another program.
+            PcmState::Unknown(_) | PcmState::Taken(_) => self.pointer = None,
             _ if self.pointer.is_none_or(|(known, ..)| known != pointer) => {
                 let ago = now.saturating_duration_since(at);
                 self.pointer = Some((pointer, at, wall.checked_sub(ago).unwrap_or(wall)));
@@ -253,6 +258,7 @@ impl Watch {
         match &self.state {
             None | Some(PcmState::Open) => Capture::Unproven,
             Some(PcmState::Unknown(why)) => Capture::Unknown(why.clone()),
+            Some(PcmState::Taken(holder)) => Capture::Taken(holder.clone()),
             Some(PcmState::Running) => Capture::Running,
             Some(PcmState::Closed) if !self.captured => Capture::Unopened,
             Some(PcmState::Closed) => standing("closed"),
@@ -284,8 +290,8 @@ mod tests {
             Self { captures: Captures::new(TIMEOUT, may_reset), now: Instant::now(), container: 0, hash: "h", is_holder: false, pointer: 0 }
         }
 
-        /// Reads a state: `running`, `standing`, `closed`, `open`, `unknown`, `unread`, `gone`. Takes the step that is
-        /// due, if any.
+        /// Reads a state: `running`, `standing`, `closed`, `open`, `taken`, `unknown`, `unread`, `gone`. Takes the step
+        /// that is due, if any.
         fn read(&mut self, state: &str) -> Option<Step> {
             self.now += Duration::from_secs(5);
             let pcm = match state {
@@ -293,11 +299,12 @@ mod tests {
                 "standing" => PcmState::Stalled("XRUN".to_owned()),
                 "closed" => PcmState::Closed,
                 "open" => PcmState::Open,
+                "taken" => PcmState::Taken("arecord (7)".to_owned()),
                 _ => PcmState::Unknown("x".to_owned()),
             };
             self.pointer += u64::from(state == "running");
             let container = self.container.to_string();
-            let pointer = (!matches!(state, "closed" | "unknown")).then_some(self.pointer);
+            let pointer = (!matches!(state, "closed" | "taken" | "unknown")).then_some(self.pointer);
             let read = (state != "unread").then_some((&pcm, pointer, self.now));
             let observation =
                 Observation { device: "a", container: &container, started: 1, hash: self.hash, is_holder: self.is_holder, read };
@@ -364,16 +371,21 @@ mod tests {
     #[test]
     fn nothing_is_done_about_what_never_captured_or_is_unknown() {
         let mut station = Station::new(true);
-        for state in ["closed", "standing", "open", "unknown", "unread"] {
+        for state in ["closed", "standing", "open", "taken", "unknown", "unread"] {
             assert_eq!(station.reads(state, 7200), [], "{state}");
         }
         station.reads("running", 10);
-        for state in ["unknown", "unread", "gone", "open", "running"] {
+        for state in ["unknown", "unread", "gone", "open", "taken", "running"] {
             assert_eq!(station.reads(state, 7200), [], "{state}");
         }
         // After an unknown time, it may have captured until now.
         station.reads("unknown", 600);
         assert_eq!(station.reads("standing", 60), []);
+        // A card that another program held needs time to be opened again.
+        station.reads("running", 10);
+        station.reads("taken", 600);
+        assert_eq!(station.captures.capture("a"), Some(Capture::Taken("arecord (7)".to_owned())));
+        assert_eq!(station.reads("closed", 60), []);
         // Another configuration, or a new run, has no history.
         station.container += 1;
         assert_eq!(station.reads("standing", 7200), []);
@@ -434,9 +446,9 @@ mod tests {
 
         #[test]
         fn steps_are_rare_and_for_standing_captures_only(
-            words in vec((0..7_usize, 1..40_usize, any::<bool>()), 1..40), may_reset in any::<bool>()
+            words in vec((0..8_usize, 1..40_usize, any::<bool>()), 1..40), may_reset in any::<bool>()
         ) {
-            const STATES: [&str; 7] = ["running", "standing", "closed", "open", "unknown", "unread", "gone"];
+            const STATES: [&str; 8] = ["running", "standing", "closed", "open", "taken", "unknown", "unread", "gone"];
             let mut station = Station::new(may_reset);
             // Whether any container captured since the last one that no step started, and when the last step was.
             let (mut captured, mut last, mut standing) = (false, None::<Instant>, 0);

@@ -107,6 +107,9 @@ fn running_text(capture: &Capture, begun: &str) -> (Option<bool>, String) {
     match capture {
         Capture::Running => (Some(true), format!("recording since {begun}")),
         Capture::Unopened => (Some(false), format!("running, but has not opened the card; since {begun}")),
+        Capture::Taken(holder) => {
+            (Some(false), format!("running, but its card is held by another program: {}; since {begun}", shown(holder)))
+        }
         Capture::Standing(standing) => (Some(false), format!("not recording: its Recorder runs since {begun}, but {standing}")),
         Capture::Unproven => (None, format!("running since {begun}; the next read of the card shows whether frames arrive")),
         Capture::Unknown(why) => (None, format!("running since {begun}; whether frames arrive is unknown: {}", shown(why))),

@@ -1,6 +1,7 @@
 //! `/proc/asound` and sysfs: which microphones are connected, and whether frames arrive from them.
 
 pub mod formats;
+pub mod holder;
 pub mod pcm;
 pub mod power;
 pub mod scanner;

@@ -29,6 +29,7 @@ use crate::decide::registry::Registry;
 use crate::decide::runway::sample_bytes;
 use crate::decide::sessions::{Counter, Stream};
 use crate::fs as files;
+use crate::hardware::holder::{Belonging, Hold, Holder};
 use crate::probe::{self, Marker, Prober, Question, State};
 use crate::text::shown;
 
@@ -57,6 +58,8 @@ pub struct Substream {
     owner: Option<u32>,
     /// The name of that process.
     holder: Option<String>,
+    /// Whether that process is certainly not the Recorder.
+    is_foreign: bool,
     /// Number of frames that the hardware has delivered.
     pointer: Option<u64>,
     format: Option<String>,
@@ -85,6 +88,7 @@ impl fmt::Display for Proof {
         match &self.state {
             PcmState::Closed => return write!(f, "closed"),
             PcmState::Unknown(why) => return write!(f, "unknown: {}", shown(why)),
+            PcmState::Taken(holder) => return write!(f, "held by another program: {}", shown(holder)),
             PcmState::Open => write!(f, "open")?,
             PcmState::Running => write!(f, "running")?,
             PcmState::Stalled(state) => write!(f, "stalled ({})", shown(state))?,
@@ -112,8 +116,13 @@ impl Proof {
             Ok(streams) => streams,
             Err(why) => return Self { state: PcmState::Unknown(why), ..closed },
         };
-        // Of several substreams, the one that runs counts.
-        let Some(stream) = streams.into_iter().filter(|stream| stream.state.is_some()).max_by_key(Substream::runs) else { return closed };
+        // Of several substreams, the one that runs counts, and before it that of the Recorder.
+        let weight = |stream: &Substream| (!stream.is_foreign, stream.runs());
+        let Some(stream) = streams.into_iter().filter(|stream| stream.state.is_some()).max_by_key(weight) else { return closed };
+        if stream.is_foreign {
+            let holder = format!("{} ({})", stream.holder.as_deref().unwrap_or("?"), stream.owner.unwrap_or_default());
+            return Self { state: PcmState::Taken(holder), stream, ..closed };
+        }
         let previous = before.map(|before| &before.stream).filter(|before| before.owner == stream.owner);
         let state = match (&stream.state, previous.and_then(|previous| previous.pointer)) {
             (Some(_), None) if stream.runs() => PcmState::Open,
@@ -140,17 +149,17 @@ impl Proof {
             })
         };
         match &self.state {
-            PcmState::Closed => Stream::Closed,
+            PcmState::Closed | PcmState::Taken(_) => Stream::Closed,
             PcmState::Unknown(_) => Stream::Unknown,
             PcmState::Open | PcmState::Running => counter(*trigger).map_or(Stream::Unknown, Stream::Runs),
             PcmState::Stalled(_) => counter(None).map_or(Stream::Unknown, Stream::Stands),
         }
     }
 
-    /// Number of frames that the hardware has delivered, if the card is open.
+    /// Number of frames that the hardware has delivered to the Recorder, if it has opened the card.
     #[must_use]
     pub fn pointer(&self) -> Option<u64> {
-        self.stream.pointer
+        self.stream.pointer.filter(|_| !self.stream.is_foreign)
     }
 
     /// Bytes a second, if frames arrive.
@@ -175,6 +184,7 @@ impl Proof {
             PcmState::Open => ("open", None),
             PcmState::Running => ("running", None),
             PcmState::Stalled(state) => ("stalled", Some(state)),
+            PcmState::Taken(holder) => ("taken", Some(holder)),
             PcmState::Unknown(why) => ("unknown", Some(why)),
         };
         let Substream { format, channels, rate, holder, owner, .. } = &self.stream;
@@ -196,6 +206,7 @@ impl Substream {
             state: field(status, "state"),
             owner: number(status, "owner_pid").and_then(|pid| pid.try_into().ok()),
             holder: None,
+            is_foreign: false,
             pointer: number(status, "hw_ptr"),
             format: field(params, "format"),
             channels: number(params, "channels"),
@@ -231,26 +242,28 @@ fn micros(seconds: &str) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(micros)
 }
 
-/// Reads all substreams of the PCM below `root`. Their folders are searched once and kept in `known`.
+/// Reads all substreams of the PCM below `root`. Their folders are searched once and kept in `known`, with what is known
+/// about their holders.
 ///
 /// # Errors
 /// What cannot be read, and why.
-fn read(root: &Path, card: &Card, known: &mut Folders) -> Result<Vec<Substream>, String> {
+fn read(root: &Path, recorder: &Recorder, known: &mut Folders) -> Result<Vec<Substream>, String> {
+    let card = &recorder.card;
     let Card { index, pcm, .. } = card;
-    let folders = match known.remove(card) {
+    let mut folders = match known.remove(card) {
         Some(folders) => folders,
         None => folders(&root.join(format!("proc/asound/card{index}/pcm{pcm}c"))).map_err(|error| format!("hw:{index},{pcm}: {error}"))?,
     };
-    let substreams = substreams(&folders)?;
+    let substreams = substreams(&mut folders, recorder)?;
     // Kept only after a success: another card may have got the same number.
     known.insert(card.clone(), folders);
     Ok(substreams)
 }
 
-fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
+fn substreams(folders: &mut [Folder], recorder: &Recorder) -> Result<Vec<Substream>, String> {
     let mut substreams = Vec::new();
-    for folder in folders {
-        let text = |name: &str| read_text(&folder.join(name)).map_err(|error| format!("{}: {error}", folder.join(name).display()));
+    for Folder { path, holder } in folders {
+        let text = |name: &str| read_text(&path.join(name)).map_err(|error| format!("{}: {error}", path.join(name).display()));
         let status = text("status")?;
         // A closed substream has no further fields.
         if !status.starts_with("state") {
@@ -259,15 +272,20 @@ fn substreams(folders: &[PathBuf]) -> Result<Vec<Substream>, String> {
         }
         let mut stream = Substream::parse(&status, &text("hw_params")?);
         stream.read = Some(Instant::now());
-        stream.holder = stream.owner.and_then(|pid| read_text(&PathBuf::from(format!("/proc/{pid}/comm"))).ok());
-        stream.holder.iter_mut().for_each(|name| name.truncate(name.trim_end().len()));
+        // 0 is a process of another PID namespace.
+        *holder = stream.owner.filter(|owner| *owner > 0).map(|owner| {
+            let hold = Hold { owner, trigger: stream.trigger, container: &recorder.container, pid: recorder.pid };
+            holder.take().filter(|known| known.answers(&hold)).unwrap_or_else(|| Holder::look(Path::new("/proc"), &hold))
+        });
+        stream.holder = holder.as_ref().and_then(|holder| holder.name.clone());
+        stream.is_foreign = holder.as_ref().is_some_and(|holder| holder.belonging == Belonging::Foreign);
         substreams.push(stream);
     }
     Ok(substreams)
 }
 
 /// The folders of all substreams of a PCM, such as `pcm0c/sub0`.
-fn folders(pcm: &Path) -> io::Result<Vec<PathBuf>> {
+fn folders(pcm: &Path) -> io::Result<Vec<Folder>> {
     let mut found = Vec::new();
     for sub in fs::read_dir(pcm)? {
         let sub = sub?;
@@ -276,7 +294,7 @@ fn folders(pcm: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     sort(&mut found);
-    Ok(found)
+    Ok(found.into_iter().map(|path| Folder { path, holder: None }).collect())
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
@@ -290,6 +308,8 @@ pub struct Recorder {
     pub device: String,
     /// Id of its container.
     pub container: String,
+    /// The first process of the container; 0 = unknown.
+    pub pid: u32,
     /// The card of the microphone.
     pub card: Card,
     /// The format in its profile.
@@ -297,15 +317,16 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// The Recorder of a connected microphone.
+    /// The Recorder of a connected microphone, with the id and the first process of its container.
     #[must_use]
-    pub fn new(registry: &Registry, presences: &Presences, device: &str, container: &str) -> Option<Self> {
+    pub fn new(registry: &Registry, presences: &Presences, device: &str, (container, pid): (&str, u32)) -> Option<Self> {
         let row = registry.devices.get(device)?.as_ref().ok()?;
         let profile = registry.profiles.get(row.profile.as_ref()?)?.as_ref().ok();
         let microphone = online(presences, device)?;
         let address = microphone.usb.as_ref().map(|usb| usb.address.clone());
         let card = Card { index: microphone.card, pcm: microphone.pcm, address };
-        Some(Self { device: device.to_owned(), container: container.to_owned(), card, expected: profile.map(ProfileConfig::capture) })
+        let expected = profile.map(ProfileConfig::capture);
+        Some(Self { device: device.to_owned(), container: container.to_owned(), pid, card, expected })
     }
 }
 
@@ -315,7 +336,7 @@ pub fn prove(root: &Path, recorders: &[Recorder]) -> SortedMap<String, Proof> {
     let mut folders = Folders::new();
     let mut read_all = |before: &SortedMap<String, Proof>| -> SortedMap<String, Proof> {
         let prove_one = |recorder: &Recorder| {
-            let streams = read(root, &recorder.card, &mut folders);
+            let streams = read(root, recorder, &mut folders);
             (recorder.device.clone(), Proof::new(before.get(&recorder.device), streams, recorder.expected.as_ref()))
         };
         recorders.iter().map(prove_one).collect()
@@ -339,11 +360,18 @@ pub struct Card {
     pub address: Option<String>,
 }
 
+/// The folder of a substream, and the process that held it at the last read.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    holder: Option<Holder>,
+}
+
 /// The folders of substreams, by card.
-type Folders = SortedMap<Card, Vec<PathBuf>>;
+type Folders = SortedMap<Card, Vec<Folder>>;
 
 /// Reads the substreams of a PCM.
-type Read = fn(&Path, &Card, &mut Folders) -> Result<Vec<Substream>, String>;
+type Read = fn(&Path, &Recorder, &mut Folders) -> Result<Vec<Substream>, String>;
 
 /// What was read about the PCM of a Recorder.
 type Reading = (Recorder, Result<Vec<Substream>, String>);
@@ -460,7 +488,7 @@ impl PcmMonitor {
                     return (recorder, Err(why));
                 }
                 marker.reach(recorder.card.clone());
-                let streams = read(&root, &recorder.card, &mut folders);
+                let streams = read(&root, &recorder, &mut folders);
                 (recorder, streams)
             };
             let readings: Vec<Reading> = recorders.into_iter().map(read_one).collect();
@@ -481,7 +509,7 @@ impl PcmMonitor {
             // scanner.
             let early = match proof.state {
                 PcmState::Open | PcmState::Unknown(_) => true,
-                PcmState::Closed => now.saturating_duration_since(since) < OPENED,
+                PcmState::Closed | PcmState::Taken(_) => now.saturating_duration_since(since) < OPENED,
                 _ => before.is_none(),
             };
             let text = proof.to_string();
@@ -491,6 +519,7 @@ impl PcmMonitor {
                 PcmState::Running if proof.differences.is_empty() => info!("microphone {device} captures: {proof}"),
                 // Some Recorders open the card later, or never.
                 PcmState::Closed => info!("microphone {device}: its Recorder has not opened the sound card"),
+                PcmState::Taken(_) => warn!("microphone {device}: its Recorder runs, but the card is {proof}"),
                 _ => warn!("microphone {device}: its Recorder runs, but the PCM is {proof}"),
             }
             let reported = if early { reported } else { text };
@@ -509,6 +538,11 @@ mod tests {
 
     fn expected() -> AudioFormat {
         AudioFormat { rate: 384_000, channels: 1, format: "S16LE".to_owned() }
+    }
+
+    fn recorder(pcm: u32) -> Recorder {
+        let card = Card { index: 0, pcm, address: None };
+        Recorder { device: "a".to_owned(), container: "c".to_owned(), pid: 0, card, expected: None }
     }
 
     fn stream(change: impl FnOnce(&mut Substream)) -> Result<Vec<Substream>, String> {
@@ -536,6 +570,21 @@ mod tests {
     }
 
     #[test]
+    fn what_another_program_captures_is_no_capture() {
+        let foreign = |stream: &mut Substream| (stream.is_foreign, stream.holder) = (true, Some("arecord".to_owned()));
+        let first = Proof::new(None, stream(foreign), Some(&expected()));
+        assert_eq!(first.to_string(), "held by another program: arecord (397)");
+        let next = |stream: &mut Substream| stream.pointer = Some(3_000_000);
+        let second = Proof::new(Some(&first), stream(|stream| [foreign, next].iter().for_each(|change| change(stream))), None);
+        assert_eq!(second.state, PcmState::Taken("arecord (397)".to_owned()));
+        assert_eq!((second.pointer(), second.rate(), second.stream(&Clocks::read())), (None, None, Stream::Closed));
+        assert_eq!(second.to_json()["state"], "taken");
+        // The Recorder holds another substream of the card.
+        let streams = [stream(foreign).unwrap(), stream(|stream| stream.owner = Some(7)).unwrap()].concat();
+        assert_eq!(Proof::new(Some(&second), Ok(streams), None).state, PcmState::Open);
+    }
+
+    #[test]
     fn what_is_captured_is_compared_with_the_profile() {
         let profile = AudioFormat { rate: 250_000, channels: 2, format: "S24LE".to_owned() };
         let proof = Proof::new(None, stream(|_| ()), Some(&profile));
@@ -549,14 +598,15 @@ mod tests {
         let recorder = |device: &str, index| Recorder {
             device: device.to_owned(),
             container: device.to_owned(),
+            pid: 0,
             card: Card { index, pcm: 0, address: None },
             expected: None,
         };
         let recorders = || vec![recorder("a", 0), recorder("b", 1)];
         let mut monitor = PcmMonitor::new(&root, &Prober::start().unwrap());
         // Card 0 hangs while that folder exists.
-        monitor.read = |root, card, _| {
-            while card.index == 0 && root.join("hang").exists() {
+        monitor.read = |root, recorder, _| {
+            while recorder.card.index == 0 && root.join("hang").exists() {
                 thread::sleep(Duration::from_millis(5));
             }
             stream(|_| ())
@@ -581,8 +631,7 @@ mod tests {
     #[test]
     fn a_capture_that_stands_still_is_read_again_sooner() {
         let mut monitor = PcmMonitor::new(Path::new("/nonexistent"), &Prober::start().unwrap());
-        let recorder =
-            Recorder { device: "a".to_owned(), container: "c".to_owned(), card: Card { index: 0, pcm: 0, address: None }, expected: None };
+        let recorder = recorder(0);
         let now = Instant::now();
         let mut next_after = |reads: [Result<Vec<Substream>, String>; 3]| {
             // What is not reported yet is read sooner, too.
@@ -607,7 +656,7 @@ mod tests {
         }
         let mut known = Folders::new();
         let mut state = |pcm| {
-            let streams = read(&root, &Card { index: 0, pcm, address: None }, &mut known)?;
+            let streams = read(&root, &recorder(pcm), &mut known)?;
             Ok::<_, String>(Proof::new(None, Ok(streams), None).state)
         };
         assert_eq!(state(0), Ok(PcmState::Open));

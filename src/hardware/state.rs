@@ -137,8 +137,14 @@ impl HardwareState {
         Ok(unresponsive.fold("readable".to_owned(), |details, card| details + &card))
     }
 
-    /// Requests reads of the PCMs of these running Recorders, with their containers, when they are due.
-    pub fn refresh_pcms<'a>(&mut self, running: impl Iterator<Item = (&'a String, &'a String)>, registry: Option<&Registry>, now: Instant) {
+    /// Requests reads of the PCMs of these running Recorders, with the ids and first processes of their containers, when
+    /// they are due.
+    pub fn refresh_pcms<'a>(
+        &mut self,
+        running: impl Iterator<Item = (&'a str, (&'a str, u32))>,
+        registry: Option<&Registry>,
+        now: Instant,
+    ) {
         let presences = &self.presences;
         self.pcms
             .refresh(now, || running.filter_map(|(device, container)| Recorder::new(registry?, presences, device, container)).collect());

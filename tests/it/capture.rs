@@ -5,8 +5,9 @@ use super::commands::typed;
 use super::station::{Controller, Proxy, Station, eventually};
 use super::tree::Card;
 use serde_json::{Value, json};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 const ID: &str = "0869-0389-034F6A21";
@@ -20,6 +21,24 @@ pub(super) struct Pcm<'a> {
     station: &'a Station,
     card: u32,
     frames: Cell<u64>,
+    /// Who holds the stream, and when it was started, in seconds.
+    trigger: RefCell<(u64, String)>,
+}
+
+/// A program of the host.
+struct Program(Child);
+
+impl Program {
+    fn start() -> Program {
+        Program(Command::new("/bin/sleep").arg("1000").spawn().unwrap())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl<'a> Pcm<'a> {
@@ -28,7 +47,7 @@ impl<'a> Pcm<'a> {
     }
 
     pub(super) fn of_card(station: &'a Station, card: u32) -> Pcm<'a> {
-        Pcm { station, card, frames: Cell::new(1) }
+        Pcm { station, card, frames: Cell::new(1), trigger: RefCell::default() }
     }
 
     fn show(&self, status: &str, params: &str) {
@@ -166,6 +185,66 @@ fn a_frozen_recorder_is_replaced_and_one_that_captures_is_not() {
     });
     assert_eq!(station.podman.mark(ULTRAMIC), after);
     assert_eq!(controller.count_log("; its Recorder is replaced"), 1);
+}
+
+/// What the kernel shows of a stream that a process has just started.
+fn held_by(pcm: &Pcm<'_>, owner: u64) {
+    pcm.frames.set(pcm.frames.get() % 10_007 + 1);
+    if pcm.trigger.borrow().0 != owner {
+        let uptime = fs::read_to_string("/proc/uptime").unwrap();
+        pcm.trigger.replace((owner, uptime.split(' ').next().unwrap().to_owned()));
+    }
+    let trigger = pcm.trigger.borrow().1.clone();
+    let status = format!("state: RUNNING\nowner_pid   : {owner}\ntrigger_time: {trigger}\nhw_ptr      : {}\n", pcm.frames.get());
+    pcm.show(&status, "format: S16_LE\nchannels: 1\nrate: 384000 (384000/1)\n");
+}
+
+#[test]
+fn frames_for_another_program_are_no_recording() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let controller = controller(&station, &[("SILVASONIC_CAPTURE_TIMEOUT_S", "2")]);
+    let before = station.podman.mark(ULTRAMIC);
+    let pcm = Pcm::of(&station);
+    let own = station.inspect(ULTRAMIC).unwrap()["State"]["Pid"].as_u64().unwrap();
+    let program = Program::start();
+    let other = u64::from(program.0.id());
+    let held = format!("held by another program: sleep ({other})");
+    let wait_held = || wait_told(&station, "another program", &json!([false, false, "idle", true]), || held_by(&pcm, other));
+
+    eventually(READ, "another program in the reason", || wait_held().contains(&held).then_some(()));
+    let why = wait_held();
+    assert!(why.starts_with(&format!("running, but its card is {held}; since 20")), "{why}");
+    controller.wait_log(&format!("microphone {ID}: its Recorder runs, but the card is {held}"), READ);
+    let beat = heartbeat(&station);
+    assert_eq!(beat["meta"]["devices"][ID]["capture"]["state"], "taken");
+    let (code, table, _) = typed(&station, "devices", &[]);
+    assert!(code == Some(0) && table.contains(&held), "{table}");
+    assert_eq!(station.postgres.value::<i64>("SELECT count(*) FROM capture_sessions"), Some(0));
+
+    wait_told(&station, "frames for the Recorder", &json!([true, false, "recording", true]), || held_by(&pcm, own));
+    eventually(READ, "a session", || {
+        held_by(&pcm, own);
+        (station.postgres.value::<i64>("SELECT count(*) FROM capture_sessions") == Some(1)).then_some(())
+    });
+    // The card is taken away from a Recorder that has captured. No step follows, as frames arrive there.
+    wait_held();
+    eventually(READ, "the end of the session", || {
+        held_by(&pcm, other);
+        let ended = "SELECT count(*) FROM capture_sessions WHERE ended_at IS NOT NULL AND cause IS NOT NULL";
+        (station.postgres.value::<i64>(ended) == Some(1)).then_some(())
+    });
+    let mut beats = std::collections::BTreeSet::new();
+    eventually(READ, "heartbeats for longer than the timeout", || {
+        held_by(&pcm, other);
+        beats.insert(heartbeat(&station)["timestamp"].to_string());
+        (beats.len() > 12).then_some(())
+    });
+    // Who holds it cannot be told once it has ended.
+    drop(program);
+    wait_told(&station, "the Recorder again", &json!([true, false, "recording", true]), || held_by(&pcm, own));
+    assert_eq!(station.podman.mark(ULTRAMIC), before);
+    assert_eq!(controller.count_log("is replaced"), 0);
 }
 
 #[test]

@@ -26,6 +26,7 @@ struct Capture {
 }
 
 impl Capture {
+    /// The stream began before this process, so that nobody knows who holds it.
     fn begin() -> Capture {
         Capture { since: Instant::now(), before: 0, owner: std::process::id() }
     }
@@ -148,7 +149,8 @@ fn a_counter_that_wraps_continues_a_session_and_another_process_begins_one() {
     capture.until(&station, "two reads after it", || (capture.since.elapsed() > read_twice).then_some(()));
     assert_eq!(sessions(&station).len(), 1);
 
-    let other = Capture { owner: 1, ..Capture::begin() };
+    let owner = station.inspect(ULTRAMIC).unwrap()["State"]["Pid"].as_u64().unwrap();
+    let other = Capture { owner: u32::try_from(owner).unwrap(), ..Capture::begin() };
     other.until(&station, "the session of another process", || (sessions(&station).len() == 2).then_some(()));
     let frames = station.postgres.value::<i64>("SELECT frames FROM capture_sessions ORDER BY id LIMIT 1").unwrap();
     assert!(frames > BOUNDARY as i64 && frames < (BOUNDARY + 60 * RATE) as i64, "{frames}");
