@@ -171,11 +171,11 @@ fn recording<'a>(station: &'a Station) -> (Controller, Pcm<'a>) {
 }
 
 /// The heartbeat of a Recorder that states a level.
-fn state_level(station: &Station) {
+fn state_level(station: &Station, id: &str) {
     let recording = json!({"peak_dbfs": -3.5, "rms_dbfs": -21.25, "clipped": 7, "overruns": 1});
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
-    let heartbeat = json!({"service": "recorder", "instance_id": ID, "timestamp": time, "meta": {"recording": recording}});
-    station.redis.recorder_heartbeat(ID, &heartbeat.to_string());
+    let heartbeat = json!({"service": "recorder", "instance_id": id, "timestamp": time, "meta": {"recording": recording}});
+    station.redis.recorder_heartbeat(id, &heartbeat.to_string());
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn metrics_are_what_their_readers_expect() {
     let recording = format!("silvasonic_microphone_recording{{device=\"{ID}\"}}");
     let text = eventually(SOON, "a recording in the metrics", || {
         pcm.advance();
-        state_level(&station);
+        state_level(&station, ID);
         let (head, text) = scrape(&controller, OPENMETRICS);
         assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
         (value(&text, &recording) == Some(1.0) && value(&text, "silvasonic_host_memory_size_bytes").is_some()).then_some(text)
@@ -342,11 +342,16 @@ fn a_station_that_pushes_sends_what_the_documentation_says() {
     station.tree.set(&[0, 1, 2, 3].map(|n| Card::numbered(n).index(n)));
     let controller = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
     let pcms = [0, 1, 2, 3].map(|card| Pcm::of_card(&station, card));
-    let advance = || pcms.iter().for_each(Pcm::advance);
+    let ids = [0, 1, 2, 3].map(|number| format!("0869-0389-SER{number:04}"));
+    let advance = || {
+        pcms.iter().for_each(Pcm::advance);
+        ids.iter().for_each(|id| state_level(&station, id));
+    };
     let text = eventually(SOON, "four recordings", || {
         advance();
         let text = scrape(&controller, OPENMETRICS).1;
-        (value(&text, "silvasonic_microphones{state=\"recording\"}") == Some(4.0)).then_some(text)
+        let has_levels = text.matches("\nsilvasonic_level_peak_dbfs{").count() == 4;
+        (value(&text, "silvasonic_microphones{state=\"recording\"}") == Some(4.0) && has_levels).then_some(text)
     });
     let (began, used) = (Instant::now(), ticks(controller.id()));
     (0..REQUESTS).for_each(|_| drop(scrape(&controller, OPENMETRICS)));
