@@ -1,5 +1,6 @@
 //! Times since the boot of the host, which outlive a Controller, and whether its wall clock can be trusted.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,6 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::clock::micros;
 use crate::decide::sessions::Now;
+use crate::decide::timeline::Boot;
 
 /// Converts times of the monotonic clock, which have no beginning, to times since the boot of the host.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +16,16 @@ pub struct Clocks {
     instant: Instant,
     since_boot: Duration,
     synchronised: Option<bool>,
+}
+
+/// Identifies the boot of the host.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The present boot of the host; its id is empty if it is unknown.
+#[must_use]
+pub fn boot() -> Boot {
+    let id = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+    Boot { id, offset: Clocks::read().now().offset() }
 }
 
 /// The folder of systemd-timesyncd, which exists while that runs, and its file, which exists once the clock is synchronised.
@@ -59,7 +71,6 @@ impl Clocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn the_clock_is_synchronised_or_not_or_nobody_knows() {

@@ -4,7 +4,6 @@
 //! the database when a session begins or ends, and every 15 minutes. What the database does not have for some seconds is
 //! kept in a file of the Recorder workspace until it is written. Only the Controller that leads keeps the ledger.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -14,7 +13,7 @@ use log::debug;
 use serde_json::{Value, json};
 
 use crate::cache::{Content, SESSIONS};
-use crate::clocks::Clocks;
+use crate::clocks::{self, Clocks};
 use crate::config::Config;
 use crate::database::sessions::SessionQueue;
 use crate::decide::action::Cause as ActionCause;
@@ -27,8 +26,6 @@ use crate::hardware::state::{Changes, HardwareState};
 use crate::rate_limit::RateLimit;
 use crate::saver::Saver;
 
-/// Identifies the boot of the host.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Rows that wait this long for the database are saved.
 const SAVE: Duration = Duration::from_secs(5);
 
@@ -66,9 +63,8 @@ impl Ledger {
             // Fails only while the program ends.
             let _ = outbox.send(rows.unwrap_or_default());
         })?;
-        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
         Ok(Self {
-            sessions: Sessions::new(boot.trim()),
+            sessions: Sessions::new(&clocks::boot().id),
             clocks: Clocks::read(),
             queue: queue.clone(),
             saver,

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use crate::cli::arguments::{Arguments, Format};
 use crate::clock::{self, iso_seconds, micros, of_micros};
+use crate::clocks;
 use crate::config::Config;
 use crate::database::connection::{Connection, reason};
-use crate::decide::effort::{Effort, Kind, Part, efforts};
+use crate::decide::effort::{Effort, Kind, Length, Part, efforts};
+use crate::decide::sessions::SessionRow;
 use crate::json::one_line;
 use crate::text::{shown, table};
 
@@ -29,10 +31,11 @@ pub fn show(config: &Config, given: &Arguments<'_>) -> Result<(bool, String), St
     let since = parse_since(since, now).ok_or_else(|| {
         format!("--since: expected a period such as 24h or 30d, or a time such as 2026-05-01, got {:?}", shown(since).to_string())
     })?;
+    let present = clocks::boot();
     let rows = Connection::connect_for_command(&config.database)
-        .and_then(|mut db| db.sessions_since(micros(since)).map_err(|error| reason(&error)))
+        .and_then(|mut db| db.sessions_since(micros(since), &present.id).map_err(|error| reason(&error)))
         .map_err(|why| format!("cannot read PostgreSQL: {why}"))?;
-    let mut efforts = efforts(&rows, micros(since), micros(now));
+    let mut efforts = efforts(&rows, micros(since), micros(now), Some(&present));
     if let Some(id) = given.value("ID") {
         efforts.retain(|effort| effort.device.starts_with(id));
         if efforts.is_empty() {
@@ -79,6 +82,32 @@ fn duration(micros: i64) -> String {
     }
 }
 
+/// By how many microseconds the wall clock was stepped during a session.
+fn stepped(row: &SessionRow) -> i64 {
+    let clock: Value = crate::json::from_str(&row.clock).unwrap_or_default();
+    clock["stepped_s"].as_i64().unwrap_or_default().saturating_mul(1_000_000)
+}
+
+/// What must be known about the length of a gap.
+fn doubt(length: Length) -> String {
+    match length {
+        Length::SinceBoot(0) | Length::Synchronised | Length::Unknown => String::new(),
+        Length::SinceBoot(step) if step < 0 => format!("; clock: stepped back by {}", duration(step.saturating_neg())),
+        Length::SinceBoot(step) => format!("; clock: stepped by {}", duration(step)),
+        Length::NotSynchronised => "; clock: not synchronised".to_owned(),
+    }
+}
+
+/// The clock by which the length of a gap is known, and by how many seconds the wall clock was stepped meanwhile.
+fn length_of(length: Length) -> (&'static str, i64) {
+    match length {
+        Length::SinceBoot(step) => ("since boot", step / 1_000_000),
+        Length::Synchronised => ("synchronised", 0),
+        Length::NotSynchronised => ("not synchronised", 0),
+        Length::Unknown => ("unknown", 0),
+    }
+}
+
 fn to_text(efforts: &[Effort<'_>]) -> String {
     if efforts.is_empty() {
         return "no session is known\n".to_owned();
@@ -89,9 +118,11 @@ fn to_text(efforts: &[Effort<'_>]) -> String {
         let id = shown(effort.device).to_string();
         for part in &effort.parts {
             let state = match part.kind {
-                Kind::Session(row) if row.cause.is_none() => format!("recorded at {} Hz, open", row.rate),
-                Kind::Session(row) => format!("recorded at {} Hz", row.rate),
-                Kind::Gap(cause) => format!("gap: {}", shown(cause)),
+                Kind::Session(row) => {
+                    let open = if row.cause.is_none() { ", open" } else { "" };
+                    format!("recorded at {} Hz{open}{}", row.rate, doubt(Length::SinceBoot(stepped(row))))
+                }
+                Kind::Gap(cause, length) => format!("gap: {}{}", shown(cause), doubt(length)),
             };
             cells.push([id.clone(), time(part.from), time(part.to), duration(part.to - part.from), state]);
         }
@@ -109,7 +140,11 @@ fn to_json(effort: &Effort<'_>) -> Value {
                 json!({"kind": "session", "from": from, "to": to, "seconds": seconds, "id": row.id, "container": row.container,
                 "frames": row.frames, "rate": row.rate, "cause": row.cause, "clock": crate::json::from_str::<Value>(&row.clock).unwrap_or_default()})
             }
-            Kind::Gap(cause) => json!({"kind": "gap", "from": from, "to": to, "seconds": seconds, "cause": cause}),
+            Kind::Gap(cause, length) => {
+                let (clock, stepped) = length_of(length);
+                json!({"kind": "gap", "from": from, "to": to, "seconds": seconds, "cause": cause,
+                    "clock": {"length": clock, "stepped_s": stepped}})
+            }
         }
     };
     json!({"id": effort.device, "from": clock::iso(of_micros(effort.from)), "to": clock::iso(of_micros(effort.to)), "share": effort.share(),
@@ -124,7 +159,7 @@ fn field(text: &str) -> String {
 }
 
 fn to_csv(efforts: &[Effort<'_>]) -> String {
-    let mut text = "device,kind,from,to,seconds,frames,rate,container,cause\n".to_owned();
+    let mut text = "device,kind,from,to,seconds,frames,rate,container,cause,clock,stepped_s\n".to_owned();
     for effort in efforts {
         for part in &effort.parts {
             let (device, from, to, seconds) =
@@ -132,9 +167,17 @@ fn to_csv(efforts: &[Effort<'_>]) -> String {
             match part.kind {
                 Kind::Session(row) => {
                     let (container, cause) = (field(&row.container), field(row.cause.as_deref().unwrap_or_default()));
-                    text.push_str(&format!("{device},session,{from},{to},{seconds:.3},{},{},{container},{cause}\n", row.frames, row.rate));
+                    text.push_str(&format!(
+                        "{device},session,{from},{to},{seconds:.3},{},{},{container},{cause},,{}\n",
+                        row.frames,
+                        row.rate,
+                        stepped(row) / 1_000_000
+                    ));
                 }
-                Kind::Gap(cause) => text.push_str(&format!("{device},gap,{from},{to},{seconds:.3},,,,{}\n", field(cause))),
+                Kind::Gap(cause, length) => {
+                    let (clock, stepped) = length_of(length);
+                    text.push_str(&format!("{device},gap,{from},{to},{seconds:.3},,,,{},{clock},{stepped}\n", field(cause)));
+                }
             }
         }
     }
@@ -144,7 +187,6 @@ fn to_csv(efforts: &[Effort<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::sessions::SessionRow;
 
     fn row(device: &str, from: i64, to: i64, cause: Option<&str>) -> SessionRow {
         let second = 1_000_000;
@@ -184,7 +226,7 @@ mod tests {
     #[test]
     fn sessions_gaps_and_shares_are_shown() {
         let rows = [row("a", 0, 90_000, Some("unplugged")), row("a", 90_010, 100_000, None)];
-        let efforts = efforts(&rows, 0, 100_000_000_000);
+        let efforts = efforts(&rows, 0, 100_000_000_000, None);
         let text = "ID  FROM                  TO                    DURATION     STATE
 a   1970-01-01T00:00:00Z  1970-01-02T01:00:00Z  1d 01:00:00  recorded at 384000 Hz
 a   1970-01-02T01:00:00Z  1970-01-02T01:00:10Z  00:00:10     gap: unplugged
@@ -192,10 +234,10 @@ a   1970-01-02T01:00:10Z  1970-01-02T03:46:40Z  02:46:30     recorded at 384000 
 a: 99.99 % of 1d 03:46:40 recorded, gaps: 1
 ";
         assert_eq!(to_text(&efforts), text);
-        let csv = "device,kind,from,to,seconds,frames,rate,container,cause
-a,session,1970-01-01T00:00:00.000000Z,1970-01-02T01:00:00.000000Z,90000.000,34560000000,384000,0123456789ab,unplugged
-a,gap,1970-01-02T01:00:00.000000Z,1970-01-02T01:00:10.000000Z,10.000,,,,unplugged
-a,session,1970-01-02T01:00:10.000000Z,1970-01-02T03:46:40.000000Z,9990.000,3836160000,384000,0123456789ab,
+        let csv = "device,kind,from,to,seconds,frames,rate,container,cause,clock,stepped_s
+a,session,1970-01-01T00:00:00.000000Z,1970-01-02T01:00:00.000000Z,90000.000,34560000000,384000,0123456789ab,unplugged,,0
+a,gap,1970-01-02T01:00:00.000000Z,1970-01-02T01:00:10.000000Z,10.000,,,,unplugged,unknown,0
+a,session,1970-01-02T01:00:10.000000Z,1970-01-02T03:46:40.000000Z,9990.000,3836160000,384000,0123456789ab,,,0
 ";
         assert_eq!(to_csv(&efforts), csv);
         let json = to_json(&efforts[0]);
@@ -203,11 +245,36 @@ a,session,1970-01-02T01:00:10.000000Z,1970-01-02T03:46:40.000000Z,9990.000,38361
     }
 
     #[test]
+    fn a_step_of_the_clock_and_one_that_is_not_synchronised_are_named() {
+        let clock = |boot: &str, begin: i64, end: i64, more: &str| {
+            format!("{{\"boot\":\"{boot}\",\"begin_us\":{},\"end_us\":{}{more}}}", begin * 1_000_000, end * 1_000_000)
+        };
+        let mut rows =
+            [row("a", 10, 90, Some("unplugged")), row("a", 86_500, 86_600, Some("power or boot")), row("a", 86_700, 86_710, None)];
+        rows[0].clock = clock("b", 10, 90, "");
+        rows[1].clock = clock("b", 100, 200, ",\"synchronised\":false,\"stepped_s\":-5");
+        rows[2].clock = clock("c", 10, 20, ",\"synchronised\":true");
+        let efforts = efforts(&rows, 0, 100_000_000_000, None);
+        let text = "ID  FROM                  TO                    DURATION  STATE
+a   1970-01-02T00:00:10Z  1970-01-02T00:01:30Z  00:01:20  recorded at 384000 Hz
+a   1970-01-02T00:01:30Z  1970-01-02T00:01:40Z  00:00:10  gap: unplugged; clock: stepped by 1d 00:00:05
+a   1970-01-02T00:01:40Z  1970-01-02T00:03:20Z  00:01:40  recorded at 384000 Hz; clock: stepped back by 00:00:05
+a   1970-01-02T00:03:20Z  1970-01-02T00:05:00Z  00:01:40  gap: power or boot; clock: not synchronised
+a   1970-01-02T00:05:00Z  1970-01-02T00:05:10Z  00:00:10  recorded at 384000 Hz, open
+";
+        assert!(to_text(&efforts).starts_with(text), "{}", to_text(&efforts));
+        let csv = to_csv(&efforts);
+        assert!(csv.contains(",unplugged,since boot,86405\n") && csv.contains(",power or boot,not synchronised,0\n"), "{csv}");
+        let gap = &to_json(&efforts[0])["parts"][1];
+        assert_eq!((gap["seconds"].as_f64(), gap["clock"]["stepped_s"].as_i64()), (Some(10.0), Some(86_405)));
+    }
+
+    #[test]
     fn foreign_text_stays_in_its_field() {
         let rows = [row("=a,\"\n\u{1b}", 0, 10, Some("x, \"y\""))];
-        let csv = to_csv(&efforts(&rows, 0, 20_000_000));
+        let csv = to_csv(&efforts(&rows, 0, 20_000_000, None));
         assert_eq!(csv.lines().count(), 3, "{csv}");
-        assert!(csv.contains("\n\"'=a,\"\"\\n\\u{1b}\",gap,") && csv.ends_with(",\"x, \"\"y\"\"\"\n"), "{csv}");
-        assert!(!to_text(&efforts(&rows, 0, 20_000_000)).contains('\u{1b}'));
+        assert!(csv.contains("\n\"'=a,\"\"\\n\\u{1b}\",gap,") && csv.ends_with(",\"x, \"\"y\"\"\",unknown,0\n"), "{csv}");
+        assert!(!to_text(&efforts(&rows, 0, 20_000_000, None)).contains('\u{1b}'));
     }
 }

@@ -181,13 +181,14 @@ impl Connection {
         .map(|_| ())
     }
 
-    /// The rows that are open, and those of the last day, newest first.
+    /// The rows that are open, those of the last day, and those of the last boot, whose times can be wrong, newest first.
     ///
     /// # Errors
     /// The error of the server or the connection.
     pub fn earlier_sessions(&mut self) -> Result<Vec<SessionRow>, postgres::Error> {
         let statement = format!(
             "SELECT {COLUMNS} FROM capture_sessions WHERE cause IS NULL OR ended_at > now() - interval '1 day'
+                 OR clock->>'boot' = (SELECT clock->>'boot' FROM capture_sessions ORDER BY id DESC LIMIT 1)
              ORDER BY cause IS NULL DESC, id DESC LIMIT $1"
         );
         let rows = self.call(|client| client.query(&statement, &[&EARLIER]))?;
@@ -205,18 +206,20 @@ impl Connection {
         self.call(|client| client.execute(statement, &[&i32::from(days)]))
     }
 
-    /// The rows of this period, which began so many microseconds after 1970, and the last one of each device before it.
+    /// The rows of this period, which began so many microseconds after 1970, the last one of each device before it, and all of
+    /// the same boots of the host and of the present one: if the wall clock was stepped, they can belong to the period.
     ///
     /// # Errors
     /// The error of the server or the connection.
-    pub fn sessions_since(&mut self, since: i64) -> Result<Vec<SessionRow>, postgres::Error> {
+    pub fn sessions_since(&mut self, since: i64, boot: &str) -> Result<Vec<SessionRow>, postgres::Error> {
         let statement = format!(
             "WITH period AS (SELECT 'epoch'::timestamptz + $1::bigint * interval '1 microsecond' AS begin)
-             SELECT {COLUMNS} FROM capture_sessions, period WHERE ended_at > begin OR (device, ended_at) IN
+             SELECT {COLUMNS} FROM capture_sessions, period WHERE ended_at > begin OR clock->>'boot' = $2
+                 OR clock->>'boot' IN (SELECT clock->>'boot' FROM capture_sessions, period WHERE ended_at > begin) OR (device, ended_at) IN
                  (SELECT device, max(ended_at) FROM capture_sessions, period WHERE ended_at <= begin GROUP BY device)
              ORDER BY device, started_at"
         );
-        let rows = self.call(|client| client.query(&statement, &[&since]))?;
+        let rows = self.call(|client| client.query(&statement, &[&since, &boot]))?;
         Ok(rows.iter().map(session).collect())
     }
 }

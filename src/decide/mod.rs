@@ -30,6 +30,7 @@ pub mod scope;
 pub mod sessions;
 pub mod shares;
 pub mod spec;
+pub mod timeline;
 pub mod worker;
 pub mod workers;
 pub mod workspace;

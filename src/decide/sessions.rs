@@ -6,7 +6,8 @@
 //! that was closed in error goes on. An observation that is unknown changes nothing.
 //!
 //! Durations are those of the monotonic clock, which begins at the boot of the host. The wall clock only places them: if
-//! it is stepped, an open session moves with it, as the later time is the better one.
+//! it is stepped, an open session moves with it, as the later time is the better one; so do the closed ones of this boot,
+//! where they are told, and the gaps between them.
 
 use crate::collect::sort_by_key;
 use crate::sorted_map::SortedMap;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::decide::action::Ending;
+use crate::decide::timeline::{Boot, Placed, place};
 use crate::json;
 
 /// An open session is written again after this time.
@@ -39,12 +41,16 @@ const EXPLAINS: Duration = Duration::from_secs(15);
 /// A session of a microphone without a Recorder is closed after this time: how the Recorder ended may still be reported.
 const ABSENT: Duration = Duration::from_secs(5);
 /// A step of the wall clock that counts.
-const STEP_MICROS: i64 = 1_000_000;
+pub const STEP_MICROS: i64 = 1_000_000;
 
 /// The first characters of the id of a container, as Podman shows it.
 #[must_use]
 pub fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The two clocks.
@@ -257,10 +263,16 @@ impl Session {
         step.or(total).map(|lost| lost.min(longest))
     }
 
+    /// Begin and end since 1970, by the wall clock as it is now.
+    fn wall(&self, now: Now) -> (i64, i64) {
+        (Moment::Boot(micros(self.begin)).wall(now), Moment::Boot(micros(self.end)).wall(now))
+    }
+
     fn row(&self, device: &str, boot: &str) -> SessionRow {
-        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         let Counter { at, pointer, owner, trigger, boundary, .. } = &self.last;
-        let clock = json!({"synchronised": self.synchronised, "stepped_s": self.stepped / 1_000_000, "boot": boot, "begin_us": micros(self.begin),
+        // A gap after the session shows the rest.
+        let rounded = self.stepped.saturating_add(500_000).div_euclid(1_000_000);
+        let clock = json!({"synchronised": self.synchronised, "stepped_s": rounded, "boot": boot, "begin_us": micros(self.begin),
             "last_us": micros(*at), "end_us": micros(self.end), "pointer": pointer, "owner": owner, "trigger_us": trigger, "boundary": boundary});
         SessionRow {
             id: self.id,
@@ -329,17 +341,36 @@ struct Track {
     absent: Option<Duration>,
     /// What was counted since the start of the Controller.
     count: Count,
-    /// The end of the last session of an earlier run, in microseconds since 1970, and why it ended.
-    earlier: Option<(i64, GapKind)>,
+    /// The end of the last session of an earlier run, and why it ended.
+    earlier: Option<(Moment, GapKind)>,
     /// Sessions before the last one, for a day.
     spans: Vec<Span>,
 }
 
-/// A session that is over; times are microseconds since 1970.
+/// A time, in microseconds.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// Since 1970, of an earlier boot.
+    Wall(i64),
+    /// Since the present boot of the host.
+    Boot(i64),
+}
+
+impl Moment {
+    /// Since 1970, by the wall clock as it is now.
+    fn wall(self, now: Now) -> i64 {
+        match self {
+            Self::Wall(time) => time,
+            Self::Boot(time) => now.offset().saturating_add(time),
+        }
+    }
+}
+
+/// A session that is over.
 #[derive(Debug)]
 struct Span {
-    begin: i64,
-    end: i64,
+    begin: Moment,
+    end: Moment,
     /// Why it ended; equal causes in a row are stored once.
     cause: Arc<str>,
 }
@@ -509,13 +540,13 @@ impl Sessions {
                     track.count.gap(kind, started.saturating_sub(before.end).as_secs_f64());
                     let row = before.row(device, &self.boot);
                     let oldest = now.a_day_ago();
-                    track.spans.retain(|span| span.end >= oldest);
-                    track.add(&row);
+                    track.spans.retain(|span| span.end.wall(now) >= oldest);
+                    track.add(Moment::Boot(micros(before.begin)), Moment::Boot(micros(before.end)), &row);
                     if before.is_changed {
                         self.closed.push(row);
                     }
                 }
-                track.count_earlier();
+                track.count_earlier(now);
             }
         }
     }
@@ -569,25 +600,33 @@ impl Sessions {
 
     /// Handles rows that an earlier run wrote: those that are open are continued or closed. Rows that are known already
     /// are ignored. Returns the ids of those that became parts of others.
-    pub fn continue_from(&mut self, mut rows: Vec<SessionRow>, now: Now) -> Vec<i64> {
+    pub fn continue_from(&mut self, rows: Vec<SessionRow>, now: Now) -> Vec<i64> {
         let mut merged = Vec::new();
-        sort_by_key(&mut rows, |row| row.ended);
-        for mut row in rows {
+        let present = Boot { id: self.boot.clone(), offset: now.offset() };
+        let placed = place(&rows, Some(&present));
+        let mut rows: Vec<(SessionRow, Placed)> = rows.into_iter().zip(placed).collect();
+        sort_by_key(&mut rows, |(_, placed)| placed.ended);
+        for (mut row, placed) in rows {
+            let moment = |time: i64| match &placed.boot {
+                Some(boot) if *boot == self.boot => Moment::Boot(time.saturating_sub(now.offset())),
+                _ => Moment::Wall(time),
+            };
+            let (begin, end) = (moment(placed.started), moment(placed.ended));
             self.last_id = self.last_id.max(row.id);
             let track = self.tracks.entry(row.device.clone()).or_default();
             if track.last.as_ref().is_some_and(|last| last.id == row.id) {
                 continue;
             }
             if let Some(cause) = &row.cause {
-                track.precede(row.ended, GapKind::of(cause));
-                track.add(&row);
+                track.precede(end, GapKind::of(cause), now);
+                track.add(begin, end, &row);
                 continue;
             }
             let Some(session) = Session::of(&row, &self.boot) else {
                 let cause = if self.boot.is_empty() { Cause::Unknown } else { Cause::Power }.to_string();
-                track.precede(row.ended, GapKind::of(&cause));
+                track.precede(end, GapKind::of(&cause), now);
                 row.cause = Some(cause);
-                track.add(&row);
+                track.add(begin, end, &row);
                 self.closed.push(row);
                 continue;
             };
@@ -610,17 +649,17 @@ impl Sessions {
                     *last = Session { frames: all, last: last_read, end, offset, cause, is_changed: true, ..kept.clone() };
                 }
                 None => {
-                    track.precede(row.ended, GapKind::Unknown);
+                    track.precede(end, GapKind::Unknown, now);
                     row.cause = Some(Cause::Unknown.to_string());
-                    track.add(&row);
+                    track.add(begin, end, &row);
                     self.closed.push(row);
                 }
             }
         }
         let oldest = now.a_day_ago();
         self.tracks.values_mut().for_each(|track| {
-            track.spans.retain(|span| span.end >= oldest);
-            track.count_earlier();
+            track.spans.retain(|span| span.end.wall(now) >= oldest);
+            track.count_earlier(now);
         });
         merged
     }
@@ -646,8 +685,8 @@ impl Sessions {
     pub fn effort(&self, device: &str, now: Now) -> Option<Effort> {
         let track = self.tracks.get(device)?;
         let oldest = now.a_day_ago();
-        let last = track.last.as_ref().map(|last| last.row(device, &self.boot));
-        let spans = track.spans.iter().map(|span| (span.begin, span.end)).chain(last.map(|row| (row.started, row.ended)));
+        let spans = track.spans.iter().map(|span| (span.begin.wall(now), span.end.wall(now)));
+        let spans = spans.chain(track.last.as_ref().map(|last| last.wall(now)));
         let recorded: i64 = spans.map(|(begin, end)| end.min(now.wall).saturating_sub(begin.max(oldest)).max(0)).sum();
         let open = track.last.as_ref().filter(|last| last.cause.is_none());
         let rate = open.and_then(|last| Some((last.rate()?, last.last.rate)));
@@ -659,12 +698,14 @@ impl Sessions {
     pub fn day(&self, device: &str, now: Now) -> Option<Day> {
         let track = self.tracks.get(device)?;
         let oldest = now.a_day_ago();
-        let last = track.last.as_ref().map(|last| last.row(device, &self.boot));
-        let last_cause = last.as_ref().map(|row| row.cause.as_deref().unwrap_or_default().into());
-        let mut spans: Vec<(i64, i64, Arc<str>)> = track.spans.iter().map(|span| (span.begin, span.end, Arc::clone(&span.cause))).collect();
-        spans.extend(last.iter().zip(last_cause).map(|(row, cause)| (row.started, row.ended, cause)));
+        let known = |span: &Span| (span.begin.wall(now), span.end.wall(now), Arc::clone(&span.cause));
+        let mut spans: Vec<(i64, i64, Arc<str>)> = track.spans.iter().map(known).collect();
+        spans.extend(track.last.as_ref().map(|last| {
+            let (begin, end) = last.wall(now);
+            (begin, end, last.cause.as_ref().map(Cause::to_string).unwrap_or_default().into())
+        }));
         sort_by_key(&mut spans, |(begin, end, _)| (*begin, *end));
-        let open = track.last.as_ref().zip(last).filter(|(last, _)| last.cause.is_none()).map(|(last, row)| (row.started, last.frames));
+        let open = track.last.as_ref().filter(|last| last.cause.is_none()).map(|last| (last.wall(now).0, last.frames));
         let mut day = Day { from: spans.first()?.0.clamp(oldest, now.wall.max(oldest)), gaps: Vec::new(), open };
         // Until when it is known what was recorded, and why nothing was after that.
         let (mut known, mut why): (i64, Arc<str>) = (day.from, Arc::default());
@@ -696,8 +737,9 @@ impl Sessions {
 
 impl Now {
     /// Microseconds from 1970 to the boot of the host.
-    fn offset(self) -> i64 {
-        self.wall.saturating_sub(i64::try_from(self.at.as_micros()).unwrap_or(i64::MAX))
+    #[must_use]
+    pub fn offset(self) -> i64 {
+        self.wall.saturating_sub(micros(self.at))
     }
 
     fn a_day_ago(self) -> i64 {
@@ -707,10 +749,10 @@ impl Now {
 
 impl Track {
     /// Adds a session that is over.
-    fn add(&mut self, row: &SessionRow) {
+    fn add(&mut self, begin: Moment, end: Moment, row: &SessionRow) {
         let cause = row.cause.as_deref().unwrap_or_default();
         let cause = self.spans.last().filter(|span| *span.cause == *cause).map_or_else(|| cause.into(), |span| Arc::clone(&span.cause));
-        self.spans.push(Span { begin: row.started, end: row.ended, cause });
+        self.spans.push(Span { begin, end, cause });
     }
 
     fn is_open(&self) -> bool {
@@ -727,19 +769,19 @@ impl Track {
     }
 
     /// Handles the end of a session of an earlier run. One that is known already is ignored.
-    fn precede(&mut self, end: i64, kind: GapKind) {
-        if self.spans.iter().all(|span| span.end < end) {
+    fn precede(&mut self, end: Moment, kind: GapKind, now: Now) {
+        if self.spans.iter().all(|span| span.end.wall(now) < end.wall(now)) {
             self.earlier = Some((end, kind));
         }
     }
 
     /// Counts the gap between the last session of an earlier run and the first one of this run.
-    fn count_earlier(&mut self) {
+    fn count_earlier(&mut self, now: Now) {
         let Some(last) = &self.last else { return };
         if let Some((end, kind)) = self.earlier.take() {
-            let begin = last.offset.saturating_add(i64::try_from(last.begin.as_micros()).unwrap_or(i64::MAX));
-            if begin > end {
-                self.count.gap(kind, begin.saturating_sub(end) as f64 / 1e6);
+            let gap = last.wall(now).0.saturating_sub(end.wall(now));
+            if gap > 0 {
+                self.count.gap(kind, gap as f64 / 1e6);
             }
         }
     }
@@ -802,6 +844,7 @@ impl Track {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::effort::{Kind, Length, efforts};
     use std::time::Duration;
 
     const WALL: i64 = 1_700_000_000_000_000;
@@ -1111,6 +1154,37 @@ mod tests {
     }
 
     #[test]
+    fn a_step_of_the_wall_clock_in_a_gap_moves_the_closed_sessions_of_this_boot() {
+        let year = 365 * 24 * 3_600_000_000;
+        for step in [year, -year] {
+            let after = |at: f64| Now { wall: now(at).wall + step, ..now(at) };
+            let (mut sessions, mut rows) = (Sessions::new("boot"), SortedMap::new());
+            reads(&mut sessions, &[(103.0, 3.0), (108.0, 8.0)]);
+            sessions.end("a", None, Cause::Unplugged, now(109.0));
+            write(&mut sessions, &mut rows, 110.0);
+            let day = |sessions: &Sessions, at: f64| {
+                let day = sessions.day("a", after(at)).unwrap();
+                let second = |time: i64| (time - WALL - step) / 1_000_000;
+                let gaps: Vec<(i64, i64)> = day.gaps.iter().map(|(from, to, _)| (second(*from), second(*to))).collect();
+                let recorded = sessions.effort("a", after(at)).unwrap().share * DAY.as_secs_f64();
+                (second(day.from), gaps, recorded.round())
+            };
+            assert_eq!(day(&sessions, 150.0), (100, vec![(108, 150)], 8.0));
+            // The next Controller, which finds the rows.
+            let mut next = Sessions::new("boot");
+            next.continue_from(rows.values().cloned().collect(), after(151.0));
+            for sessions in [&mut sessions, &mut next] {
+                for (at, frames) in [(203.0, 3.0), (208.0, 8.0)] {
+                    let counter = Counter { owner: Some(8), ..counter(at, (frames * RATE as f64) as u64) };
+                    sessions.observe("a", "d", &Stream::Runs(counter), after(at));
+                }
+                assert_eq!(day(sessions, 208.0), (100, vec![(108, 200)], 16.0));
+                assert_eq!(sessions.count("a").unwrap().0.gaps[GapKind::Unplugged as usize], (1, 92.0));
+            }
+        }
+    }
+
+    #[test]
     fn the_counter_of_a_kernel_with_32_bits_wraps() {
         assert_eq!(Counter::boundary(48_000), Some(48_000 << 15));
         assert_eq!((Counter::boundary(0), Counter::boundary(1 << 40)), (None, None));
@@ -1156,6 +1230,10 @@ mod tests {
         rows: SortedMap<i64, SessionRow>,
         /// Begin, end and cause of each gap.
         gaps: Vec<(f64, f64, String)>,
+        /// When each boot began.
+        boots: Vec<f64>,
+        /// When the wall clock was stepped, and by how many seconds; none across a boot.
+        steps: Vec<(f64, i64)>,
     }
 
     /// The clock of the card.
@@ -1168,7 +1246,8 @@ mod tests {
         }
 
         fn now(&self, at: f64) -> Now {
-            Now { at: seconds(at - self.boot.1), wall: WALL + (at * 1e6) as i64, synchronised: None }
+            let stepped: i64 = self.steps.iter().filter(|(step, _)| *step <= at).map(|(_, by)| by * 1_000_000).sum();
+            Now { at: seconds(at - self.boot.1), wall: WALL + (at * 1e6) as i64 + stepped, synchronised: None }
         }
 
         fn counter(&self, at: f64) -> Counter {
@@ -1215,9 +1294,19 @@ mod tests {
             self.stream = (at, 0.0);
         }
 
+        /// Sometimes steps the wall clock by up to a year, at some instant of so many seconds.
+        fn may_step(&mut self, from: f64, period: u64) {
+            if self.dice(3) == 0 {
+                let (when, year) = (self.dice(period) as f64, 365 * 86_400);
+                let by = self.dice(2 * year) as i64 - year as i64;
+                self.steps.push((from + when + 0.25, by));
+            }
+        }
+
         /// One fault at `at`, after a time in which all was well; the time when frames arrive again.
         fn fault(&mut self, at: f64) -> f64 {
             let again = at + 20.0 + self.dice(3000) as f64;
+            self.may_step(at, 60);
             let kind = self.dice(11);
             let cause = match kind {
                 0 => {
@@ -1266,6 +1355,7 @@ mod tests {
                 }
                 7 => {
                     self.boot = (self.boot.0 + 1, again - 10.0);
+                    self.boots.push(self.boot.1);
                     self.restart(again - 5.0);
                     Cause::Power
                 }
@@ -1314,34 +1404,65 @@ mod tests {
                 sessions: Sessions::new("boot 0"),
                 rows: SortedMap::new(),
                 gaps: Vec::new(),
+                boots: vec![-1000.0],
+                steps: Vec::new(),
             };
             let mut at = 0.0;
             while at < month {
                 let fault = at + 60.0 + station.dice(9000) as f64 + station.dice(1000) as f64 / 1000.0;
+                station.may_step(at, (fault - at) as u64);
                 station.reads(at + 2.0, fault);
                 at = station.fault(fault);
             }
             station.reads(at + 2.0, at + 100.0);
-            let rows: Vec<&SessionRow> = station.rows.values().collect();
-            let second = |micros: i64| (micros - WALL) as f64 / 1e6;
+            let rows: Vec<SessionRow> = station.rows.values().cloned().collect();
+            // The truth: seconds by the clock that is never stepped.
+            let truth = |row: &SessionRow| {
+                let clock: Value = serde_json::from_str(&row.clock).unwrap();
+                let boot: usize = clock["boot"].as_str().unwrap().trim_start_matches("boot ").parse().unwrap();
+                let time = |key: &str| station.boots[boot] + clock[key].as_i64().unwrap() as f64 / 1e6;
+                (boot, time("begin_us"), time("end_us"))
+            };
             assert_eq!(rows.len(), station.gaps.len() + 1, "seed {seed}");
             assert!(rows.iter().rev().skip(1).all(|row| row.cause.is_some()) && rows.last().unwrap().cause.is_none());
-            let mut total = 0.0;
             for (pair, (begin, end, cause)) in rows.windows(2).zip(&station.gaps) {
-                let (before, after) = (pair[0], pair[1]);
+                let (before, after) = (&pair[0], &pair[1]);
+                let ((_, started, ended), (_, next, _)) = (truth(before), truth(after));
                 assert_eq!(before.cause.as_ref(), Some(cause), "seed {seed}: gap at {begin}");
-                assert!(before.started < before.ended && before.ended <= after.started, "{before:?} {after:?}");
+                assert!(started < ended && ended <= next, "{before:?} {after:?}");
                 // The last read was some seconds before, or the last write before a power cut.
                 let known = if cause == "power or boot" { 905.0 } else { 6.0 };
-                assert!((begin - known..begin + 0.2).contains(&second(before.ended)), "seed {seed}: {cause} at {begin}: {before:?}");
-                assert!((second(after.started) - end).abs() < 2.1, "seed {seed}: {cause} until {end}: {after:?}");
-                total += second(before.ended) - second(before.started) + second(after.started) - second(before.ended);
+                assert!((begin - known..begin + 0.2).contains(&ended), "seed {seed}: {cause} at {begin}: {before:?}");
+                assert!((next - end).abs() < 2.1, "seed {seed}: {cause} until {end}: {after:?}");
                 let frames = (before.ended - before.started) as f64 / 1e6 * RATE as f64 * CARD;
                 assert!((before.frames as f64 - frames).abs() < 2.2 * RATE as f64, "seed {seed}: {before:?}");
             }
-            let last = rows.last().unwrap();
-            total += second(last.ended) - second(last.started);
-            assert!((total - (second(last.ended) - second(rows[0].started))).abs() < 1.0 && second(rows[0].started).abs() < 1.0);
+            // Of each boot, sessions and gaps are all of the true time, and each step of the clock in a gap is named.
+            let mut named = 0;
+            for rows in rows.chunk_by(|before, after| truth(before).0 == truth(after).0) {
+                let effort = efforts(rows, 0, rows.last().unwrap().ended, None).pop().unwrap();
+                let begun = truth(&rows[0]).1;
+                let all = truth(rows.last().unwrap()).2 - begun;
+                assert!(((effort.to - effort.from) as f64 / 1e6 - all).abs() < 0.001, "seed {seed}: {all}");
+                assert_eq!(effort.parts.len(), 2 * rows.len() - 1, "seed {seed}");
+                let recorded: f64 = rows.iter().map(|row| truth(row).2 - truth(row).1).sum();
+                assert!((effort.recorded as f64 / 1e6 - recorded).abs() < 0.001, "seed {seed}: {recorded}");
+                for (part, pair) in effort.parts.iter().skip(1).step_by(2).zip(rows.windows(2)) {
+                    let (from, to) = (truth(&pair[0]).2, truth(&pair[1]).1);
+                    assert!(((part.to - part.from) as f64 / 1e6 - (to - from)).abs() < 0.001, "seed {seed}: {part:?}");
+                    let Kind::Gap(_, Length::SinceBoot(stepped)) = part.kind else { panic!("seed {seed}: {part:?}") };
+                    // What happens within a read of either end can be told as a step of the session.
+                    let is_in = |slack: f64| {
+                        let within = station.steps.iter().filter(|(at, _)| (from + slack..to - slack).contains(at));
+                        within.map(|(_, by)| by * 1_000_000).sum::<i64>()
+                    };
+                    if is_in(8.0) == is_in(-8.0) {
+                        assert!((stepped - is_in(0.0)).abs() < STEP_MICROS, "seed {seed}: {part:?}");
+                        named += usize::from(stepped != 0);
+                    }
+                }
+            }
+            assert!(named > 5, "seed {seed}: {named}");
         }
     }
 }
