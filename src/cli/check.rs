@@ -103,6 +103,7 @@ pub fn check(settings: Result<Config, Vec<SettingFault>>, format: Format) -> (bo
             redis(&config, &mut findings);
             workspace(&config, &mut findings);
             profiles(&config, &mut findings);
+            workers(&config, &mut findings);
         }
     }
     let Findings(findings) = findings;
@@ -390,6 +391,13 @@ fn profiles(config: &Config, findings: &mut Findings) {
         }
         Err(why) => findings.fail("profiles", why, "set SILVASONIC_CONFIG_DIR, or leave it empty for the built-in copies"),
     }
+}
+
+/// Declarations of workers that are not used because of a fault. That all are valid is nothing to say.
+fn workers(config: &Config, findings: &mut Findings) {
+    // A folder that cannot be read is a finding of the profiles.
+    let faults = ConfigFolder::new(config.config_dir.clone()).read_workers().map_or_else(|_| Vec::new(), |(_, faults)| faults);
+    faults.iter().for_each(|fault| findings.fail("workers", shown(fault).to_string(), "correct the line; the other files are used"));
 }
 
 fn to_text(findings: &[Finding]) -> String {

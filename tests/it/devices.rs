@@ -265,6 +265,15 @@ fn check_reports_what_is_missing_and_how_to_fix_it_and_changes_nothing() {
     let (code, text, _) = typed(&bare, "check", &[("SILVASONIC_RECONCILE_INTERVAL_S", "never")]);
     let line = "failed  settings  SILVASONIC_RECONCILE_INTERVAL_S: expected seconds from 0.1 to 60, got \"never\" -> correct the variable; --help lists all\n";
     assert_eq!((code, text.as_str()), (Some(1), line));
+
+    // A declaration of a worker with a fault, and one that is valid.
+    let folder = bare.dir().join("config");
+    fs::create_dir_all(folder.join("workers")).unwrap();
+    fs::write(folder.join("workers/mine.yml"), "name: mine\nimage: mine\ncpu: 1\n").unwrap();
+    let check = || typed(&bare, "check", &[("SILVASONIC_CONFIG_DIR", folder.to_str().unwrap())]).1;
+    assert!(check().contains("failed   workers      workers/mine.yml:3: cpu: expected one of name, "), "{}", check());
+    fs::write(folder.join("workers/mine.yml"), "name: mine\nimage: mine\n").unwrap();
+    assert!(!check().contains(" workers "), "{}", check());
 }
 
 #[test]
