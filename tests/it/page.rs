@@ -129,9 +129,13 @@ fn foreign_text_stays_text_and_lines_are_read_only_while_the_page_is_open() {
 
 /// A heartbeat of the Recorder of the Ultramic, made so long ago.
 fn heartbeat(age: Duration, recording: &Value) -> String {
+    heartbeat_of(ID, age, recording)
+}
+
+fn heartbeat_of(id: &str, age: Duration, recording: &Value) -> String {
     let time = (SystemTime::now() - age).duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let meta = json!({"recording": recording, "resources": {"cpu_percent": 1.5}});
-    json!({"service": "recorder", "instance_id": ID, "timestamp": time, "activity": "recording", "health": {}, "meta": meta}).to_string()
+    json!({"service": "recorder", "instance_id": id, "timestamp": time, "activity": "recording", "health": {}, "meta": meta}).to_string()
 }
 
 #[test]
@@ -271,9 +275,13 @@ fn pictures() {
     eventually(SOON, "both record", || {
         deliver(&station.tree.present(), 0, (384_000, 1), begin);
         deliver(&station.tree.present(), 1, (48_000, 2), begin);
-        let has_rates = browser.text("#microphones").matches("since").count() == 4;
-        let is_whole = browser.text("#summary").contains("2 of 2") && browser.text("#station").contains("full in") && has_rates;
-        is_whole.then_some(())
+        for (id, peak, rms) in [(ID, -18.4, -43.6), ("19f7-0003-port1-2", -9.7, -31.2)] {
+            let level = json!({"peak_dbfs": peak, "rms_dbfs": rms, "clipped": 0, "overruns": 0});
+            station.redis.recorder_heartbeat(id, &heartbeat_of(id, Duration::ZERO, &level));
+        }
+        let microphones = browser.text("#microphones");
+        let is_whole = microphones.matches("since").count() == 4 && microphones.matches("dBFS, RMS").count() == 2;
+        (is_whole && browser.text("#summary").contains("2 of 2") && browser.text("#station").contains("full in")).then_some(())
     });
     for theme in ["light", "dark"] {
         for (size, width, height) in [("phone", 360, 800), ("desk", 1100, 720)] {
