@@ -218,3 +218,8 @@ class Guest:
         number = next(self.numbers)
         self.agent.write({"id": number, "put": path, "data": base64.b64encode(data).decode(), "mode": mode})
         self.finish((f"put {path}", number, 60))
+
+    def copy(self, source, path, mode=0o644):
+        """Copies a file into the guest."""
+        with open(source, "rb") as file:
+            self.put(path, file.read(), mode)

@@ -29,9 +29,9 @@ def setup(station, report):
     report.equal("what setup does the second time", [], [line for line in said.splitlines() if line.startswith(("->", "!!"))])
 
     station.until("the Controller sees frames", RECORDS)
-    before, pid = station.stream(), station.run("pidof silvasonic-controller")
+    before, pid = station.stream(), station.pid()
     station.run("dpkg -i /root/package.deb", timeout_s=120)
-    station.until("another Controller", f"[ -n \"$(pidof silvasonic-controller)\" ] && [ \"$(pidof silvasonic-controller)\" != {pid.strip()} ]")
+    station.until_another(pid)
     station.until("the Controller sees frames after the upgrade", RECORDS)
     now = station.stream()
     report.equal("the Recorder still runs after an upgrade", owner, station.probe("frames", 60)["owner"])
@@ -62,9 +62,9 @@ def rootless(station, report):
         found = station.control_group(owner, file)
         told = station.run(f"journalctl -b _COMM=silvasonic-cont -o cat | grep -c '{file.split('.', maxsplit=1)[0]}.* instead of' || true").strip()
         report.equal(f"{file}, or a warning", True, found == limit or told != "0")
-    pid = station.run("pidof silvasonic-controller").strip()
+    pid = station.pid()
     station.run(f"kill -KILL {pid}")
-    station.until("another Controller", f"[ -n \"$(pidof silvasonic-controller)\" ] && [ \"$(pidof silvasonic-controller)\" != {pid} ]")
+    station.until_another(pid)
     report.equal("the Recorder still runs", owner, station.probe("frames", 60)["owner"])
     station.guest.reboot()
     frames_after_boot(station, report)
@@ -75,10 +75,8 @@ def quadlet(station, report):
     if station.guest.suite == "bookworm":
         return
     station.resume()
-    for name, path in ((f"{PROJECT}/packaging/silvasonic-controller.container", "/etc/containers/systemd/silvasonic-controller.container"),
-                       (f"{station.guest.images}/controller.oci.tar", "/root/image.tar")):
-        with open(name, "rb") as file:
-            station.guest.put(path, file.read())
+    station.guest.copy(f"{PROJECT}/packaging/silvasonic-controller.container", "/etc/containers/systemd/silvasonic-controller.container")
+    station.guest.copy(f"{station.guest.images}/controller.oci.tar", "/root/image.tar")
     station.guest.put(SETTINGS, b"SILVASONIC_DB_HOST=host.containers.internal\nSILVASONIC_REDIS_URL=redis://host.containers.internal:6379/0\n", 0o600)
     # Both servers listen in the network of the containers.
     station.run("cd /; echo host all all 10.0.0.0/8 scram-sha-256 >> $(echo /etc/postgresql/*/main/pg_hba.conf);"

@@ -188,9 +188,9 @@ def watchdog(station, report):
     """The Controller is frozen: systemd starts it again, and the Recorder runs on."""
     station.start(station.recorder)
     owner = station.plug()["owner"]
-    pid = station.run("pidof silvasonic-controller").strip()
+    pid = station.pid()
     station.run(f"kill -STOP {pid}")
-    took = station.until("another Controller", f"[ -n \"$(pidof silvasonic-controller)\" ] && [ \"$(pidof silvasonic-controller)\" != {pid} ]", 300)
+    took = station.until_another(pid, 300)
     report.at_most("frozen to started again", 60 + 60, took)  # systemd waits for a core dump, too
     station.until("the Controller sees frames", RECORDS)
     report.equal("the Recorder still runs", owner, station.probe("frames", 60)["owner"])

@@ -46,8 +46,7 @@ def prepare(images, suite, folder):
         guest.disk = guest.path(".ready.qcow2")
         guest.new_disk(guest.path(".ext4"), "raw")
         guest.boot()
-        with open(f"{images}/{PACKAGE}", "rb") as file:
-            guest.put("/root/package.deb", file.read())
+        guest.copy(f"{images}/{PACKAGE}", "/root/package.deb")
         with open(PREPARE, encoding="utf-8") as file:
             guest.run(file.read(), timeout_s=600)
         guest.save()
@@ -80,8 +79,7 @@ class Station:
         """Continues after the installation of the package, which has started nothing."""
         self.guest.resume()
         for name in ("probe", "tone"):
-            with open(f"{PROJECT}/tests/virtual-station/guest/{name}", "rb") as file:
-                self.guest.put(f"/usr/local/sbin/{name}", file.read(), 0o755)
+            self.guest.copy(f"{PROJECT}/tests/virtual-station/guest/{name}", f"/usr/local/sbin/{name}", 0o755)
 
     def measure_podman(self):
         """Podman's own time from a new card until frames arrive, which depends on the machine. The Controller is stopped
@@ -117,6 +115,15 @@ class Station:
         except GuestError:
             raise GuestError(f"{what}: not within {timeout_s} s\n{self.log()[-3000:]}") from None
         return time.monotonic() - begun
+
+    def pid(self):
+        """The process of the Controller."""
+        return self.run("pidof silvasonic-controller").strip()
+
+    def until_another(self, pid, timeout_s=120):
+        """Waits until another process than this is the Controller. Returns how long it took."""
+        found = "$(pidof silvasonic-controller)"
+        return self.until("another Controller", f"[ -n \"{found}\" ] && [ \"{found}\" != {pid} ]", timeout_s)
 
     def begin_probe(self, *arguments):
         """Begins to measure."""
