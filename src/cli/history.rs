@@ -12,7 +12,6 @@ use crate::clocks;
 use crate::config::Config;
 use crate::database::connection::{Connection, reason};
 use crate::decide::effort::{Effort, Kind, Length, Part, efforts};
-use crate::decide::sessions::SessionRow;
 use crate::json::one_line;
 use crate::text::{shown, table};
 
@@ -82,12 +81,6 @@ fn duration(micros: i64) -> String {
     }
 }
 
-/// By how many microseconds the wall clock was stepped during a session.
-fn stepped(row: &SessionRow) -> i64 {
-    let clock: Value = crate::json::from_str(&row.clock).unwrap_or_default();
-    clock["stepped_s"].as_i64().unwrap_or_default().saturating_mul(1_000_000)
-}
-
 /// What must be known about the length of a gap.
 fn doubt(length: Length) -> String {
     match length {
@@ -118,9 +111,9 @@ fn to_text(efforts: &[Effort<'_>]) -> String {
         let id = shown(effort.device).to_string();
         for part in &effort.parts {
             let state = match part.kind {
-                Kind::Session(row) => {
+                Kind::Session(row, stepped) => {
                     let open = if row.cause.is_none() { ", open" } else { "" };
-                    format!("recorded at {} Hz{open}{}", row.rate, doubt(Length::SinceBoot(stepped(row))))
+                    format!("recorded at {} Hz{open}{}", row.rate, doubt(Length::SinceBoot(stepped)))
                 }
                 Kind::Gap(cause, length) => format!("gap: {}{}", shown(cause), doubt(length)),
             };
@@ -136,7 +129,7 @@ fn to_json(effort: &Effort<'_>) -> Value {
     let part = |part: &Part<'_>| {
         let (from, to, seconds) = (clock::iso(of_micros(part.from)), clock::iso(of_micros(part.to)), seconds(part));
         match part.kind {
-            Kind::Session(row) => {
+            Kind::Session(row, _) => {
                 json!({"kind": "session", "from": from, "to": to, "seconds": seconds, "id": row.id, "container": row.container,
                 "frames": row.frames, "rate": row.rate, "cause": row.cause, "clock": crate::json::from_str::<Value>(&row.clock).unwrap_or_default()})
             }
@@ -165,13 +158,13 @@ fn to_csv(efforts: &[Effort<'_>]) -> String {
             let (device, from, to, seconds) =
                 (field(effort.device), clock::iso(of_micros(part.from)), clock::iso(of_micros(part.to)), seconds(part));
             match part.kind {
-                Kind::Session(row) => {
+                Kind::Session(row, stepped) => {
                     let (container, cause) = (field(&row.container), field(row.cause.as_deref().unwrap_or_default()));
                     text.push_str(&format!(
                         "{device},session,{from},{to},{seconds:.3},{},{},{container},{cause},,{}\n",
                         row.frames,
                         row.rate,
-                        stepped(row) / 1_000_000
+                        stepped / 1_000_000
                     ));
                 }
                 Kind::Gap(cause, length) => {
@@ -187,6 +180,7 @@ fn to_csv(efforts: &[Effort<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::sessions::SessionRow;
 
     fn row(device: &str, from: i64, to: i64, cause: Option<&str>) -> SessionRow {
         let second = 1_000_000;

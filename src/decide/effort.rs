@@ -35,8 +35,8 @@ pub struct Part<'a> {
 /// What a part of a period is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Kind<'a> {
-    /// All frames arrived.
-    Session(&'a SessionRow),
+    /// All frames arrived; the wall clock was stepped by so many microseconds meanwhile.
+    Session(&'a SessionRow, i64),
     /// Nothing was recorded, and why.
     Gap(&'a str, Length),
 }
@@ -120,7 +120,7 @@ fn of_device<'a>(
         // After a step of the wall clock, sessions of different boots can overlap.
         let end = placed.ended.min(now);
         if end > effort.to {
-            effort.parts.push(Part { from: effort.to, to: end, kind: Kind::Session(row) });
+            effort.parts.push(Part { from: effort.to, to: end, kind: Kind::Session(row, placed.stepped) });
             effort.recorded += end - effort.to;
             effort.to = end;
         }
@@ -154,7 +154,7 @@ mod tests {
     /// `from-to` of each part; a gap with its cause.
     fn shown(effort: &Effort<'_>) -> String {
         let part = |part: &Part<'_>| match part.kind {
-            Kind::Session(_) => format!("{}-{}", part.from, part.to),
+            Kind::Session(..) => format!("{}-{}", part.from, part.to),
             Kind::Gap(cause, _) => format!("{}-{} {cause}", part.from, part.to),
         };
         let parts: Vec<String> = effort.parts.iter().map(part).collect();
@@ -210,7 +210,7 @@ mod tests {
         };
         let shown = |effort: &Effort<'_>| {
             let part = |part: &Part<'_>| match part.kind {
-                Kind::Session(_) => format!("{}", (part.to - part.from) / SECOND),
+                Kind::Session(..) => format!("{}", (part.to - part.from) / SECOND),
                 Kind::Gap(cause, length) => format!("{} {cause} {length:?}", (part.to - part.from) / SECOND),
             };
             effort.parts.iter().map(part).collect::<Vec<_>>().join(", ")
