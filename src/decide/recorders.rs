@@ -51,6 +51,8 @@ struct Recorder {
     is_unclear: bool,
     /// The last container that an action of this program started and none stopped.
     own: Option<String>,
+    /// Somebody else removed that container.
+    is_removed: bool,
     /// How the last run ended, and how many runs ended.
     ended: Option<(Ending, u32)>,
     /// How many of them ended in a row, without a steady one in between.
@@ -278,6 +280,7 @@ impl Recorders {
             notes.push(self.note_end(device_of(container), ending, Next::Restarted));
         }
         notes.extend(self.note_foreign(containers, desired, &is_busy));
+        self.note_removals(containers, desired, &is_busy, now);
         for container in containers {
             let device = device_of(container);
             let Some(Desired::Run(spec)) = desired.get(device) else { continue };
@@ -340,6 +343,30 @@ impl Recorders {
             }
         }
         notes
+    }
+
+    /// Counts each container that this program started and somebody else removed as a failed run. Thus whoever replaces
+    /// our containers time and again is not answered at once each time, and what replaced them is listed before the next
+    /// start.
+    fn note_removals(
+        &mut self,
+        containers: &[Container],
+        desired: &SortedMap<String, Desired>,
+        is_busy: impl Fn(&str) -> bool,
+        now: Instant,
+    ) {
+        for (device, recorder) in self.devices.iter_mut().filter(|(device, recorder)| !recorder.is_removed && !is_busy(device)) {
+            let (Some(Desired::Run(spec)), Some(own)) = (desired.get(device), &recorder.own) else { continue };
+            if containers.iter().any(|container| &container.id == own) {
+                continue;
+            }
+            recorder.is_removed = true;
+            // An end that was listed before the removal is counted already.
+            if !self.counted.contains(own) {
+                self.past.failures.failed(device, Attempt::Start(spec.hash()), now);
+                recorder.failure = Some("somebody else removed its container".to_owned());
+            }
+        }
     }
 
     /// Containers that Podman restarted since the list before. While `exit` may still report the exit code of the run
@@ -497,6 +524,7 @@ impl Recorders {
     fn record_start(&mut self, device: &str, id: String) {
         let recorder = self.of(device);
         recorder.own = Some(id.clone());
+        recorder.is_removed = false;
         recorder.container = Some(id);
         recorder.is_unclear = false;
         recorder.failure = None;
@@ -678,6 +706,33 @@ mod tests {
         scene.past.compared = recorders.past.compared.clone();
         assert_eq!(planned(&mut recorders, &scene), 1);
         assert_eq!(planned(&mut recorders, &scene), 0);
+    }
+
+    #[test]
+    fn a_container_that_somebody_else_removes_again_and_again_is_started_less_and_less_often() {
+        let mut scene = scene("a:run", "a:running");
+        let mut recorders = Recorders::default();
+        let running = scene.containers.clone();
+        let remove = |recorders: &mut Recorders, scene: &mut Scene, last: &[Container]| {
+            recorders.record_start("a", "c0".to_owned());
+            for containers in [&running[..], last, &[], &[]] {
+                recorders.observe(containers, &scene.desired, |_| false, |_| None, scene.now);
+            }
+            scene.containers.clear();
+            scene.past.failures = std::mem::take(&mut recorders.past.failures);
+            let actions = scene.actions();
+            recorders.past.failures = std::mem::take(&mut scene.past.failures);
+            actions
+        };
+        assert_eq!(remove(&mut recorders, &mut scene, &running), "start a");
+        assert_eq!(remove(&mut recorders, &mut scene, &running), "");
+        assert_eq!(recorders.past.failures.wait("a", Attempt::Start(""), scene.now), None);
+        assert_eq!(recorders.devices["a"].failure.as_deref(), Some("somebody else removed its container"));
+        // An end that is listed before the removal counts once.
+        let mut ended = running.clone();
+        ended[0].state = State::Exited;
+        recorders.reconnected("a");
+        assert_eq!(remove(&mut recorders, &mut scene, &ended), "start a");
     }
 
     #[test]
