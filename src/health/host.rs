@@ -5,16 +5,20 @@
 //! Invariant: a number that cannot be read is `null`, never 0 and never an error; no decision depends on a metric. As
 //! `statvfs` blocks while a disk does not respond, the `probe` thread calls it; reading `/proc` does not block.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::str::from_utf8;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use rustix::param::page_size;
 use serde_json::{Map, Value, json};
 
 use crate::collect::by_insertion;
 use crate::decide::workspace::Placement;
-use crate::fs::read_kernel;
+use crate::fs::open;
 use crate::probe::{self, Prober, Question, State};
 
 /// Of `/proc/stat`, what matters is at its beginning.
@@ -26,7 +30,7 @@ const TICKS: f64 = 100.0;
 
 /// Reads the metrics, and keeps what the next reading is compared with.
 pub struct Meter {
-    proc: PathBuf,
+    files: Files,
     storage: Storage,
     last: Reading,
     /// Free space of the workspace in bytes.
@@ -69,10 +73,35 @@ struct Reading {
     at: Instant,
     /// Busy ticks and all ticks of the host since it started.
     host: Option<(u64, u64)>,
-    /// Ticks of this process since it started.
-    own: Option<u64>,
     /// Number of processors.
     processors: Option<usize>,
+    /// This process.
+    own: Option<Process>,
+    /// All memory of the host and what is available of it, in bytes.
+    memory: Option<(f64, f64)>,
+}
+
+/// What `/proc/self/stat` says about this process.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Process {
+    /// Ticks since it started.
+    ticks: u64,
+    threads: u64,
+    /// Pages of resident memory.
+    pages: u64,
+}
+
+/// The files that are read.
+struct Files {
+    stat: KernelFile,
+    own: KernelFile,
+    memory: KernelFile,
+}
+
+/// A file of the kernel, which stays open: to read it again costs one system call instead of three.
+struct KernelFile {
+    path: PathBuf,
+    file: Option<File>,
 }
 
 impl Meter {
@@ -92,40 +121,36 @@ impl Meter {
     fn at(proc: &Path, folders: [&Path; 2], place: impl Fn() -> Option<Placement> + Send + Sync + 'static, prober: &Prober) -> Self {
         let folders = folders.map(Path::to_owned);
         let look = move || (folders.iter().find_map(|folder| usage(folder)), place());
-        Self { proc: proc.to_owned(), storage: Storage::new(prober, look), last: read(proc), free: None, placement: None }
+        let mut files = Files::of(proc);
+        Self { last: files.read(), files, storage: Storage::new(prober, look), free: None, placement: None }
     }
 
     /// `resources` (this process) and `host_resources`: MiB, GiB, percent; processor time since the last call.
     pub fn sample(&mut self) -> Map<String, Value> {
-        let now = read(&self.proc);
+        let now = self.files.read();
         let last = std::mem::replace(&mut self.last, now);
-        let text = |file: &str| read_kernel(&self.proc.join(file), LIMIT).unwrap_or_default();
 
-        let status = text("self/status");
         let elapsed = now.at.saturating_duration_since(last.at).as_secs_f64();
-        let own_cpu = now.own.zip(last.own).map(|(now, last)| percent(now.saturating_sub(last) as f64 / TICKS, elapsed));
+        let own_cpu = now.own.zip(last.own).map(|(now, last)| percent(now.ticks.saturating_sub(last.ticks) as f64 / TICKS, elapsed));
         let resources = json!({
             "cpu_percent": own_cpu,
-            "memory_mb": field(&status, "VmRSS:").map(|kib| round(kib as f64 * 1024.0 / MIB)),
-            "num_threads": field(&status, "Threads:"),
+            "memory_mb": now.own.map(|own| round(own.pages as f64 * page_size() as f64 / MIB)),
+            "num_threads": now.own.map(|own| own.threads),
         });
 
         let host_cpu = now.host.zip(last.host).map(|((busy, all), (last_busy, last_all))| {
             percent(busy.saturating_sub(last_busy) as f64, all.saturating_sub(last_all) as f64)
         });
-        let memory = text("meminfo");
-        let total = field(&memory, "MemTotal:").map(|kib| kib as f64 * 1024.0);
-        let available = field(&memory, "MemAvailable:").map(|kib| kib as f64 * 1024.0);
-        let used = total.zip(available).map(|(total, available)| total - available);
+        let memory = now.memory.map(|(total, available)| (total - available, total));
         let (storage, placement) = self.storage.latest(now.at);
         self.placement = placement;
         self.free = storage.map(|usage| usage.free);
         let host = json!({
             "cpu_percent": host_cpu,
             "cpu_count": now.processors,
-            "memory_used_mb": used.map(|bytes| round(bytes / MIB)),
-            "memory_total_mb": total.map(|bytes| round(bytes / MIB)),
-            "memory_percent": used.zip(total).map(|(used, total)| percent(used, total)),
+            "memory_used_mb": memory.map(|(used, _)| round(used / MIB)),
+            "memory_total_mb": memory.map(|(_, total)| round(total / MIB)),
+            "memory_percent": memory.map(|(used, total)| percent(used, total)),
             "storage_used_gb": storage.map(|usage| round(usage.used / GIB)),
             "storage_total_gb": storage.map(|usage| round(usage.total / GIB)),
             "storage_percent": storage.map(|usage| usage.percent),
@@ -193,15 +218,35 @@ fn usage(path: &Path) -> Option<Usage> {
     Some(Usage { used, total: fs.f_blocks as f64 * unit, free, percent: percent(used, used + free) })
 }
 
-fn read(proc: &Path) -> Reading {
-    let text = |file: &str| read_kernel(&proc.join(file), LIMIT).ok();
-    let host = text("stat");
-    let count = |text: &String| text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
-    Reading {
-        at: Instant::now(),
-        processors: host.as_ref().map(count).filter(|count| *count > 0),
-        host: host.and_then(|text| host_ticks(&text)),
-        own: text("self/stat").and_then(|text| own_ticks(&text)),
+impl Files {
+    fn of(proc: &Path) -> Self {
+        let file = |name: &str| KernelFile { path: proc.join(name), file: None };
+        Self { stat: file("stat"), own: file("self/stat"), memory: file("meminfo") }
+    }
+
+    fn read(&mut self) -> Reading {
+        let mut buffer = vec![0; LIMIT];
+        let count = |text: &str| text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+        let stat = self.stat.read(&mut buffer);
+        let (host, processors) = (stat.and_then(host_ticks), stat.map(count).filter(|count| *count > 0));
+        let own = self.own.read(&mut buffer).and_then(Process::parse);
+        let memory = self.memory.read(&mut buffer).and_then(|text| field(text, "MemTotal:").zip(field(text, "MemAvailable:")));
+        Reading { at: Instant::now(), host, processors, own, memory }
+    }
+}
+
+impl KernelFile {
+    /// The beginning of the file, which the kernel writes anew for each read from its beginning.
+    fn read<'a>(&mut self, buffer: &'a mut [u8]) -> Option<&'a str> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => open(&self.path).ok()?,
+        };
+        let length = file.read_at(buffer, 0).ok()?;
+        self.file = Some(file);
+        let text = &buffer[..length];
+        // A limit may cut a character, but not in a line that is read.
+        Some(from_utf8(text).unwrap_or_else(|error| from_utf8(&text[..error.valid_up_to()]).unwrap_or_default()))
     }
 }
 
@@ -215,11 +260,15 @@ fn host_ticks(stat: &str) -> Option<(u64, u64)> {
     Some((all.saturating_sub(idle), all))
 }
 
-/// User plus system ticks from `/proc/self/stat`.
-fn own_ticks(stat: &str) -> Option<u64> {
-    let mut fields = fields(stat)?.skip(11);
-    let mut next = || fields.next()?.parse::<u64>().ok();
-    Some(next()? + next()?)
+impl Process {
+    fn parse(stat: &str) -> Option<Self> {
+        let mut fields = fields(stat)?;
+        // The first one is the state, which is field 3 in proc(5).
+        let mut skip = |count: usize| fields.nth(count)?.parse::<u64>().ok();
+        let (user, system) = (skip(11)?, skip(0)?);
+        let (threads, pages) = (skip(4)?, skip(3)?);
+        Some(Self { ticks: user + system, threads, pages })
+    }
 }
 
 /// The fields of `/proc/…/stat` after the name of the program, from the state on. That name may contain blanks and
@@ -228,9 +277,10 @@ pub(crate) fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
     Some(stat.rsplit_once(')')?.1.split_whitespace())
 }
 
-/// The number after a name, as in `VmRSS:   1234 kB`.
-fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+/// The bytes after a name, as in `MemTotal:   1234 kB`.
+fn field(text: &str, name: &str) -> Option<f64> {
+    let kib: u64 = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib as f64 * 1024.0)
 }
 
 fn percent(part: f64, whole: f64) -> f64 {
@@ -248,10 +298,12 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn ticks_are_read_with_any_name_of_the_program() {
-        let table = [("12 (a b) c) S 1 1 1 0 -1 4194560 10 0 0 0 70 30 0 0 20 0 1 0 5 6 7", Some(100)), ("12 (x) S 1", None), ("", None)];
-        for (stat, ticks) in table {
-            assert_eq!(own_ticks(stat), ticks, "{stat:?}");
+    fn a_process_is_read_with_any_name_of_the_program() {
+        let process = Process { ticks: 100, threads: 9, pages: 7 };
+        let table =
+            [("12 (a b) c) S 1 1 1 0 -1 4194560 10 0 0 0 70 30 0 0 20 0 9 0 5 6 7 8", Some(process)), ("12 (x) S 1", None), ("", None)];
+        for (stat, expected) in table {
+            assert_eq!(Process::parse(stat), expected, "{stat:?}");
         }
         assert_eq!(host_ticks("cpu  10 1 9 70 10 0 0 0 5 5\ncpu0 1 1 1 1\n"), Some((20, 100)));
         assert_eq!(host_ticks("cpu  10 x\n"), None);

@@ -73,8 +73,7 @@ impl Watch {
 /// Where this folder is, with the `fstab` below `root`. Waits for the disk. `None` if that cannot be found out.
 #[must_use]
 pub fn placement(folder: &Path, root: &Path) -> Option<Placement> {
-    let nearest = folder.ancestors().find(|folder| folder.exists())?;
-    let device = fs::metadata(nearest).ok()?.dev();
+    let (nearest, device) = folder.ancestors().find_map(|folder| Some((folder, fs::metadata(folder).ok()?.dev())))?;
     let is_root = fs::metadata("/").ok()?.dev() == device;
     let fstab = is_root.then(|| fs::read_to_string(root.join("etc/fstab")).ok()).flatten();
     Some(Placement {
