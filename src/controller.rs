@@ -9,6 +9,7 @@ mod act;
 mod captures;
 mod hang;
 mod report;
+mod rest;
 mod shutdown;
 mod workers;
 
@@ -30,6 +31,7 @@ use crate::decide::hang::Replacement;
 use crate::decide::leadership::{Leadership, Standing};
 use crate::decide::presence::Transition;
 use crate::decide::recorders::Recorders;
+use crate::decide::rest::Rest;
 use crate::decide::spec::Kind;
 use crate::event::{Comparison, Event};
 use crate::hardware::state::{Changes, HardwareState, Rows};
@@ -68,6 +70,12 @@ pub struct Controller {
     events: SyncSender<Event>,
     inbox: Receiver<Event>,
     next_tick: Instant,
+    /// When decisions were last made.
+    decided: Instant,
+    /// Whether something has happened since then.
+    rest: Rest,
+    /// Whether the last plans wait for nothing.
+    plans_are_at_rest: bool,
     nudges: Nudges,
     /// Deadline of the shutdown, once it began.
     shutdown: Option<Instant>,
@@ -121,6 +129,9 @@ impl Controller {
             inbox,
             started: SystemTime::now(),
             next_tick: Instant::now(),
+            decided: Instant::now(),
+            rest: Rest::Disturbed,
+            plans_are_at_rest: false,
             nudges,
             shutdown: None,
             leadership: Leadership::new(Instant::now()),
@@ -153,6 +164,7 @@ impl Controller {
             let now = Instant::now();
             self.database.poll(now);
             if self.nudges.take(now) {
+                self.rest = Rest::Disturbed;
                 self.workers.history.nudged();
                 self.database.ask_again();
                 self.containers.request(&self.actions);
@@ -167,9 +179,12 @@ impl Controller {
             if self.is_done() {
                 break;
             }
-            self.record();
-            self.act();
-            self.report();
+            if self.must_decide() {
+                self.record();
+                self.act();
+                self.report();
+            }
+            self.heartbeat.beat();
             if self.must_replace() {
                 return End::Replace;
             }
@@ -193,8 +208,16 @@ impl Controller {
             self.containers.request(&self.actions);
             return;
         }
-        let changes = self.hardware.poll(rows(&self.database), now);
-        let hardware = if changes.as_ref().is_some_and(Vec::is_empty) { Hardware::Unchanged } else { Hardware::ChangedOrUnknown };
+        let rest = self.rest_of_all();
+        let changes = self.hardware.poll(rows(&self.database), now, rest);
+        let hardware = match changes.as_ref().map(Vec::is_empty) {
+            Some(true) if rest == Rest::Undisturbed => Hardware::AtRest,
+            Some(true) => Hardware::Unchanged,
+            _ => Hardware::ChangedOrUnknown,
+        };
+        if hardware == Hardware::ChangedOrUnknown {
+            self.rest = Rest::Disturbed;
+        }
         self.note_connections(&changes.unwrap_or_default());
         self.observe_captures(now);
         self.keep_ledger(now);
@@ -219,6 +242,7 @@ impl Controller {
     }
 
     fn handle(&mut self, event: Event) {
+        self.rest = Rest::Disturbed;
         match event {
             Event::Terminate => self.begin_shutdown(),
             Event::Leave => self.leave(),

@@ -154,6 +154,12 @@ impl ContainersState {
         }
     }
 
+    /// Whether the containers are known, no list is on its way, and no container is in a transitional state.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.state.is_ok() && self.list.is_some() && !self.under_way && self.due.is_none() && self.transitional.is_empty()
+    }
+
     /// Requests a list if the last one may be outdated although no event reported a change.
     pub fn request_if_stale(&mut self, actions: &Actions, now: Instant) {
         let in_sight = self.liveness.sight(now) == Sight::All;

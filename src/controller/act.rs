@@ -16,12 +16,14 @@ use crate::decide::container::Container;
 use crate::decide::desired::{Desired, desired, stop_all};
 use crate::decide::plan::{Plan, View, plan};
 use crate::decide::recorders::{Finished, Note};
+use crate::decide::spec::Kind;
 use crate::text::shown;
 
 impl Controller {
     /// Makes a plan and starts its actions.
     pub(super) fn act(&mut self) {
         let now = Instant::now();
+        self.plans_are_at_rest = false;
         if !self.leadership.may_act(now) {
             return;
         }
@@ -48,6 +50,7 @@ impl Controller {
         });
         self.note_plan(&plan, &containers, &desired);
         let is_calm = plan.actions.is_empty() && plan.compare.is_empty();
+        self.plans_are_at_rest = plan.is_at_rest(&containers, Kind::Recorder);
         self.containers.compare(plan.compare, now);
         if plan.actions.is_empty() || self.containers.is_fresh(now) {
             plan.actions.into_iter().for_each(|action| self.start(action));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Controller;
+use crate::decide::rest::Rest;
 use crate::health::heartbeat::Facts;
 use crate::health::openmetrics::Format;
 use crate::health::pages::Prepared;
@@ -12,22 +13,26 @@ use crate::{metrics, status};
 impl Controller {
     /// Updates the health components, and sends the heartbeat when it is due.
     pub(super) fn report(&mut self) {
-        self.heartbeat.beat();
         let now = Instant::now();
         let facts = self.known().facts();
-        // Sent up to half a tick early, to avoid another wake-up.
-        let is_due = now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.heartbeat.due();
         // Not before it is known who leads: the heartbeat would present this Controller as the leader.
-        if is_due && (self.leadership.is_standby() || self.leadership.may_act(now)) {
+        if self.is_heartbeat_due(now) && (self.leadership.is_standby() || self.leadership.may_act(now)) {
             self.report_workers();
             self.ledger.read_clock(&self.config.host_root);
             let meta = self.known().meta();
             let usage = self.heartbeat.report(&facts, meta, now);
-            self.workers.measured(usage, now);
+            if self.workers.measured(usage, now) == Rest::Disturbed {
+                self.rest = Rest::Disturbed;
+            }
         } else {
             self.heartbeat.update_board(&facts);
         }
         self.prepare_pages(&facts, now);
+    }
+
+    /// Whether a heartbeat is due. It is sent up to half a tick early, to avoid another wake-up.
+    pub(super) fn is_heartbeat_due(&self, now: Instant) -> bool {
+        now + self.config.interval.min(Duration::from_secs(1)) / 2 >= self.heartbeat.due()
     }
 
     /// Prepares the texts that somebody asks for, once Redis has answered or was given the time for that.

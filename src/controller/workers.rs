@@ -20,6 +20,7 @@ use crate::decide::desired::{Desired, stop_all};
 use crate::decide::plan::{View, plan};
 use crate::decide::pressure::{Pressure, Usage};
 use crate::decide::recorders::{Finished, Note, Recorders};
+use crate::decide::rest::Rest;
 use crate::decide::spec::Kind;
 use crate::decide::worker::{Worker, WorkerSettings};
 use crate::decide::workers::{self, WorkerSpecs};
@@ -68,15 +69,16 @@ impl Workers {
         }
     }
 
-    /// Handles a measurement of the host.
-    pub(super) fn measured(&mut self, usage: Usage, now: Instant) {
+    /// Handles a measurement of the host. Returns whether other decisions follow from it.
+    pub(super) fn measured(&mut self, usage: Usage, now: Instant) -> Rest {
         let before = self.pressure.shortage();
         self.pressure.measured(usage, now);
         match self.pressure.shortage() {
-            after if after == before || self.specs.is_empty() => {}
+            after if after == before || self.specs.is_empty() => return Rest::Undisturbed,
             Some(shortage) => warn!("{shortage}: workers are stopped; Recorders continue"),
             None => info!("memory and disk suffice again: workers may run"),
         }
+        Rest::Disturbed
     }
 
     /// Begins a shutdown: all containers must end by `deadline`.
@@ -119,6 +121,7 @@ impl Controller {
         let actions = &self.workers.actions;
         let notes = self.workers.history.planned(&plan, &containers, &desired, |name| actions.has_unlisted(name));
         notes.iter().for_each(|note| self.log_worker(note));
+        self.plans_are_at_rest &= plan.is_at_rest(&containers, Kind::Worker);
         if turn == Turn::Workers {
             self.containers.compare(plan.compare, now);
         }

@@ -59,6 +59,12 @@ impl Refusals {
         }
     }
 
+    /// Whether no write failed the last time.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows().is_empty()
+    }
+
     /// How many writes of this row failed since the last success.
     #[must_use]
     pub fn count(&self, device: &str) -> u32 {

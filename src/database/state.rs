@@ -59,6 +59,8 @@ const ABANDONED: usize = 3;
 /// Whether the hardware is as it was at the last tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hardware {
+    /// It is, and nothing else has happened since the last decisions: nothing is to be written.
+    AtRest,
     /// It is.
     Unchanged,
     /// It is not, or that is unknown.
@@ -84,6 +86,8 @@ pub struct DatabaseState {
     leads: bool,
     /// Whether the differences of this tick were written.
     recorded: bool,
+    /// Whether there were none.
+    has_nothing_to_write: bool,
     /// The last rows; the thread that reads them shares them.
     rows: Arc<Vec<Row>>,
     /// Which rows are read from now on.
@@ -169,6 +173,7 @@ impl DatabaseState {
             last_delete: None,
             leads: false,
             recorded: false,
+            has_nothing_to_write: false,
             rows: Arc::default(),
             scope: Arc::default(),
             wants_names: false,
@@ -202,8 +207,13 @@ impl DatabaseState {
                 self.request(Request::Touch(online.map(|(id, _)| id.clone()).collect()));
             }
             None => {
-                let is_behind = self.leads && !self.differences(presences, containers).is_empty();
-                let quiet = hardware == Hardware::Unchanged && self.state.is_ok() && !is_behind && self.read == self.scope;
+                let is_behind = || self.leads && !self.differences(presences, containers).is_empty();
+                let is_unchanged = match hardware {
+                    Hardware::AtRest => true,
+                    Hardware::Unchanged => !is_behind(),
+                    Hardware::ChangedOrUnknown => false,
+                };
+                let quiet = is_unchanged && self.state.is_ok() && self.read == self.scope;
                 self.request(if quiet { Request::Check } else { Request::Read });
             }
             Some(since) if now.saturating_duration_since(since) >= ANSWER => self.set_unavailable(&NoRows::NoAnswer),
@@ -449,8 +459,15 @@ impl DatabaseState {
         self.registry.as_ref().is_some_and(|registry| devices.all(|device| self.read.covers(registry, device)))
     }
 
+    /// Whether the database responds, and the last [`Self::record`] found nothing to write.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.has_nothing_to_write && self.state.is_ok() && self.read == self.scope && (self.unread.is_empty() || self.is_reported)
+    }
+
     /// Writes the differences between hardware and rows: once a tick, after the rows were read.
     pub fn record(&mut self, presences: &Presences, containers: Option<&[Container]>) {
+        self.has_nothing_to_write = false;
         if !self.leads || self.state.is_err() || self.recorded || self.waits_for_files() || self.worker.waiting_since().is_some() {
             return;
         }
@@ -463,6 +480,7 @@ impl DatabaseState {
             return;
         }
         self.recorded = true;
+        self.has_nothing_to_write = changes.is_empty() && self.shared.refusals.is_empty();
         if !changes.is_empty() {
             self.request(Request::Write(changes));
         }

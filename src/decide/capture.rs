@@ -13,6 +13,7 @@
 //! the time begins anew with each container and after each step. A successor that a step started continues the steps of
 //! its predecessor, also if it captures nothing at all; any other new container begins without a history.
 
+use crate::decide::rest::Rest;
 use crate::sorted_map::SortedMap;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -127,18 +128,23 @@ impl Captures {
         Self { timeout, may_reset, devices: SortedMap::new() }
     }
 
-    /// Handles what was last read about each Recorder that runs.
-    pub fn observe<'a>(&mut self, observations: impl Iterator<Item = Observation<'a>>, now: Instant, wall: SystemTime) {
+    /// Handles what was last read about each Recorder that runs. Returns whether some capture is in another state.
+    pub fn observe<'a>(&mut self, observations: impl Iterator<Item = Observation<'a>>, now: Instant, wall: SystemTime) -> Rest {
         self.devices.values_mut().for_each(|watch| watch.runs = false);
+        let mut is_changed = false;
         for observation in observations {
-            let watch = self.devices.entry(observation.device.to_owned()).or_insert_with(Watch::new);
-            watch.observe(&observation, now, wall);
+            if !self.devices.contains_key(observation.device) {
+                self.devices.insert(observation.device.to_owned(), Watch::new());
+            }
+            is_changed |= self.devices.get_mut(observation.device).is_some_and(|watch| watch.observe(&observation, now, wall));
         }
         for watch in self.devices.values_mut().filter(|watch| !watch.runs) {
             (watch.state, watch.pointer) = (None, None);
         }
         // Steps are remembered while nothing runs, as each one ends a container.
         self.devices.retain(|_, watch| watch.runs || watch.steps > 0);
+        let may_be_helped = self.devices.values().any(|watch| watch.runs && watch.captured && watch.stands_still());
+        if is_changed || may_be_helped { Rest::Disturbed } else { Rest::Undisturbed }
     }
 
     /// Forgets the microphones that do not exist any more. The steps of one that is only offline are remembered, as a step
@@ -211,8 +217,10 @@ impl Watch {
         }
     }
 
-    fn observe(&mut self, observation: &Observation<'_>, now: Instant, wall: SystemTime) {
+    /// Returns whether this is the first observation of a run, or shows another state than the one before.
+    fn observe(&mut self, observation: &Observation<'_>, now: Instant, wall: SystemTime) -> bool {
         self.runs = true;
+        let mut is_changed = false;
         if self.container != observation.container || self.started != observation.started {
             // A container of another configuration did not replace the one that stood still.
             if self.steps == 0 || self.hash != observation.hash {
@@ -221,14 +229,17 @@ impl Watch {
             (self.container, self.started) = (observation.container.to_owned(), observation.started);
             self.hash = observation.hash.to_owned();
             (self.state, self.pointer) = (None, None);
+            is_changed = true;
         }
         let Some((state, pointer, at)) = observation.read else {
+            is_changed |= self.state.is_some();
             (self.state, self.pointer) = (None, None);
-            return;
+            return is_changed;
         };
         self.read = Some(at);
         if self.state.as_ref() != Some(state) {
             self.state = Some(state.clone());
+            is_changed = true;
         }
         match state {
             // Nobody knows whether frames arrived meanwhile, or they are those of another program.
@@ -244,6 +255,7 @@ impl Watch {
         if *state == PcmState::Running {
             (self.captured, self.steps, self.last) = (true, 0, None);
         }
+        is_changed
     }
 
     fn stands_still(&self) -> bool {

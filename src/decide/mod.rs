@@ -23,6 +23,7 @@ pub mod profile;
 pub mod reason;
 pub mod recorders;
 pub mod registry;
+pub mod rest;
 pub mod runway;
 pub mod saved;
 pub mod scan;

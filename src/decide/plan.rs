@@ -43,7 +43,7 @@ use crate::decide::container::{Container, State};
 use crate::decide::desired::Desired;
 use crate::decide::past::{Past, has_hash_of};
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
-use crate::decide::spec::{DEVICE_ID, Tier2ServiceSpec};
+use crate::decide::spec::{DEVICE_ID, Kind, Tier2ServiceSpec};
 
 /// The input of a plan.
 #[derive(Debug)]
@@ -114,6 +114,19 @@ impl View<'_> {
 }
 
 impl Plan {
+    /// Whether the next plan for these containers is the same while nothing happens: there is nothing to do, and nothing
+    /// waits but for the end of another Recorder or, if it is for `kind`, for its next attempt.
+    #[must_use]
+    pub fn is_at_rest(&self, containers: &[Container], kind: Kind) -> bool {
+        let is_at_rest = |hold: &Hold| match hold {
+            Hold::LimitReached => true,
+            // A worker may begin some seconds late.
+            Hold::BackOff { .. } => kind == Kind::Worker,
+            _ => false,
+        };
+        self.actions.is_empty() && self.compare.is_empty() && self.kept.len() == containers.len() && self.holds.values().all(is_at_rest)
+    }
+
     /// Devices that do not record because the limit is reached.
     pub fn over_limit(&self) -> impl Iterator<Item = &str> {
         self.holds.iter().filter(|(_, hold)| **hold == Hold::LimitReached).map(|(device, _)| device.as_str())

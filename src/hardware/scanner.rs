@@ -17,7 +17,7 @@ use log::{info, warn};
 
 use crate::decide::scan::{Scan, Unknown, UsbAddress};
 use crate::event::Event;
-use crate::hardware::sysfs::{is_unchanged, scan};
+use crate::hardware::sysfs::{Watched, scan};
 use crate::probe::{self, Marker, Prober, Question, State};
 
 /// A scan takes a millisecond.
@@ -33,12 +33,20 @@ type Card = (u32, UsbAddress);
 /// What is known about the hardware at a tick.
 #[derive(Debug)]
 pub enum Poll {
-    /// Nothing has changed since this scan.
-    Unchanged(Scan),
+    /// Nothing has changed since the last scan.
+    Unchanged,
     /// A scan is under way; its result arrives as [`Event::Hardware`].
     Pending,
     /// The hardware is unknown, and why.
     Unknown(String),
+}
+
+/// A scan that succeeded.
+#[derive(Debug)]
+struct Last {
+    scan: Scan,
+    at: Instant,
+    watched: Watched,
 }
 
 /// Requests scans, and keeps the last one.
@@ -47,8 +55,8 @@ pub struct Scanner {
     root: PathBuf,
     events: SyncSender<Event>,
     question: Question<Card>,
-    /// The last scan and its time; `None` after a failure.
-    last: Option<(Scan, Instant)>,
+    /// The last scan; `None` after a failure.
+    last: Option<Last>,
     settled: bool,
     /// How many scans hang, once none can follow.
     exhausted: usize,
@@ -84,14 +92,18 @@ impl Scanner {
             }
         }
         match &self.last {
-            Some((scan, at)) if self.settled && now.saturating_duration_since(*at) < AGAIN && is_unchanged(&scan.signature, &self.root) => {
-                Poll::Unchanged(scan.clone())
-            }
+            Some(last) if self.settled && now.saturating_duration_since(last.at) < AGAIN && last.watched.is_unchanged() => Poll::Unchanged,
             _ => {
                 self.ask(now);
                 Poll::Pending
             }
         }
+    }
+
+    /// The last scan; `None` after a failure.
+    #[must_use]
+    pub fn scan(&self) -> Option<&Scan> {
+        self.last.as_ref().map(|last| &last.scan)
     }
 
     /// Handles an answer; `None` if it is late.
@@ -103,10 +115,10 @@ impl Scanner {
             self.settled = false;
             return None;
         }
-        let before = self.last.take().map(|(scan, _)| scan);
+        let before = self.last.take().map(|last| last.scan);
         if let Ok(scan) = &answer {
             self.settled = scan.unclear.is_empty() && before.as_ref() == Some(scan);
-            self.last = Some((scan.clone(), Instant::now()));
+            self.last = Some(Last { scan: scan.clone(), at: Instant::now(), watched: Watched::new(&scan.signature, &self.root) });
         }
         Some(answer)
     }
@@ -124,7 +136,7 @@ impl Scanner {
 
     /// Whether the last scan found this connection of the card, or is unknown.
     fn is_connected(&self, (card, address): &Card) -> bool {
-        self.last.as_ref().is_none_or(|(scan, _)| scan.signature.addresses.get(card) == Some(address))
+        self.last.as_ref().is_none_or(|last| last.scan.signature.addresses.get(card) == Some(address))
     }
 
     fn ask(&mut self, now: Instant) {
@@ -184,7 +196,7 @@ mod tests {
             assert!(matches!(scanner.poll(Instant::now()), Poll::Pending));
             assert_eq!(answer(&mut scanner).unwrap().unwrap().microphones.len(), 1);
         }
-        assert!(matches!(scanner.poll(Instant::now()), Poll::Unchanged(_)));
+        assert!(matches!(scanner.poll(Instant::now()), Poll::Unchanged));
 
         // Another card hangs, and is disconnected before it is skipped.
         card(&root, 1, "1-2");
@@ -200,7 +212,7 @@ mod tests {
         fs::write(root.join("proc/asound/cards"), one).unwrap();
         for seconds in 2..20 {
             let poll = scanner.poll(start + Duration::from_secs(seconds));
-            assert!(matches!(poll, Poll::Unchanged(_)), "{poll:?}");
+            assert!(matches!(poll, Poll::Unchanged), "{poll:?}");
         }
         assert_eq!(scanner.unresponsive().count(), 0);
 

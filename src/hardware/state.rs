@@ -16,6 +16,7 @@ use crate::decide::device::identify;
 use crate::decide::presence::{Presence, Presences, Transition};
 use crate::decide::reason::online;
 use crate::decide::registry::Registry;
+use crate::decide::rest::Rest;
 use crate::decide::scan::{Scan, Unknown};
 use crate::decide::scope::{Absent, Others};
 use crate::event::Event;
@@ -86,12 +87,16 @@ impl HardwareState {
         }
     }
 
-    /// Checks at a tick whether anything has changed. Returns the changes of presences, which may depend on time alone;
-    /// `None` while they are unknown.
+    /// Checks at a tick whether anything has changed. Returns the changes of presences, which may depend on time alone
+    /// unless the hardware is at rest; `None` while they are unknown.
     #[must_use]
-    pub fn poll(&mut self, rows: Rows<'_>, now: Instant) -> Option<Changes> {
+    pub fn poll(&mut self, rows: Rows<'_>, now: Instant, rest: Rest) -> Option<Changes> {
         match self.scanner.poll(now) {
-            Poll::Unchanged(scan) => return Some(self.observe(scan, rows)),
+            Poll::Unchanged if rest == Rest::Undisturbed => return Some(Vec::new()),
+            Poll::Unchanged => {
+                let scan = self.scanner.scan().cloned()?;
+                return Some(self.observe(scan, rows));
+            }
             Poll::Pending => {}
             Poll::Unknown(why) => self.set_unknown(why),
         }
@@ -125,6 +130,13 @@ impl HardwareState {
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.unidentified.is_some()
+    }
+
+    /// Whether nothing changes with time alone: each microphone is connected or not, and no card is unclear.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let is_missing = self.presences.iter().any(|(_, presence)| matches!(presence, Presence::Missing { .. }));
+        self.state.is_ok() && !self.failed && !self.is_waiting() && self.unclear.is_empty() && !is_missing
     }
 
     /// As text, for health checks.

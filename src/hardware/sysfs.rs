@@ -11,7 +11,7 @@
 //!
 //! A scan takes hundreds of system calls, and one of them can block: the kernel holds the lock of a USB device while it
 //! resets it, and reading `serial` waits for that lock. So [`scan`] belongs on a thread of its own. To check whether a
-//! scan is due, [`is_unchanged`] reads `/proc/asound` only, which no device can block.
+//! scan is due, [`Watched::is_unchanged`] reads `/proc/asound` only, which no device can block.
 
 use crate::collect::sort;
 use crate::sorted_map::SortedMap;
@@ -31,18 +31,30 @@ use crate::text::shown;
 const CARDS_LIMIT: u64 = 64 << 10;
 const ATTRIBUTE_LIMIT: u64 = 4 << 10;
 
-/// Whether nothing has changed. This costs three system calls for the list and three for each USB card.
-#[must_use]
-pub fn is_unchanged(signature: &Signature, root: &Path) -> bool {
-    let asound = root.join("proc/asound");
-    let mut buffer = [0; 8 << 10];
-    // The kernel creates the content of each of these small files when it is opened, and returns it in one read.
-    let mut is = |path: PathBuf, expected: &[u8]| match crate::fs::open(&path).and_then(|mut file| file.read(&mut buffer)) {
-        Ok(length) => buffer[..length] == *expected,
-        Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
-    };
-    is(asound.join("cards"), &signature.cards)
-        && signature.addresses.iter().all(|(card, address)| is(asound.join(format!("card{card}/usbbus")), address))
+/// The files that show a change, and what they contained at a scan.
+#[derive(Debug)]
+pub struct Watched(Vec<(PathBuf, Vec<u8>)>);
+
+impl Watched {
+    /// Those of a scan below `root`.
+    #[must_use]
+    pub fn new(signature: &Signature, root: &Path) -> Self {
+        let asound = root.join("proc/asound");
+        let cards = (asound.join("cards"), signature.cards.clone());
+        let addresses = signature.addresses.iter().map(|(card, address)| (asound.join(format!("card{card}/usbbus")), address.clone()));
+        Self([cards].into_iter().chain(addresses).collect())
+    }
+
+    /// Whether nothing has changed. This costs three system calls for the list and three for each USB card.
+    #[must_use]
+    pub fn is_unchanged(&self) -> bool {
+        let mut buffer = [0; 8 << 10];
+        // The kernel creates the content of each of these small files when it is opened, and returns it in one read.
+        self.0.iter().all(|(path, expected)| match crate::fs::open(path).and_then(|mut file| file.read(&mut buffer)) {
+            Ok(length) => buffer[..length] == **expected,
+            Err(error) => error.kind() == ErrorKind::NotFound && expected.is_empty(),
+        })
+    }
 }
 
 /// Scans all sound cards below `root`, except those in `stuck` that have the same USB address. Calls `begin` before

@@ -94,6 +94,12 @@ impl Heartbeat {
         self.next
     }
 
+    /// Whether Redis is available, and no question to it is under way for which somebody waits.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.publisher.state().is_ok() && self.publisher.levels_due().is_none()
+    }
+
     /// Notes a completed cycle.
     pub fn beat(&mut self) {
         self.board.beat();
