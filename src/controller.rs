@@ -14,6 +14,7 @@ mod shutdown;
 mod workers;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -44,6 +45,7 @@ use crate::logs::forwarder::LogForwarder;
 use crate::podman::client::Podman;
 use crate::probe::Prober;
 use crate::rate_limit::RateLimit;
+use crate::redis::audience::{Asker, NEXT_QUESTION};
 use crate::redis::nudge::{self, Nudges};
 use crate::redis::publisher::Publisher;
 use crate::status::Pace;
@@ -123,7 +125,8 @@ impl Controller {
         // Before the other threads, so that it is subscribed before the first cycle ends.
         let nudges = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
-        let database = DatabaseState::start(&config, events)?;
+        let hear = publisher.clone();
+        let database = DatabaseState::start(&config, Arc::new(move || hear.hear()), events)?;
         Ok(Self {
             events: events.clone(),
             inbox,
@@ -205,6 +208,7 @@ impl Controller {
         self.next_tick = now + self.config.interval;
         self.logs.tick();
         if self.shutdown.is_some() {
+            self.logs.ask(Asker::Publisher);
             self.containers.request(&self.actions);
             return;
         }
@@ -224,7 +228,9 @@ impl Controller {
         if self.leadership.is_decided(now) {
             self.database.ask(&self.hardware.presences, self.containers.containers().ok(), hardware, now);
         }
+        let is_asked_in_passing = self.config.interval <= NEXT_QUESTION && self.database.runs_errand(now);
         self.containers.request_if_stale(&self.actions, now);
+        self.logs.ask(if is_asked_in_passing { Asker::Passer } else { Asker::Publisher });
     }
 
     /// Sleeps until an event or a deadline, and handles all events in the queue.

@@ -26,7 +26,7 @@ use crate::database::last_settings::LastSettings;
 use crate::database::refusals::Refusals;
 use crate::database::seed_files::SeedFiles;
 use crate::database::sessions::SessionQueue;
-use crate::database::worker::{FILES, Request, SharedState, Worker};
+use crate::database::worker::{Errand, FILES, Request, SharedState, Worker};
 use crate::decide::container::Container;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
@@ -45,6 +45,8 @@ const TOUCH: Duration = Duration::from_secs(3600);
 const DELETE: Duration = Duration::from_secs(24 * 3600);
 /// A database that has not answered within this time counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(3);
+/// Most answers come within a millisecond; what waits for one this long is done by somebody else.
+const PROMPT: Duration = Duration::from_millis(500);
 /// While the database is unavailable, it is asked this often, however long a tick is.
 const RETRY: Duration = Duration::from_secs(2);
 /// While an answer is missing, the deadline is looked at this often, however long a tick is.
@@ -133,11 +135,11 @@ impl fmt::Display for Files {
 }
 
 impl DatabaseState {
-    /// Starts the thread, and begins to read the files.
+    /// Starts the thread, and begins to read the files. The thread runs the errand after each wait for PostgreSQL.
     ///
     /// # Errors
     /// A thread cannot be started.
-    pub fn start(config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
+    pub fn start(config: &Config, errand: Errand, events: &SyncSender<Event>) -> io::Result<Self> {
         let folder = ConfigFolder::new(config.config_dir.clone());
         let mut unread = vec![Files::SavedState];
         let settings = LastSettings::default();
@@ -159,7 +161,7 @@ impl DatabaseState {
             unread.push(Files::Seeds);
             files.request();
         }
-        let shared = SharedState { refusals: Refusals::default(), settings, files, sessions: SessionQueue::default() };
+        let shared = SharedState { refusals: Refusals::default(), settings, files, sessions: SessionQueue::default(), errand };
         Ok(Self {
             config: config.clone(),
             events: events.clone(),
@@ -219,6 +221,12 @@ impl DatabaseState {
             Some(since) if now.saturating_duration_since(since) >= ANSWER => self.set_unavailable(&NoRows::NoAnswer),
             Some(_) => {}
         }
+    }
+
+    /// After a request: whether the thread will soon run its errand, as PostgreSQL does not keep it waiting.
+    #[must_use]
+    pub fn runs_errand(&self, now: Instant) -> bool {
+        self.state.is_ok() && self.worker.waiting_since().is_none_or(|since| now.saturating_duration_since(since) < PROMPT)
     }
 
     /// Whether old sessions must be deleted now.
@@ -535,7 +543,7 @@ mod tests {
         // Nothing can be created there.
         config.workspace_local = "/proc/nonexistent".into();
         let (events, _inbox) = sync_channel(1);
-        let mut state = DatabaseState::start(&config, &events).unwrap();
+        let mut state = DatabaseState::start(&config, Arc::new(|| ()), &events).unwrap();
         let (worker, thread) = FakeWorker::start();
         state.worker = worker;
         (state, thread)

@@ -203,7 +203,12 @@ pub struct SharedState {
     pub files: SeedFiles,
     /// Sessions that are not written yet.
     pub sessions: SessionQueue,
+    /// Is done after each wait for PostgreSQL.
+    pub errand: Errand,
 }
+
+/// What a thread does in passing for another one, which would have to wake up for it. Does not wait.
+pub type Errand = Arc<dyn Fn() + Send + Sync>;
 
 /// A round of the seeders that is not complete yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,7 +299,9 @@ impl WorkerThread {
             self.seed();
             self.read_sessions();
         }
-        let rows = self.with(|db| db.snapshot(scope)).map_err(|why| self.no_rows(why))?;
+        let rows = self.with(|db| db.snapshot(scope));
+        (self.shared.errand)();
+        let rows = rows.map_err(|why| self.no_rows(why))?;
         if self.rows.as_deref() == Some(&rows) {
             return Ok(None);
         }

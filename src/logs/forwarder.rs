@@ -30,7 +30,7 @@ use crate::logs::recent::RecentLines;
 use crate::logs::sink::{FrameSink, Start};
 use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
-use crate::redis::audience::{Audience, Moment};
+use crate::redis::audience::{Asker, Audience, Moment};
 use crate::redis::publisher::Publisher;
 
 /// Time to read the last lines of a container before it is removed.
@@ -163,6 +163,11 @@ impl LogForwarder {
         if self.waiting > 0 {
             self.start();
         }
+    }
+
+    /// From now on, this one asks Redis whether somebody listens, as [`Publisher::ask`].
+    pub fn ask(&self, asker: Asker) {
+        self.publisher.ask(asker);
     }
 
     /// The status page was asked for: it listens, too.

@@ -8,12 +8,14 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use redis::{Pipeline, Value};
+use redis::Value;
 
 use crate::clock::seconds;
 
 /// Time between two questions.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub const NEXT_QUESTION: Duration = Duration::from_secs(1);
+/// Who asks in passing does not come by exactly once a second.
+const EARLY: Duration = Duration::from_millis(100);
 /// The same after a refusal.
 const REFUSED: Duration = Duration::from_secs(60);
 /// So many connections that end at the question are a refusal.
@@ -74,10 +76,15 @@ impl Inquiry {
         Self { audience: None, nobody_at: None, due: Instant::now(), sent: 0, answered: 0, breaks: 0, is_refused: false }
     }
 
+    /// Whether somebody who comes by may ask now.
+    pub(super) fn is_almost_due(&self) -> bool {
+        self.due.saturating_duration_since(Instant::now()) <= EARLY
+    }
+
     /// A question is sent now.
     pub(super) fn asked(&mut self) {
         self.sent += 1;
-        self.due = Instant::now() + INTERVAL;
+        self.due = Instant::now() + NEXT_QUESTION;
     }
 
     /// The answer to the last question, which was sent at `moment`, or its refusal.
@@ -115,7 +122,7 @@ impl Inquiry {
     pub(super) fn received(&mut self, clients: i64, moment: Moment) {
         // A server that does not answer the question could not say later that somebody listens again.
         if !self.is_refused {
-            self.due = Instant::now() + INTERVAL;
+            self.due = Instant::now() + NEXT_QUESTION;
             self.learn(if clients > 0 { Audience::Somebody } else { Audience::Nobody }, moment);
         }
     }
@@ -128,11 +135,22 @@ impl Inquiry {
     }
 }
 
-/// The question: how many clients subscribe to the channel, and how many patterns are subscribed to, which may match it.
-pub(super) fn question(channel: &str) -> Pipeline {
-    let mut pipe = Pipeline::new();
-    pipe.cmd("PUBSUB").arg("NUMSUB").arg(channel).cmd("PUBSUB").arg("NUMPAT");
-    pipe
+/// The question: how many clients subscribe to `silvasonic:logs`, and how many patterns are subscribed to, which may match
+/// it.
+pub(super) const QUESTION: &[u8] =
+    b"*3\r\n$6\r\nPUBSUB\r\n$6\r\nNUMSUB\r\n$15\r\nsilvasonic:logs\r\n*2\r\n$6\r\nPUBSUB\r\n$6\r\nNUMPAT\r\n";
+/// So many replies are its answer, and so many lines if it is not refused.
+pub(super) const REPLIES: usize = 2;
+pub(super) const LINES: usize = 5;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// The thread of the publisher, which wakes up for that.
+    Publisher,
+    /// The main loop, which is awake anyway. While PostgreSQL works, Redis answers, and the thread that has waited for
+    /// PostgreSQL reads that.
+    Passer,
 }
 
 /// The answer to one half of the question; `None`: the server does not understand it.

@@ -12,7 +12,7 @@ use redis::io::tcp::socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use redis::{Cmd, ConnectionAddr, ConnectionInfo, ConnectionLike, RedisError, RedisResult, Value};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::redis::reply::Replies;
 use crate::redis_url;
@@ -29,6 +29,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(10);
 const PROBES: u32 = 3;
 
 /// One connection. After an error that is not an answer of the server it cannot be used any more.
+#[derive(Debug)]
 pub struct Connection {
     socket: Socket,
     replies: Replies,
@@ -81,7 +82,13 @@ impl Connection {
     /// Whether the server has neither closed the connection nor sent anything. Does not wait.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.replies.is_empty() && matches!(wait(&self.socket, PollFlags::IN | PollFlags::RDHUP, Duration::ZERO), Ok(false))
+        self.has_read_all() && matches!(wait(&self.socket, PollFlags::IN | PollFlags::RDHUP, Duration::ZERO), Ok(false))
+    }
+
+    /// Whether nothing was read ahead.
+    #[must_use]
+    pub fn has_read_all(&self) -> bool {
+        self.replies.is_empty()
     }
 
     /// Sends packed commands.
@@ -99,6 +106,37 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Sends packed commands if that is possible without waiting. If not, the connection cannot be used any more.
+    #[must_use]
+    pub fn send_now(&mut self, bytes: &[u8]) -> bool {
+        self.has_asked = true;
+        send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) == Ok(bytes.len())
+    }
+
+    /// Whether so many lines of replies have arrived. Does not wait.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn has_lines(&mut self, count: usize) -> Result<bool> {
+        let socket = &self.socket;
+        let read = self.replies.read_ahead(&mut |buffer| match recv(socket, buffer, RecvFlags::DONTWAIT) {
+            Ok((_, length)) => Ok(length),
+            Err(error) => Err(error.into()),
+        });
+        match read {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
+            read => Ok(read? >= count),
+        }
+    }
+
+    /// The next reply, if all of it was read ahead.
+    ///
+    /// # Errors
+    /// It was not, or it is not valid. Then the connection cannot be used any more.
+    pub fn reply_now(&mut self) -> Result<Value> {
+        self.replies.next(&mut |_| Err(ErrorKind::WouldBlock.into()))
     }
 
     /// Waits for the next reply or message; without a deadline, for any time.

@@ -2,7 +2,9 @@
 //!
 //! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON. For a caller
 //! that wants to know, it asks once a second whether somebody listens to the log lines ([`crate::redis::audience`]), and
-//! while somebody looks, which levels the Recorders state ([`crate::redis::levels`]).
+//! while somebody looks, which levels the Recorders state ([`crate::redis::levels`]). On a quiet station another thread,
+//! which is awake anyway, sends that question and reads the answer ([`Publisher::ask`], [`Publisher::hear`]); whatever is
+//! unusual about it is left to this thread.
 //!
 //! A server may close a connection that is idle. That is detected before something is sent, and a new connection is
 //! opened without a message. A server may also refuse one operation and accept others: a full one refuses SET only, and
@@ -27,7 +29,7 @@ use log::{info, warn};
 use redis::{ConnectionInfo, Pipeline, RedisError, Value};
 
 use crate::event::Event;
-use crate::redis::audience::{self, Audience, Inquiry, Moment};
+use crate::redis::audience::{self, Asker, Audience, Inquiry, Moment};
 use crate::redis::connection::{Connection, REPLY, address, describe};
 use crate::redis::levels::{self, Levels};
 use crate::text::shown;
@@ -85,6 +87,12 @@ struct Queue {
     latency: Option<Duration>,
     inquiry: Inquiry,
     levels: levels::Inquiry,
+    /// Who asks.
+    asker: Asker,
+    /// The connection, while the thread waits for work.
+    resting: Option<Resting>,
+    /// The question that was asked in passing needs the thread.
+    is_overdue: bool,
     /// Callers that wait for the answer to a question.
     asking: u32,
     /// Who is told that the audience changed; without one, Redis is not asked.
@@ -99,6 +107,14 @@ struct Queue {
     finished: bool,
     /// Since when the thread connects or sends; `None` while it waits.
     busy_since: Option<Instant>,
+}
+
+/// A connection that the thread does not use now.
+#[derive(Debug)]
+struct Resting {
+    connection: Connection,
+    /// When the question was sent in passing whose answer was not read yet.
+    asked: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -126,6 +142,8 @@ enum Work {
     Send(Batch),
     /// Asks who listens to the log lines.
     Ask,
+    /// Reads the answer to the question that was asked in passing.
+    Hear,
     /// Asks which levels the Recorders of these microphones state, and reports the answer.
     AskLevels(Vec<String>, SyncSender<Event>),
 }
@@ -209,6 +227,9 @@ impl Publisher {
             latency: None,
             inquiry: Inquiry::new(),
             levels: levels::Inquiry::default(),
+            asker: Asker::Publisher,
+            resting: None,
+            is_overdue: false,
             asking: 0,
             interested: None,
             fault: Some("not connected yet".to_owned()),
@@ -302,6 +323,50 @@ impl Publisher {
     pub fn watch_audience(&self, interested: Option<SyncSender<Event>>) {
         self.shared.queue().interested = interested;
         self.shared.filled.notify_one();
+    }
+
+    /// From now on, this one asks whether somebody listens. The one who comes by does so now, if it is due and the thread
+    /// sends nothing. Does not wait; [`Publisher::hear`] must follow.
+    pub fn ask(&self, asker: Asker) {
+        let mut queue = self.shared.queue();
+        let is_asked = queue.is_asked();
+        match (std::mem::replace(&mut queue.asker, asker), asker) {
+            (Asker::Passer, Asker::Publisher) => {
+                queue.is_overdue |= is_asked;
+                self.shared.filled.notify_one();
+            }
+            (_, Asker::Passer) if queue.interested.is_some() && !is_asked && queue.inquiry.is_almost_due() => {
+                let Some(mut resting) = queue.resting.take() else { return };
+                resting.asked = Some(Moment::now());
+                if resting.connection.send_now(audience::QUESTION) {
+                    queue.inquiry.asked();
+                    queue.resting = Some(resting);
+                } else {
+                    queue.is_overdue = true;
+                    self.shared.filled.notify_one();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads the answer to a question that was asked in passing, if it is there and as usual. Does not wait.
+    pub fn hear(&self) {
+        let mut queue = self.shared.queue();
+        let Some(Resting { connection, asked: Some(moment) }) = &mut queue.resting else { return };
+        let moment = *moment;
+        let answer = connection.has_lines(audience::LINES).unwrap_or(false).then(|| hear(|| connection.reply_now()));
+        // What was read cannot be read again.
+        let is_usable = answer.is_none() || matches!(answer, Some(Ok(Ok(_)))) && connection.has_read_all();
+        queue.resting = queue.resting.take().filter(|_| is_usable);
+        if let Some(Ok(Ok(audience))) = answer {
+            queue.resting.iter_mut().for_each(|resting| resting.asked = None);
+            drop(queue);
+            self.shared.learn(|inquiry| inquiry.answer(Some(audience), moment));
+        } else {
+            queue.is_overdue = true;
+            self.shared.filled.notify_one();
+        }
     }
 
     /// Who listens, `None` until that is known; and the last moment at which nobody did.
@@ -400,34 +465,32 @@ impl PublisherShared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something to do; `None` when all is sent and nothing more will be queued.
-    fn next(&self) -> Option<Work> {
+    /// Waits for something to do, and meanwhile leaves the connection to those who come by; `None` when all is sent and
+    /// nothing more will be queued.
+    fn next(&self, connection: Option<Connection>) -> Option<(Work, Option<Resting>)> {
         let mut queue = self.queue();
+        queue.resting = connection.map(|connection| Resting { connection, asked: None });
         loop {
             let batch = queue.take();
             if !queue.waiting.is_empty() {
                 self.room.notify_all();
             }
-            if !batch.is_empty() {
-                queue.busy_since = Some(Instant::now());
-                return Some(Work::Send(batch));
-            }
-            if queue.finishing {
+            let work = if !batch.is_empty() {
+                Some(Work::Send(batch))
+            } else if queue.finishing {
                 queue.busy_since = None;
                 return None;
-            }
-            if let Some((ids, events)) = queue.levels.take() {
+            } else if let Some((ids, events)) = queue.levels.take() {
+                Some(Work::AskLevels(ids, events))
+            } else {
+                queue.take_question()
+            };
+            if let Some(work) = work {
                 queue.busy_since = Some(Instant::now());
-                return Some(Work::AskLevels(ids, events));
-            }
-            let left = queue.interested.as_ref().map(|_| queue.inquiry.due.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                queue.inquiry.asked();
-                queue.busy_since = Some(Instant::now());
-                return Some(Work::Ask);
+                return Some((work, queue.resting.take()));
             }
             queue.busy_since = None;
-            queue = match left {
+            queue = match queue.next_question() {
                 Some(left) => self.filled.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0,
                 None => self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner),
             };
@@ -479,6 +542,30 @@ impl Queue {
 
     fn has_room_for(&self, line: &str) -> bool {
         self.lines.len() < QUEUE_LINES && self.bytes + line.len() <= QUEUE_BYTES
+    }
+
+    /// Whether a question was asked in passing whose answer was not read yet.
+    fn is_asked(&self) -> bool {
+        self.resting.as_ref().is_some_and(|resting| resting.asked.is_some())
+    }
+
+    /// Until the thread must ask who listens; `None` if others do, or nobody wants to know.
+    fn next_question(&self) -> Option<Duration> {
+        let asks = self.interested.is_some() && (self.asker == Asker::Publisher || self.asking > 0);
+        asks.then(|| self.inquiry.due.saturating_duration_since(Instant::now()))
+    }
+
+    /// What the thread must do now to know who listens.
+    fn take_question(&mut self) -> Option<Work> {
+        let is_overdue = std::mem::take(&mut self.is_overdue);
+        if is_overdue && self.is_asked() {
+            return Some(Work::Hear);
+        }
+        let is_due = is_overdue && self.interested.is_some() || self.next_question().is_some_and(|left| left.is_zero());
+        is_due.then(|| {
+            self.inquiry.asked();
+            Work::Ask
+        })
     }
 
     fn take(&mut self) -> Batch {
@@ -546,9 +633,12 @@ impl PublisherThread {
         loop {
             let usable = match connection.take().filter(Connection::is_idle) {
                 Some(connection) => Ok(connection),
+                None if matches!(work, Work::Hear) => Err(String::new()),
                 None => self.connect().map_err(|error| describe(&error)),
             };
             connection = match (work, usable) {
+                // Its answer was read before.
+                (Work::Hear, usable) => usable.ok(),
                 (Work::Send(batch), Err(why)) => return Some(self.give_back(batch, why)),
                 (Work::Send(batch), Ok(mut connection)) => {
                     if let Err(why) = self.send(&mut connection, &batch) {
@@ -573,7 +663,12 @@ impl PublisherThread {
                     None
                 }
             };
-            work = self.shared.next()?;
+            let (next, resting) = self.shared.next(connection.take())?;
+            work = next;
+            connection = resting.and_then(|resting| match resting.asked {
+                Some(moment) => self.hear(resting.connection, moment),
+                None => Some(resting.connection),
+            });
         }
     }
 
@@ -599,10 +694,7 @@ impl PublisherThread {
         self.tried = Moment::now();
         match ask(&mut connection) {
             Ok(answer) => {
-                if let Some(why) = answer.as_ref().err().filter(|_| !self.shared.queue().inquiry.is_refused) {
-                    self.not_told(why);
-                }
-                self.shared.learn(|inquiry| inquiry.answer(answer.ok(), self.tried));
+                self.learn(answer, self.tried);
                 Some(connection)
             }
             Err(Unanswered::Unavailable) => {
@@ -618,6 +710,31 @@ impl PublisherThread {
                 None
             }
         }
+    }
+
+    /// Reads the answer to the question that was sent in passing. Returns the connection if it can be used again; without an
+    /// answer, the question is asked again on another one.
+    fn hear(&mut self, mut connection: Connection, asked: Moment) -> Option<Connection> {
+        self.tried = asked;
+        let deadline = Instant::now() + REPLY;
+        match hear(|| connection.reply(Some(deadline))) {
+            Ok(answer) => {
+                self.learn(answer, asked);
+                Some(connection)
+            }
+            Err(_) => {
+                self.shared.queue().is_overdue = true;
+                None
+            }
+        }
+    }
+
+    /// Notes an answer, or why there is none.
+    fn learn(&self, answer: Result<Audience, String>, asked: Moment) {
+        if let Some(why) = answer.as_ref().err().filter(|_| !self.shared.queue().inquiry.is_refused) {
+            self.not_told(why);
+        }
+        self.shared.learn(|inquiry| inquiry.answer(answer.ok(), asked));
     }
 
     /// Reports that Redis does not say who listens.
@@ -754,18 +871,27 @@ enum Unanswered {
     Unavailable,
 }
 
+impl From<io::Error> for Unanswered {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::Unavailable,
+            _ => Self::Broken(describe(&error.into())),
+        }
+    }
+}
+
 /// Asks who listens to the log lines; the answer, or why it is refused.
 fn ask(connection: &mut Connection) -> Result<Result<Audience, String>, Unanswered> {
-    let lost = |error: io::Error| match error.kind() {
-        io::ErrorKind::TimedOut => Unanswered::Unavailable,
-        _ => Unanswered::Broken(describe(&error.into())),
-    };
-    let question = audience::question(LOGS);
     let deadline = Instant::now() + REPLY;
-    connection.send(&question.get_packed_pipeline(), deadline).map_err(lost)?;
+    connection.send(audience::QUESTION, deadline).map_err(Unanswered::from)?;
+    hear(|| connection.reply(Some(deadline)))
+}
+
+/// The answer to that question.
+fn hear(mut next: impl FnMut() -> io::Result<Value>) -> Result<Result<Audience, String>, Unanswered> {
     let mut answer = Ok(Audience::Nobody);
-    for _ in 0..question.len() {
-        let part = match connection.reply(Some(deadline)).map_err(lost)? {
+    for _ in 0..audience::REPLIES {
+        let part = match next().map_err(Unanswered::from)? {
             Value::ServerError(error) => {
                 if is_general(error.code()) {
                     return Err(Unanswered::Unavailable);

@@ -20,6 +20,7 @@ const ELEMENT: usize = 64;
 pub type Source<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<usize>;
 
 /// The replies of one connection.
+#[derive(Debug)]
 pub struct Replies {
     buffer: Box<[u8]>,
     start: usize,
@@ -38,6 +39,23 @@ impl Replies {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    /// Reads what is there without waiting. Returns how many whole lines were read ahead.
+    ///
+    /// # Errors
+    /// The source fails or ends.
+    pub fn read_ahead(&mut self, source: Source<'_>) -> Result<usize> {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+        if self.end < BUFFER {
+            self.end += match source(&mut self.buffer[self.end..])? {
+                0 => return Err(Error::new(ErrorKind::UnexpectedEof, "the server closed the connection")),
+                count => count.min(BUFFER - self.end),
+            };
+        }
+        Ok(self.buffer[self.start..self.end].iter().filter(|byte| **byte == b'\n').count())
     }
 
     /// The next reply. After an error the connection cannot be used any more.
