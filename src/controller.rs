@@ -53,6 +53,8 @@ use crate::tally::Tally;
 
 /// Maximum time between two iterations, independent of the settings: each one resets the watchdog.
 const MAX_SLEEP: Duration = Duration::from_secs(20);
+/// A heartbeat may wait so long for a tick, which comes a little later each time.
+const LATE: Duration = Duration::from_millis(50);
 /// Time limit for the last heartbeat and for the last state to be saved.
 const LAST_WRITES: Duration = Duration::from_millis(300);
 
@@ -235,7 +237,7 @@ impl Controller {
 
     /// Sleeps until an event or a deadline, and handles all events in the queue.
     fn wait(&mut self) {
-        let heartbeat = self.leadership.deadline().unwrap_or_else(|| self.heartbeat.due());
+        let heartbeat = self.leadership.deadline().unwrap_or_else(|| self.heartbeat.due() + LATE);
         let levels = self.heartbeat.levels_due();
         let deadlines =
             [Some(self.next_tick), Some(heartbeat), self.nudges.due(), self.containers.due, self.database.due(), self.shutdown, levels];
