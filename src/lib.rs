@@ -64,7 +64,8 @@
 //!   "offline".
 //! - Only containers with our owner label are changed: Recorders, declared workers, and at a shutdown all of Tier 2.
 //! - A worker never delays, displaces or endangers a Recorder: it has a history and actions of its own.
-//! - Decisions are made from the whole state, never from a change; an empty plan means that nothing is left to do.
+//! - Decisions are made from the whole state, never from a change; an empty plan means that nothing is left to do. While
+//!   nothing happens and nothing waits, they are made every ten seconds.
 //! - Ends of processes and Podman's events only trigger a list: actions are planned from a recent list of containers.
 //! - The main loop waits only for its next tick and for events; a call that can block has a thread and a deadline.
 //! - A disk that hangs delays no Recorder but one whose folder does not exist yet. Files in the Recorder workspace that are

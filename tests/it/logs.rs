@@ -308,6 +308,31 @@ fn logs_are_followed_only_while_somebody_listens_and_each_line_comes_once() {
 }
 
 #[test]
+fn a_subscriber_is_found_while_postgresql_is_away_or_hangs() {
+    let mut stage = Stage::with(&[Card::ultramic()], SPEAKER);
+    let controller = stage.controller();
+    stage.station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    for (round, fault) in ["away", "hung"].into_iter().enumerate() {
+        eventually(SOON, "nobody is asked for", || (followers(&controller) == 0).then_some(()));
+        match fault {
+            "away" => stage.station.postgres.stop(),
+            _ => stage.station.postgres.stop_hung(),
+        }
+        let listener = stage.station.redis.subscribe(CHANNEL);
+        stage.tell(ULTRAMIC, &format!("echo {fault}"));
+        assert_eq!(message(&listener.lines), fault, "round {round}");
+        drop(listener);
+        match fault {
+            "away" => stage.station.postgres.start(),
+            _ => stage.station.postgres.resume(),
+        }
+        let is_well = || stage.station.heartbeat()?["health"]["components"]["database"]["healthy"].as_bool();
+        eventually(SOON, "PostgreSQL is well", || is_well().filter(|well| *well));
+    }
+}
+
+#[test]
 fn a_subscriber_hears_a_container_that_ends_and_is_replaced_right_after() {
     let stage = Stage::with(&[Card::ultramic()], SPEAKER);
     let controller = stage.controller();
