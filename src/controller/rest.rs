@@ -1,6 +1,6 @@
 //! Quiet ticks: decisions depend on what is known and, while something waits or is under way, on time. While nothing
 //! has happened since the last decisions and nothing waits, new ones would be the same, so a tick only observes. This
-//! saves a quarter of the processor time of a quiet station.
+//! saves a sixth of the processor time that a quiet station costs.
 //!
 //! Each part says itself whether it waits for something. What is noticed with time alone although no part says so, such
 //! as that a Recorder is steady, is noticed with the next decisions, [`AGAIN`] later at most.

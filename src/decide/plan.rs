@@ -520,6 +520,41 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_plan_is_at_rest_while_it_waits_for_nothing() {
+        for (desired, containers, is_at_rest) in [
+            ("", "", true),
+            ("a:run b:keep c:stop", "a:running", true),
+            ("a:keep", "a:running", false),
+            ("a:run", "a:running~", true),
+            ("a:run", "", false),
+            ("a:run", "a:exited", false),
+            ("a:stop", "a:running", false),
+            ("a:run", "a:running!", false),
+            ("a:run", "a:running?", false),
+            ("a:run", "a:paused", false),
+            ("a:run", "a:stopping", false),
+            // The old one may be needed until the new one has run for a while.
+            ("a:run", "a:running a:exited-old", false),
+        ] {
+            let scene = scene(desired, containers);
+            assert_eq!(scene.plan().is_at_rest(&scene.containers, Kind::Recorder), is_at_rest, "{desired}, {containers}");
+        }
+        let mut scene = scene("a:run b:run", "a:running");
+        scene.max = Some(1);
+        assert!(scene.plan().is_at_rest(&scene.containers, Kind::Recorder), "as many run as are allowed");
+        scene.max = Some(2);
+        let spec = spec("b", 0);
+        for _ in 0..3 {
+            scene.past.failures.failed("b", Attempt::Start(spec.hash()), scene.now);
+        }
+        let plan = scene.plan();
+        assert!(matches!(plan.holds["b"], Hold::BackOff { .. }));
+        assert!(!plan.is_at_rest(&scene.containers, Kind::Recorder) && plan.is_at_rest(&scene.containers, Kind::Worker));
+        scene.busy.insert("b".to_owned());
+        assert!(!scene.plan().is_at_rest(&scene.containers, Kind::Worker));
+    }
+
+    #[test]
     fn the_table_in_the_header_holds() {
         let rows = [
             ("", "start a", "start a", "", ""),
