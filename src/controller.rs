@@ -127,8 +127,8 @@ impl Controller {
         // Before the other threads, so that it is subscribed before the first cycle ends.
         let nudges = nudge::start(&config.redis_url, events.clone())?;
         let podman = Podman::new(config.socket.clone());
-        let hear = publisher.clone();
-        let database = DatabaseState::start(&config, Arc::new(move || hear.hear()), events)?;
+        let asked = publisher.clone();
+        let database = DatabaseState::start(&config, Arc::new(move || asked.read_answer()), events)?;
         Ok(Self {
             events: events.clone(),
             inbox,
@@ -230,9 +230,9 @@ impl Controller {
         if self.leadership.is_decided(now) {
             self.database.ask(&self.hardware.presences, self.containers.containers().ok(), hardware, now);
         }
-        let is_asked_in_passing = self.config.interval <= NEXT_QUESTION && self.database.runs_errand(now);
+        let is_asked_in_passing = self.config.interval <= NEXT_QUESTION && self.database.answers_promptly(now);
         self.containers.request_if_stale(&self.actions, now);
-        self.logs.ask(if is_asked_in_passing { Asker::Passer } else { Asker::Publisher });
+        self.logs.ask(if is_asked_in_passing { Asker::MainLoop } else { Asker::Publisher });
     }
 
     /// Sleeps until an event or a deadline, and handles all events in the queue.

@@ -26,7 +26,7 @@ use crate::database::last_settings::LastSettings;
 use crate::database::refusals::Refusals;
 use crate::database::seed_files::SeedFiles;
 use crate::database::sessions::SessionQueue;
-use crate::database::worker::{Errand, FILES, Request, SharedState, Worker};
+use crate::database::worker::{AfterRead, FILES, Request, SharedState, Worker};
 use crate::decide::container::Container;
 use crate::decide::presence::{Presence, Presences};
 use crate::decide::registry::{Registry, Row, RowChange};
@@ -135,11 +135,11 @@ impl fmt::Display for Files {
 }
 
 impl DatabaseState {
-    /// Starts the thread, and begins to read the files. The thread runs the errand after each wait for PostgreSQL.
+    /// Starts the thread, and begins to read the files. The thread calls `after_read` after each read.
     ///
     /// # Errors
     /// A thread cannot be started.
-    pub fn start(config: &Config, errand: Errand, events: &SyncSender<Event>) -> io::Result<Self> {
+    pub fn start(config: &Config, after_read: AfterRead, events: &SyncSender<Event>) -> io::Result<Self> {
         let folder = ConfigFolder::new(config.config_dir.clone());
         let mut unread = vec![Files::SavedState];
         let settings = LastSettings::default();
@@ -161,7 +161,7 @@ impl DatabaseState {
             unread.push(Files::Seeds);
             files.request();
         }
-        let shared = SharedState { refusals: Refusals::default(), settings, files, sessions: SessionQueue::default(), errand };
+        let shared = SharedState { refusals: Refusals::default(), settings, files, sessions: SessionQueue::default(), after_read };
         Ok(Self {
             config: config.clone(),
             events: events.clone(),
@@ -223,9 +223,9 @@ impl DatabaseState {
         }
     }
 
-    /// After a request: whether the thread will soon run its errand, as PostgreSQL does not keep it waiting.
+    /// After a request: whether the thread will soon have read, as PostgreSQL does not keep it waiting.
     #[must_use]
-    pub fn runs_errand(&self, now: Instant) -> bool {
+    pub fn answers_promptly(&self, now: Instant) -> bool {
         self.state.is_ok() && self.worker.waiting_since().is_none_or(|since| now.saturating_duration_since(since) < PROMPT)
     }
 

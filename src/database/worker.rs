@@ -203,12 +203,12 @@ pub struct SharedState {
     pub files: SeedFiles,
     /// Sessions that are not written yet.
     pub sessions: SessionQueue,
-    /// Is done after each wait for PostgreSQL.
-    pub errand: Errand,
+    /// Called after each read.
+    pub after_read: AfterRead,
 }
 
-/// What a thread does in passing for another one, which would have to wake up for it. Does not wait.
-pub type Errand = Arc<dyn Fn() + Send + Sync>;
+/// What the thread does for another one, which would have to wake up for it, after each read. Does not wait.
+pub type AfterRead = Arc<dyn Fn() + Send + Sync>;
 
 /// A round of the seeders that is not complete yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,7 +300,7 @@ impl WorkerThread {
             self.read_sessions();
         }
         let rows = self.with(|db| db.snapshot(scope));
-        (self.shared.errand)();
+        (self.shared.after_read)();
         let rows = rows.map_err(|why| self.no_rows(why))?;
         if self.rows.as_deref() == Some(&rows) {
             return Ok(None);

@@ -150,7 +150,7 @@ pub enum Asker {
     Publisher,
     /// The main loop, which is awake anyway. While PostgreSQL works, Redis answers, and the thread that has waited for
     /// PostgreSQL reads that.
-    Passer,
+    MainLoop,
 }
 
 /// The answer to one half of the question; `None`: the server does not understand it.

@@ -110,8 +110,7 @@ impl Connection {
 
     /// Sends packed commands if that is possible without waiting. If not, the connection cannot be used any more.
     #[must_use]
-    pub fn send_now(&mut self, bytes: &[u8]) -> bool {
-        self.has_asked = true;
+    pub fn send_now(&self, bytes: &[u8]) -> bool {
         send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) == Ok(bytes.len())
     }
 

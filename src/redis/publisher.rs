@@ -3,7 +3,7 @@
 //! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON. For a caller
 //! that wants to know, it asks once a second whether somebody listens to the log lines ([`crate::redis::audience`]), and
 //! while somebody looks, which levels the Recorders state ([`crate::redis::levels`]). On a quiet station another thread,
-//! which is awake anyway, sends that question and reads the answer ([`Publisher::ask`], [`Publisher::hear`]); whatever is
+//! which is awake anyway, sends that question and reads the answer ([`Publisher::ask`], [`Publisher::read_answer`]); whatever is
 //! unusual about it is left to this thread.
 //!
 //! A server may close a connection that is idle. That is detected before something is sent, and a new connection is
@@ -143,7 +143,7 @@ enum Work {
     /// Asks who listens to the log lines.
     Ask,
     /// Reads the answer to the question that was asked in passing.
-    Hear,
+    ReadAnswer,
     /// Asks which levels the Recorders of these microphones state, and reports the answer.
     AskLevels(Vec<String>, SyncSender<Event>),
 }
@@ -325,22 +325,22 @@ impl Publisher {
         self.shared.filled.notify_one();
     }
 
-    /// From now on, this one asks whether somebody listens. The one who comes by does so now, if it is due and the thread
-    /// sends nothing. Does not wait; [`Publisher::hear`] must follow.
+    /// From now on, this one asks whether somebody listens. The main loop does so now, if it is due; while the thread is
+    /// awake, it asks itself. Does not wait; [`Publisher::read_answer`] must follow.
     pub fn ask(&self, asker: Asker) {
         let mut queue = self.shared.queue();
         let is_asked = queue.is_asked();
         match (std::mem::replace(&mut queue.asker, asker), asker) {
-            (Asker::Passer, Asker::Publisher) => {
+            (Asker::MainLoop, Asker::Publisher) => {
                 queue.is_overdue |= is_asked;
                 self.shared.filled.notify_one();
             }
-            (_, Asker::Passer) if queue.interested.is_some() && !is_asked && queue.inquiry.is_almost_due() => {
-                let Some(mut resting) = queue.resting.take() else { return };
-                resting.asked = Some(Moment::now());
-                if resting.connection.send_now(audience::QUESTION) {
+            (_, Asker::MainLoop) if queue.interested.is_some() && !is_asked && queue.inquiry.is_almost_due() => {
+                let asked = Some(Moment::now());
+                let sent = queue.resting.take().filter(|resting| resting.connection.send_now(audience::QUESTION));
+                queue.resting = sent.map(|resting| Resting { asked, ..resting });
+                if queue.is_asked() {
                     queue.inquiry.asked();
-                    queue.resting = Some(resting);
                 } else {
                     queue.is_overdue = true;
                     self.shared.filled.notify_one();
@@ -351,11 +351,11 @@ impl Publisher {
     }
 
     /// Reads the answer to a question that was asked in passing, if it is there and as usual. Does not wait.
-    pub fn hear(&self) {
+    pub fn read_answer(&self) {
         let mut queue = self.shared.queue();
         let Some(Resting { connection, asked: Some(moment) }) = &mut queue.resting else { return };
         let moment = *moment;
-        let answer = connection.has_lines(audience::LINES).unwrap_or(false).then(|| hear(|| connection.reply_now()));
+        let answer = connection.has_lines(audience::LINES).unwrap_or(false).then(|| read_answer(|| connection.reply_now()));
         // What was read cannot be read again.
         let is_usable = answer.is_none() || matches!(answer, Some(Ok(Ok(_)))) && connection.has_read_all();
         queue.resting = queue.resting.take().filter(|_| is_usable);
@@ -559,7 +559,7 @@ impl Queue {
     fn take_question(&mut self) -> Option<Work> {
         let is_overdue = std::mem::take(&mut self.is_overdue);
         if is_overdue && self.is_asked() {
-            return Some(Work::Hear);
+            return Some(Work::ReadAnswer);
         }
         let is_due = is_overdue && self.interested.is_some() || self.next_question().is_some_and(|left| left.is_zero());
         is_due.then(|| {
@@ -633,12 +633,12 @@ impl PublisherThread {
         loop {
             let usable = match connection.take().filter(Connection::is_idle) {
                 Some(connection) => Ok(connection),
-                None if matches!(work, Work::Hear) => Err(String::new()),
+                None if matches!(work, Work::ReadAnswer) => Err(String::new()),
                 None => self.connect().map_err(|error| describe(&error)),
             };
             connection = match (work, usable) {
                 // Its answer was read before.
-                (Work::Hear, usable) => usable.ok(),
+                (Work::ReadAnswer, usable) => usable.ok(),
                 (Work::Send(batch), Err(why)) => return Some(self.give_back(batch, why)),
                 (Work::Send(batch), Ok(mut connection)) => {
                     if let Err(why) = self.send(&mut connection, &batch) {
@@ -666,7 +666,7 @@ impl PublisherThread {
             let (next, resting) = self.shared.next(connection.take())?;
             work = next;
             connection = resting.and_then(|resting| match resting.asked {
-                Some(moment) => self.hear(resting.connection, moment),
+                Some(moment) => self.read_answer(resting.connection, moment),
                 None => Some(resting.connection),
             });
         }
@@ -714,10 +714,10 @@ impl PublisherThread {
 
     /// Reads the answer to the question that was sent in passing. Returns the connection if it can be used again; without an
     /// answer, the question is asked again on another one.
-    fn hear(&mut self, mut connection: Connection, asked: Moment) -> Option<Connection> {
+    fn read_answer(&mut self, mut connection: Connection, asked: Moment) -> Option<Connection> {
         self.tried = asked;
         let deadline = Instant::now() + REPLY;
-        match hear(|| connection.reply(Some(deadline))) {
+        match read_answer(|| connection.reply(Some(deadline))) {
             Ok(answer) => {
                 self.learn(answer, asked);
                 Some(connection)
@@ -884,11 +884,11 @@ impl From<io::Error> for Unanswered {
 fn ask(connection: &mut Connection) -> Result<Result<Audience, String>, Unanswered> {
     let deadline = Instant::now() + REPLY;
     connection.send(audience::QUESTION, deadline).map_err(Unanswered::from)?;
-    hear(|| connection.reply(Some(deadline)))
+    read_answer(|| connection.reply(Some(deadline)))
 }
 
 /// The answer to that question.
-fn hear(mut next: impl FnMut() -> io::Result<Value>) -> Result<Result<Audience, String>, Unanswered> {
+fn read_answer(mut next: impl FnMut() -> io::Result<Value>) -> Result<Result<Audience, String>, Unanswered> {
     let mut answer = Ok(Audience::Nobody);
     for _ in 0..audience::REPLIES {
         let part = match next().map_err(Unanswered::from)? {

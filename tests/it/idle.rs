@@ -126,7 +126,8 @@ fn a_quiet_tick_of_the_main_loop_allocates_nothing() {
 fn redis_is_asked_once_a_second_who_listens() {
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);
-    let controller = station.controller();
+    // A heartbeat uses the connection at each tick.
+    let controller = station.controller_with(&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")]);
     station.podman.wait_running(SOON, &["silvasonic-recorder-ultramic-384-evo-6a21"]);
     controller.wait_log("seeded user", SOON);
     let questions = || -> u64 {
