@@ -8,6 +8,12 @@ pub fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// Seconds since 1970, with their decimals.
+#[must_use]
+pub fn fractional_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
 /// Microseconds since 1970.
 #[must_use]
 pub fn micros(time: SystemTime) -> i64 {

@@ -3,7 +3,7 @@
 //! Invariant: the number of samples is bounded. At most 64 microphones are shown, those that are connected first,
 //! and none that was not seen for 30 days; other labels have a fixed number of values.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -107,15 +107,11 @@ fn cut(text: &str) -> String {
     shown(text).to_string().chars().take(NAME).collect()
 }
 
-fn since_1970(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
 fn station(w: &mut Writer, known: &Known<'_>, around: &Surroundings<'_>) {
     w.family(Kind::Info, "silvasonic_build", "Version of the Controller.");
     w.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     w.family(Kind::Gauge, "silvasonic_start_time_seconds", "When the Controller started, in seconds since 1970.");
-    w.sample(&[], since_1970(known.started));
+    w.sample(&[], clock::fractional_seconds(known.started));
     let activity = around.facts.activity;
     w.family(Kind::Gauge, "silvasonic_activity", "What the Controller does: 1 for one activity, 0 for the others.");
     ACTIVITIES.into_iter().for_each(|other| w.sample(&[("activity", other.as_str())], flag(activity == other)));
@@ -270,6 +266,7 @@ fn host(w: &mut Writer, known: &Known<'_>, around: &Surroundings<'_>) {
 mod tests {
     use super::*;
     use serde_json::Map;
+    use std::time::UNIX_EPOCH;
 
     #[test]
     fn microphones_that_were_not_seen_for_a_month_are_left_out() {

@@ -6,9 +6,10 @@
 //! Invariant: a board never reports "ok" while the main loop is stuck. The state of the loop cannot be set; it depends
 //! on the time of the last [`Board::beat`], so that a stuck loop cannot leave an outdated "healthy".
 
+use crate::clock::fractional_seconds;
 use crate::sorted_map::SortedMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 
@@ -150,7 +151,7 @@ impl Board {
         json!({
             "service": self.service,
             "instance_id": instance,
-            "timestamp": time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            "timestamp": fractional_seconds(time),
             "health": health,
             "activity": activity.as_str(),
             "meta": meta,
@@ -166,6 +167,7 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::UNIX_EPOCH;
 
     #[test]
     fn only_required_components_and_a_stuck_loop_make_a_service_unhealthy() {

@@ -8,11 +8,12 @@
 
 use std::mem;
 use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use redis::{Pipeline, Value};
 use serde_json::{Value as Json, json};
 
+use crate::clock::fractional_seconds;
 use crate::event::Event;
 use crate::json::from_python;
 use crate::sorted_map::SortedMap;
@@ -124,7 +125,7 @@ pub(super) fn parse(reply: &Value, id: &str, now: SystemTime) -> Option<Level> {
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= HEARTBEAT)?;
     let heartbeat: Json = from_python(text).ok()?;
     let made = heartbeat["timestamp"].as_f64()?;
-    let age = now.duration_since(UNIX_EPOCH).ok()?.as_secs_f64() - made;
+    let age = fractional_seconds(now) - made;
     if heartbeat["service"] != "recorder" || heartbeat["instance_id"] != id || age.abs() > OLD.as_secs_f64() {
         return None;
     }
@@ -140,6 +141,7 @@ pub(super) fn parse(reply: &Value, id: &str, now: SystemTime) -> Option<Level> {
 mod tests {
     use super::*;
     use std::sync::mpsc::sync_channel;
+    use std::time::UNIX_EPOCH;
 
     fn heartbeat(time: f64, recording: &Json) -> Json {
         json!({"service": "recorder", "instance_id": "a", "timestamp": time, "meta": {"recording": recording}})
