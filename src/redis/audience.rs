@@ -148,8 +148,8 @@ pub(super) const LINES: usize = 5;
 pub enum Asker {
     /// The thread of the publisher, which wakes up for that.
     Publisher,
-    /// The main loop, which is awake anyway. While PostgreSQL works, Redis answers, and the thread that has waited for
-    /// PostgreSQL reads that.
+    /// The main loop, which is awake at each tick. While PostgreSQL works, Redis answers; the thread that waits for
+    /// PostgreSQL reads both answers.
     MainLoop,
 }
 
