@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,6 +29,8 @@ const LINES: usize = 1024;
 const BYTES: usize = 256 << 10;
 /// How long the end of the program waits for the last lines.
 const LAST_LINES: Duration = Duration::from_millis(200);
+/// How long the end of the program waits before it tries again to take the lock of the queue.
+const LOCKED: Duration = Duration::from_millis(1);
 /// A single write of this size does not block if the descriptor is ready.
 const ATOMIC: usize = 4096;
 
@@ -256,16 +258,26 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Does not wait for the lock: a panic may have happened under it.
+    /// Does not wait for the lock beyond the deadline: a panic may have happened under it.
     fn wait_until_written(&self, deadline: Instant) {
-        while let Ok(mut lines) = self.lines.try_lock() {
+        loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let is_empty = lines.entries.is_empty() && lines.dropped == 0 && !lines.is_writing;
-            if is_empty || left.is_zero() {
+            if left.is_zero() {
                 return;
             }
-            lines = self.changed.wait_timeout(lines, left).map_or_else(|error| error.into_inner().0, |(lines, _)| lines);
-            drop(lines);
+            let lines = match self.lines.try_lock() {
+                Ok(lines) => lines,
+                Err(TryLockError::Poisoned(error)) => error.into_inner(),
+                // Another thread has it for some microseconds.
+                Err(TryLockError::WouldBlock) => {
+                    thread::sleep(LOCKED.min(left));
+                    continue;
+                }
+            };
+            if lines.entries.is_empty() && lines.dropped == 0 && !lines.is_writing {
+                return;
+            }
+            drop(self.changed.wait_timeout(lines, left));
         }
     }
 }
@@ -299,6 +311,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixStream;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -332,6 +345,41 @@ mod tests {
 
     fn info(logger: &Logger<UnixStream>, message: &str) {
         logger.queue.push(logger.line(Level::Info, format_args!("{message}")));
+    }
+
+    #[test]
+    fn a_flush_that_ends_early_has_written_the_last_line() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let logger = Logger::start(plain, writer).unwrap();
+        // Others use the queue, too.
+        let other = logger.clone();
+        let ended = Arc::new(AtomicBool::new(false));
+        let has_ended = Arc::clone(&ended);
+        let using = thread::spawn(move || {
+            while !has_ended.load(Ordering::Relaxed) {
+                drop(other.queue.lines());
+            }
+        });
+        let mut lines = BufReader::new(reader);
+        let mut line = String::new();
+        for number in 0..500 {
+            info(&logger, &number.to_string());
+            let start = Instant::now();
+            logger.flush();
+            if start.elapsed() < LAST_LINES {
+                line.clear();
+                lines.read_line(&mut line).unwrap();
+                assert_eq!(line, format!("INFO {number}\n"));
+            } else {
+                // A busy machine: it is written later.
+                while lines.read_line(&mut line).is_err() {
+                    thread::yield_now();
+                }
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        using.join().unwrap();
     }
 
     struct Bug;
