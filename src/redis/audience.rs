@@ -171,6 +171,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_question_is_two_commands() {
+        let mut pipe = redis::pipe();
+        pipe.cmd("PUBSUB").arg("NUMSUB").arg("silvasonic:logs").cmd("PUBSUB").arg("NUMPAT");
+        assert_eq!((pipe.get_packed_pipeline().as_slice(), pipe.len()), (QUESTION, REPLIES));
+    }
+
+    #[test]
     fn the_answer_is_a_count_of_subscribers_or_of_patterns() {
         let numsub = |count| Value::Array(vec![Value::BulkString(b"silvasonic:logs".to_vec()), Value::Int(count)]);
         let table = [

@@ -3,8 +3,8 @@
 //! It reads nothing but the replies; nudges have a connection of their own. The callers build the JSON. For a caller
 //! that wants to know, it asks once a second whether somebody listens to the log lines ([`crate::redis::audience`]), and
 //! while somebody looks, which levels the Recorders state ([`crate::redis::levels`]). On a quiet station another thread,
-//! which is awake anyway, sends that question and reads the answer ([`Publisher::ask`], [`Publisher::read_answer`]); whatever is
-//! unusual about it is left to this thread.
+//! which is awake anyway, sends that question and reads the answer ([`Publisher::ask`], [`Publisher::read_answer`]);
+//! whatever is unusual about it is left to this thread.
 //!
 //! A server may close a connection that is idle. That is detected before something is sent, and a new connection is
 //! opened without a message. A server may also refuse one operation and accept others: a full one refuses SET only, and

@@ -46,14 +46,8 @@ impl Replies {
     /// # Errors
     /// The source fails or ends.
     pub fn read_ahead(&mut self, source: Source<'_>) -> Result<usize> {
-        if self.is_empty() {
-            (self.start, self.end) = (0, 0);
-        }
-        if self.end < BUFFER {
-            self.end += match source(&mut self.buffer[self.end..])? {
-                0 => return Err(Error::new(ErrorKind::UnexpectedEof, "the server closed the connection")),
-                count => count.min(BUFFER - self.end),
-            };
+        if self.end < BUFFER || self.is_empty() {
+            self.read(source)?;
         }
         Ok(self.buffer[self.start..self.end].iter().filter(|byte| **byte == b'\n').count())
     }
@@ -132,13 +126,21 @@ impl Replies {
     /// What was read ahead, at least one byte.
     fn fill(&mut self, source: Source<'_>) -> Result<&[u8]> {
         if self.is_empty() {
-            (self.start, self.end) = (0, 0);
-            self.end = match source(&mut self.buffer)? {
-                0 => return Err(Error::new(ErrorKind::UnexpectedEof, "the server closed the connection")),
-                count => count.min(BUFFER),
-            };
+            self.read(source)?;
         }
         Ok(&self.buffer[self.start..self.end])
+    }
+
+    /// Reads once into the rest of the buffer, all of which is free when nothing is read ahead.
+    fn read(&mut self, source: Source<'_>) -> Result<()> {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+        self.end += match source(&mut self.buffer[self.end..])? {
+            0 => return Err(Error::new(ErrorKind::UnexpectedEof, "the server closed the connection")),
+            count => count.min(BUFFER - self.end),
+        };
+        Ok(())
     }
 }
 
