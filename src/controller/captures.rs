@@ -4,7 +4,6 @@ use std::time::{Instant, SystemTime};
 
 use super::Controller;
 use crate::decide::capture::Observation;
-use crate::decide::rest::Rest;
 use crate::decide::spec::CONFIG_HASH;
 use crate::ledger::RecordersAre;
 
@@ -24,9 +23,7 @@ impl Controller {
             let hash = container.labels.get(CONFIG_HASH).map_or("", String::as_str);
             Some(Observation { device, container: id, started: container.started, hash, is_holder, read })
         });
-        if self.captures.observe(observations, now, SystemTime::now()) == Rest::Disturbed {
-            self.rest = Rest::Disturbed;
-        }
+        self.rest = self.rest.and(self.captures.observe(observations, now, SystemTime::now()));
     }
 
     /// Notes which microphones are recorded. A standby observes nothing: the ledger is that of the Controller that leads.

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Controller;
-use crate::decide::rest::Rest;
 use crate::health::heartbeat::Facts;
 use crate::health::openmetrics::Format;
 use crate::health::pages::Prepared;
@@ -21,9 +20,7 @@ impl Controller {
             self.ledger.read_clock(&self.config.host_root);
             let meta = self.known().meta();
             let usage = self.heartbeat.report(&facts, meta, now);
-            if self.workers.measured(usage, now) == Rest::Disturbed {
-                self.rest = Rest::Disturbed;
-            }
+            self.rest = self.rest.and(self.workers.measured(usage, now));
         } else {
             self.heartbeat.update_board(&facts);
         }

@@ -8,3 +8,11 @@ pub enum Rest {
     /// Something has changed, is under way, waits, or is unknown.
     Disturbed,
 }
+
+impl Rest {
+    /// What has happened if both of these have.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        if self == Self::Disturbed { self } else { other }
+    }
+}
