@@ -1,7 +1,8 @@
 //! Signals as bytes in sockets, for the `poll` thread.
 //!
 //! The first SIGTERM or SIGINT is delivered as a request to stop. The second one ends the process in the signal
-//! handler, so a blocked thread cannot prevent it.
+//! handler, so a blocked thread cannot prevent it. Signals that mean nothing here do nothing, instead of ending the
+//! program.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::{fmt, io};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
@@ -23,6 +24,9 @@ pub enum Signal {
     /// SIGUSR2: stop, and leave the Recorders running.
     Leave,
 }
+
+/// Signals that would end the program, and mean nothing here: a terminal that closes sends SIGHUP.
+const STRAY: [i32; 7] = [SIGHUP, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGXFSZ];
 
 /// Signals that arrived and are not yet delivered.
 pub struct Signals {
@@ -38,8 +42,8 @@ impl fmt::Debug for Signals {
 }
 
 impl Signals {
-    /// Handles SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 from now on. `deliver` must not block; it returns `false` to be
-    /// called again.
+    /// Handles SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 from now on, and lets stray signals do nothing. `deliver` must not
+    /// block; it returns `false` to be called again.
     ///
     /// # Errors
     /// When a handler cannot be registered or a socket cannot be created.
@@ -51,6 +55,10 @@ impl Signals {
             flag::register_conditional_shutdown(number, 0, Arc::clone(&terminated))?;
             flag::register(number, Arc::clone(&terminated))?;
             sockets.push((Signal::Terminate, socket(number)?));
+        }
+        for number in STRAY {
+            // A handler, because a program that is started from here would inherit that a signal is ignored.
+            flag::register(number, Arc::default())?;
         }
         sockets.push((Signal::Dump, socket(SIGUSR1)?));
         sockets.push((Signal::Leave, socket(SIGUSR2)?));

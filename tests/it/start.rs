@@ -188,6 +188,23 @@ fn with_keep_a_termination_signal_touches_nothing_and_an_upgrade_neither() {
 }
 
 #[test]
+fn signals_that_mean_nothing_do_nothing() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let before = ids(&station);
+    for signal in [Signal::HUP, Signal::ALARM, Signal::VTALARM, Signal::PROF, Signal::IO, Signal::XCPU, Signal::XFSZ] {
+        controller.signal(signal);
+    }
+    controller.signal(Signal::USR1);
+    controller.wait_log("dump: end", SOON);
+    assert_eq!(ids(&station), before);
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(SOON), 0);
+}
+
+#[test]
 fn a_second_signal_ends_the_program_at_once() {
     let station = Station::up();
     let stubborn = station.image("stubborn", "trap '' TERM; while :; do sleep 1000; done");
