@@ -63,7 +63,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ),
     (
         "SILVASONIC_CONFIG_DIR",
-        "/app/config if not empty, else built-in copy",
+        "/app/config if it holds any of them, else built-in copy",
         "folder with defaults.yml, defaults.override.yml, profiles/*.yml and workers/*.yml",
     ),
     (
@@ -103,6 +103,9 @@ const WITHOUT_MEANING: [&str; 4] = [
 /// creates a folder that is missing on the host, so an empty one counts as absent.
 const MOUNTED_HOST: &str = "/host";
 const MOUNTED_CONFIG: &str = "/app/config";
+/// What a folder of settings and profiles can hold.
+pub const CONFIG_PARTS: [&str; 6] =
+    ["defaults.yml", "defaults.yaml", "defaults.override.yml", "defaults.override.yaml", "profiles", "workers"];
 
 /// The name that Podman gives the host in containers.
 const HOST_OF_CONTAINERS: &str = "host.containers.internal";
@@ -370,8 +373,7 @@ impl Config {
             capture_timeout: env.seconds("SILVASONIC_CAPTURE_TIMEOUT_S", "60", 0.0, 86_400.0, "seconds from 0 to 86400"),
             usb_reset: env.parsed("SILVASONIC_USB_RESET", None, "false", "true or false", |text| text.parse().ok()),
             config_dir: env.optional_path("SILVASONIC_CONFIG_DIR").or_else(|| {
-                Some(PathBuf::from(MOUNTED_CONFIG))
-                    .filter(|folder| ["defaults.yml", "profiles"].iter().any(|name| exists(&folder.join(name))))
+                Some(PathBuf::from(MOUNTED_CONFIG)).filter(|folder| CONFIG_PARTS.iter().any(|part| exists(&folder.join(part))))
             }),
             fallback_profile: env.parsed(
                 "SILVASONIC_FALLBACK_PROFILE",
@@ -695,11 +697,13 @@ mod tests {
     #[test]
     fn mounted_folders_are_found_unless_a_variable_names_others() {
         type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str, Option<&'a str>);
-        let table: [Case<'_>; 6] = [
+        let table: [Case<'_>; 8] = [
             (&[], &[], "/", None),
             (&[], &["/host/sys"], "/host", None),
             (&[], &["/host", "/app/config"], "/", None),
             (&[], &["/host/sys", "/app/config/defaults.yml"], "/host", Some("/app/config")),
+            (&[], &["/app/config/defaults.override.yaml"], "/", Some("/app/config")),
+            (&[], &["/app/config/workers"], "/", Some("/app/config")),
             (
                 &[("SILVASONIC_HOST_ROOT", "/"), ("SILVASONIC_CONFIG_DIR", "/mine")],
                 &["/host/sys", "/app/config/profiles"],

@@ -1,4 +1,5 @@
-//! The folder with `defaults.yml`, `defaults.override.yml` and `profiles/`: reads the files and reports their faults.
+//! The folder with `defaults.yml`, `defaults.override.yml`, `profiles/` and `workers/`: reads the files and reports their
+//! faults. For what it lacks, the built-in copies serve.
 //!
 //! It validates what the Controller knows, and passes on the rest. Invariants: a fault names the file and the line that
 //! contain it; no file blocks; a YAML file that is not read is reported, unless its name begins with a dot.
@@ -15,6 +16,7 @@ use log::debug;
 use serde_json::{Map, Value};
 
 use crate::builtin;
+use crate::config::CONFIG_PARTS;
 use crate::decide::profile::Profile;
 use crate::decide::worker::Worker;
 use crate::text::shown;
@@ -23,6 +25,7 @@ use crate::yaml::{self, YamlFault};
 /// The settings files, in the order in which they are merged.
 const SETTINGS: [&str; 2] = [DEFAULTS, "defaults.override.yml"];
 const DEFAULTS: &str = "defaults.yml";
+const PROFILES: &str = "profiles";
 /// The folder with the declarations of workers.
 const WORKERS: &str = "workers";
 /// bcrypt ignores all bytes after these.
@@ -144,8 +147,11 @@ impl ConfigFolder {
             return Err(faults);
         }
         if !files.first().is_some_and(|(name, ..)| is_spelling(name, DEFAULTS)) {
-            let folder = self.0.as_deref().unwrap_or(Path::new("the built-in copy"));
-            return Err(vec![plain(DEFAULTS, format!("no such file in {}", folder.display()))]);
+            if let Some(folder) = self.0.as_deref().filter(|folder| !has_any_part(folder)) {
+                return Err(vec![plain(DEFAULTS, format!("no such file in {}", folder.display()))]);
+            }
+            let built_in = yaml::parse(builtin::DEFAULTS).map_err(|fault| vec![in_file(DEFAULTS, fault)])?;
+            files.insert(0, (DEFAULTS.to_owned(), builtin::DEFAULTS.to_owned(), built_in));
         }
         let mut merged = Value::Null;
         files.iter().for_each(|(.., value)| merge(&mut merged, value));
@@ -253,13 +259,19 @@ impl ConfigFolder {
 
     pub(crate) fn profile_sources(&self) -> Result<Vec<Source>, String> {
         match &self.0 {
-            Some(folder) => yaml_files(&folder.join("profiles"), "profiles/"),
-            None => {
+            Some(folder) if folder.join(PROFILES).exists() || !has_any_part(folder) => {
+                yaml_files(&folder.join(PROFILES), &format!("{PROFILES}/"))
+            }
+            _ => {
                 let source = |(name, text): &(&str, &str)| Source { name: format!("profiles/{name}"), text: Ok((*text).to_owned()) };
                 Ok(builtin::PROFILES.iter().map(source).collect())
             }
         }
     }
+}
+
+fn has_any_part(folder: &Path) -> bool {
+    CONFIG_PARTS.iter().any(|part| folder.join(part).exists())
 }
 
 /// The fault of a profile whose slug an earlier file has.
@@ -661,8 +673,6 @@ mod tests {
         let folder = Folder::with("settings", &[("defaults.override.yml", b"[")]);
         let open = "defaults.override.yml:1: did not find expected node content, while parsing a flow node";
         assert_eq!(folder.settings(), Err(vec![open.to_owned()]));
-        fs::write(folder.0.join("defaults.override.yml"), "").unwrap();
-        assert_eq!(folder.settings(), Err(vec![format!("defaults.yml: no such file in {}", folder.0.display())]));
         fs::write(folder.0.join("defaults.yml"), DEFAULT).unwrap();
         fs::remove_file(folder.0.join("defaults.override.yml")).unwrap();
         std::os::unix::fs::symlink("/mnt/usb/override.yml", folder.0.join("defaults.override.yml")).unwrap();
@@ -670,6 +680,24 @@ mod tests {
         fs::remove_file(folder.0.join("defaults.override.yml")).unwrap();
         fs::create_dir(folder.0.join("defaults.override.yml")).unwrap();
         assert_eq!(folder.settings(), Err(vec!["defaults.override.yml: expected a file".to_owned()]));
+    }
+
+    #[test]
+    fn the_built_in_copies_serve_for_what_a_folder_lacks() {
+        let folder = Folder::with("parts", &[("defaults.override.yml", b"system: {latitude: 2}\nauth: {default_password: mine}\n")]);
+        fs::remove_dir(folder.0.join("profiles")).unwrap();
+        let settings = folder.settings().unwrap();
+        assert_eq!((&settings["system"]["latitude"], &settings["system"]["max_recorders"]), (&json!(2), &json!(5)));
+        let credentials = ConfigFolder::new(Some(folder.0.clone())).credentials();
+        assert_eq!(credentials.unwrap(), Some(("admin".to_owned(), "mine".to_owned())));
+        assert_eq!(folder.profiles().0.len(), builtin::PROFILES.len());
+        fs::create_dir(folder.0.join("profiles")).unwrap();
+        assert_eq!(folder.profiles(), (Vec::new(), Vec::new()));
+
+        fs::remove_file(folder.0.join("defaults.override.yml")).unwrap();
+        fs::remove_dir(folder.0.join("profiles")).unwrap();
+        assert_eq!(folder.settings(), Err(vec![format!("defaults.yml: no such file in {}", folder.0.display())]));
+        assert!(ConfigFolder::new(Some(folder.0.clone())).read_profiles().is_err());
     }
 
     #[test]
