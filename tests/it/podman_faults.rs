@@ -88,7 +88,9 @@ fn a_call_that_hangs_for_one_recorder_holds_up_no_other() {
     // The call's own deadline ends it, and the next try gets through.
     proxy.clear();
     station.podman.wait_running(Duration::from_secs(30), &[RODE]);
-    assert_eq!(controller.count_log("cannot be stopped: no answer from Podman within 20 s"), 1);
+    let line = "cannot be stopped: no answer from Podman within 20 s";
+    controller.wait_log(line, SOON);
+    assert_eq!(controller.count_log(line), 1);
 }
 
 #[test]
