@@ -417,6 +417,17 @@ impl Recorders {
         for (device, recorder) in self.devices.iter_mut() {
             recorder.container = recorder.container.take().filter(|id| is_unlisted(device) || runs(id));
         }
+        // Where nobody knows whether a Recorder should run, one that does records.
+        let is_left = |container: &&Container| {
+            container.state == State::Running && matches!(desired.get(device_of(container)), Some(Desired::Keep(_)))
+        };
+        for container in containers.iter().filter(is_left) {
+            let recorder = self.of(device_of(container));
+            if recorder.container.is_none() {
+                recorder.container = Some(container.id.clone());
+                recorder.is_unclear = true;
+            }
+        }
         for (device, id) in &plan.kept {
             if plan.matching.contains(device) {
                 self.past.drifts.forget(device);
@@ -706,6 +717,22 @@ mod tests {
         scene.past.compared = recorders.past.compared.clone();
         assert_eq!(planned(&mut recorders, &scene), 1);
         assert_eq!(planned(&mut recorders, &scene), 0);
+    }
+
+    #[test]
+    fn a_recorder_is_known_to_run_also_where_nobody_knows_whether_it_should() {
+        let mut scene = scene("a:keep b:keep", "a:running a:exited-old b:exited c:running");
+        let mut recorders = Recorders::default();
+        let mut planned = |scene: &Scene| {
+            let notes = recorders.planned(&scene.plan(), &scene.containers, &scene.desired, |_| false);
+            (notes.len(), recorders.running().map(|(device, id)| format!("{device} {id}")).collect::<Vec<_>>())
+        };
+        assert_eq!(planned(&scene), (0, vec!["a c0".to_owned()]));
+        // It is adopted when it is known to be as desired.
+        scene.desired = self::scene("a:run", "").desired;
+        assert_eq!(planned(&scene), (1, vec!["a c0".to_owned()]));
+        scene.containers.clear();
+        assert_eq!(planned(&scene).1, Vec::<String>::new());
     }
 
     #[test]

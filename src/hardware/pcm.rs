@@ -317,15 +317,15 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// The Recorder of a connected microphone, with the id and the first process of its container.
+    /// The Recorder of a connected microphone, with the id and the first process of its container. What it should record is
+    /// unknown while its row or profile is.
     #[must_use]
     pub fn new(registry: &Registry, presences: &Presences, device: &str, (container, pid): (&str, u32)) -> Option<Self> {
-        let row = registry.devices.get(device)?.as_ref().ok()?;
-        let profile = registry.profiles.get(row.profile.as_ref()?)?.as_ref().ok();
+        let profile = || registry.profiles.get(registry.devices.get(device)?.as_ref().ok()?.profile.as_ref()?)?.as_ref().ok();
         let microphone = online(presences, device)?;
         let address = microphone.usb.as_ref().map(|usb| usb.address.clone());
         let card = Card { index: microphone.card, pcm: microphone.pcm, address };
-        let expected = profile.map(ProfileConfig::capture);
+        let expected = profile().map(ProfileConfig::capture);
         Some(Self { device: device.to_owned(), container: container.to_owned(), pid, card, expected })
     }
 }

@@ -136,6 +136,30 @@ fn a_session_lasts_from_the_first_frame_to_the_unplugging_whoever_controls() {
 }
 
 #[test]
+fn a_session_goes_on_under_the_next_controller_also_while_its_profile_is_not_valid() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let quick = [("SILVASONIC_RECONCILE_INTERVAL_S", "0.2"), ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")];
+    let mut controller = station.controller_with(&quick);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    let before = station.podman.mark(ULTRAMIC);
+    let capture = Capture::begin();
+    let first = capture.until(&station, "a session", || exists(&station).then(|| sessions(&station).pop()).flatten());
+    controller.kill();
+    station.postgres.exec("UPDATE microphone_profiles SET config = '{}'");
+    let controller = station.controller_with(&quick);
+    capture.until(&station, "a longer session", || sessions(&station).pop().filter(|(seconds, _)| *seconds > first.0 + 1.0));
+    let told = || Some(station.heartbeat()?["meta"]["devices"][DEVICE].clone());
+    capture.until(&station, "it is told", || {
+        let device = told()?;
+        let why = device["reason"].as_str()?.to_owned();
+        (device["recording"] == true && why.contains("profile ultramic_384_evo is invalid")).then_some(())
+    });
+    assert_eq!(sessions(&station).iter().map(|(_, cause)| cause.as_deref()).collect::<Vec<_>>(), [None]);
+    assert_eq!((station.podman.mark(ULTRAMIC), controller.count_log(" captures: running")), (before, 1));
+}
+
+#[test]
 fn a_counter_that_wraps_continues_a_session_and_another_process_begins_one() {
     let station = Station::up();
     station.tree.set(&[Card::ultramic()]);
