@@ -119,6 +119,9 @@ struct Watch {
     read: Option<Instant>,
     steps: u32,
     last: Option<(Instant, SystemTime)>,
+    /// Whether the last step was [`Step::ResetUsb`]. The card can have another number after it, and so the Recorder another
+    /// configuration.
+    is_reset: bool,
 }
 
 impl Captures {
@@ -179,22 +182,27 @@ impl Captures {
 
     fn step(&self, watch: &Watch, now: Instant) -> Option<Step> {
         let (_, since, _) = watch.pointer.filter(|_| watch.runs && watch.captured && watch.stands_still())?;
-        let next = match watch.steps {
-            steps if steps < REPLACEMENTS => Step::Replace,
-            steps if self.may_reset && (steps - REPLACEMENTS) % 2 == 0 => Step::ResetUsb,
-            _ => Step::Replace,
-        };
         let is_early = watch.steps < REPLACEMENTS || watch.steps == REPLACEMENTS && self.may_reset;
         let pause = if is_early { self.timeout } else { self.timeout.max(HOURLY) };
         let is_over = |since: Instant, time| now.saturating_duration_since(since) >= time;
         let stood_still = watch.read?.saturating_duration_since(since);
         let is_due = stood_still >= self.timeout && watch.last.is_none_or(|(last, _)| is_over(last, pause));
-        (!self.timeout.is_zero() && is_due).then_some(next)
+        (!self.timeout.is_zero() && is_due).then_some(self.after(watch.steps))
+    }
+
+    /// The step that follows so many others.
+    fn after(&self, steps: u32) -> Step {
+        match steps.checked_sub(REPLACEMENTS) {
+            Some(later) if self.may_reset && later % 2 == 0 => Step::ResetUsb,
+            _ => Step::Replace,
+        }
     }
 
     /// A step was taken.
     pub fn taken(&mut self, device: &str, now: Instant, wall: SystemTime) {
+        let step = self.devices.get(device).map(|watch| self.after(watch.steps));
         if let Some(watch) = self.devices.get_mut(device) {
+            watch.is_reset = step == Some(Step::ResetUsb);
             watch.steps += 1;
             watch.last = Some((now, wall));
         }
@@ -214,6 +222,7 @@ impl Watch {
             read: None,
             steps: 0,
             last: None,
+            is_reset: false,
         }
     }
 
@@ -223,7 +232,7 @@ impl Watch {
         let mut is_changed = false;
         if self.container != observation.container || self.started != observation.started {
             // A container of another configuration did not replace the one that stood still.
-            if self.steps == 0 || self.hash != observation.hash {
+            if self.steps == 0 || self.hash != observation.hash && !self.is_reset {
                 (self.captured, self.steps, self.last) = (false, 0, None);
             }
             (self.container, self.started) = (observation.container.to_owned(), observation.started);
@@ -356,6 +365,20 @@ mod tests {
         let mut station = Station::new(false);
         station.reads("running", 20);
         assert_eq!(station.reads("closed", 2 * 3600), [(65, Replace), (130, Replace), (3730, Replace)]);
+    }
+
+    #[test]
+    fn another_configuration_begins_anew_unless_it_follows_from_the_reset_of_a_device() {
+        use Step::{Replace, ResetUsb};
+        for (may_reset, last, after) in [(true, (190, ResetUsb), &[Replace, ResetUsb][..]), (false, (125, Replace), &[])] {
+            let mut station = Station::new(may_reset);
+            station.reads("running", 20);
+            assert_eq!(station.reads("standing", 195).last(), Some(&last));
+            station.reads("gone", 5);
+            (station.container, station.hash) = (9, "of another card");
+            let steps: Vec<Step> = station.reads("standing", 7205).into_iter().map(|(_, step)| step).collect();
+            assert_eq!(steps, after);
+        }
     }
 
     #[test]
