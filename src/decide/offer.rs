@@ -1,9 +1,9 @@
 //! What a card can capture, compared with what a profile asks for.
 //!
-//! A Recorder opens `hw:N,M`, which converts nothing: with more channels than the card has, or a rate that it does not
-//! have, it cannot be opened as far as the kernel says. So a Recorder that runs is not replaced for such a profile. It is
-//! started all the same if none runs, because the list may be wrong and nothing is lost; the mismatch is named. Other
-//! differences are only named: a Recorder can convert the format of a sample, and leave a channel out.
+//! A Recorder opens `hw:N,M`, which converts nothing: with a rate, a number of channels or a format that the card does
+//! not have, it cannot be opened as far as the kernel says. So a Recorder that runs is not replaced for such a profile. It
+//! is started all the same if none runs, because the list may be wrong and nothing is lost; the mismatch is named. Samples
+//! of 24 bits are the exception: a Recorder takes them out of 32.
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,16 +46,17 @@ impl Mismatch {
     /// Compares an offer with a profile; `None` if the card offers all of it, or nothing is known.
     #[must_use]
     pub fn find(offer: &[Setting], asked: AudioFormat) -> Option<Self> {
-        let has_rate = |setting: &&Setting| setting.has_rate(asked.rate);
-        let fits = |setting: &Setting| {
-            has_rate(&setting)
-                && setting.channels == asked.channels
-                && setting.formats.iter().any(|format| is_format(format, &asked.format))
+        let has = |is_format: fn(&str, &str) -> bool| {
+            let fits = |setting: &Setting| {
+                let has_format = setting.formats.iter().any(|format| is_format(format, &asked.format));
+                setting.has_rate(asked.rate) && setting.channels == asked.channels && has_format
+            };
+            offer.iter().any(fits)
         };
-        if offer.is_empty() || offer.iter().any(fits) {
+        if offer.is_empty() || has(is_format) {
             return None;
         }
-        let is_certain = !offer.iter().any(|setting| has_rate(&setting) && setting.channels >= asked.channels);
+        let is_certain = !has(contains_format);
         Some(Self { asked, offered: summary(offer), is_certain })
     }
 }
@@ -72,6 +73,11 @@ impl Setting {
 /// Whether ALSA's name of a format is the one of a profile. USB sends 24 bits as three bytes; ALSA may show them as four.
 fn is_format(alsa: &str, profile: &str) -> bool {
     profile_format(alsa) == Some(profile)
+}
+
+/// Whether a Recorder can take samples of a profile's format out of those of the card.
+fn contains_format(alsa: &str, profile: &str) -> bool {
+    is_format(alsa, profile) || alsa == "S32_LE" && profile == "S24LE"
 }
 
 /// The name of a format in profiles, from that in ALSA.
@@ -112,16 +118,21 @@ mod tests {
     fn only_what_no_recorder_can_open_is_certain() {
         let mono = [setting(&[48_000, 44_100], false, "S16_LE", 1)];
         let wide = [setting(&[8_000, 96_000], true, "S24_3LE", 2), setting(&[384_000], false, "S16_LE", 1)];
+        let long = [setting(&[48_000], false, "S32_LE", 2)];
         for (offer, (rate, channels, format), expected) in [
             (&mono[..], (48_000, 1, "S16LE"), None),
             (&mono, (48_000, 2, "S16LE"), Some(true)),
             (&mono, (96_000, 1, "S16LE"), Some(true)),
-            (&mono, (48_000, 1, "S24LE"), Some(false)),
+            (&mono, (48_000, 1, "S24LE"), Some(true)),
             (&wide, (48_000, 2, "S24LE"), None),
-            (&wide, (48_000, 1, "S24LE"), Some(false)),
+            (&wide, (48_000, 1, "S24LE"), Some(true)),
             (&wide, (384_000, 1, "S16LE"), None),
             (&wide, (384_000, 2, "S16LE"), Some(true)),
             (&wide, (96_001, 1, "S16LE"), Some(true)),
+            (&long, (48_000, 2, "S32LE"), None),
+            (&long, (48_000, 2, "S24LE"), Some(false)),
+            (&long, (48_000, 1, "S24LE"), Some(true)),
+            (&long, (48_000, 2, "S16LE"), Some(true)),
             (&[], (1, 64, "S32LE"), None),
         ] {
             let found = Mismatch::find(offer, AudioFormat { rate, channels, format: format.to_owned() });

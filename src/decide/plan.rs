@@ -25,8 +25,8 @@
 //! replaced at a time, so that an edit that affects many never interrupts two Recorders at the same time. One whose
 //! capture stands still is replaced without waiting: it has nothing to lose.
 //!
-//! A Recorder that could not open its card, because the card does not offer what the profile asks for, is not started
-//! and replaces nothing.
+//! A Recorder that could not open its card, because the card does not offer what the profile asks for, replaces none
+//! that runs.
 //!
 //! If more Recorders are desired than `max_recorders`, running ones have priority, then those with a container or an
 //! action under way. So a Recorder that has just failed is not displaced by a new one.
@@ -632,14 +632,14 @@ pub(crate) mod tests {
 
     #[test]
     fn what_no_recorder_can_capture_replaces_nothing() {
-        let offer = |channels| [Setting { formats: vec!["S16_LE".to_owned()], channels, rates: vec![48_000], continuous: false }];
-        let asked = |channels| AudioFormat { rate: 48_000, channels, format: "S16LE".to_owned() };
+        let offer = |format: &str| [Setting { formats: vec![format.to_owned()], channels: 1, rates: vec![48_000], continuous: false }];
+        let asked = |format: &str| AudioFormat { rate: 48_000, channels: 1, format: format.to_owned() };
         for (containers, offered, asked_for, expected) in [
-            ("", 1, 2, "start a"),
-            ("a:exited", 1, 2, "restart a c0"),
-            ("a:running", 1, 2, ""),
-            ("a:running!", 1, 2, ""),
-            ("a:running!", 2, 1, "replace a c0"),
+            ("", "S16_LE", "S24LE", "start a"),
+            ("a:exited", "S16_LE", "S24LE", "restart a c0"),
+            ("a:running", "S16_LE", "S24LE", ""),
+            ("a:running!", "S16_LE", "S24LE", ""),
+            ("a:running!", "S32_LE", "S24LE", "replace a c0"),
         ] {
             let mut scene = scene("a:run", containers);
             let Some(Desired::Run(spec)) = scene.desired.get_mut("a") else { unreachable!() };
