@@ -107,7 +107,8 @@ deb: setup ## make the Debian packages, with the image of the Recorder inside; A
 
 images: deb ## make the images as archives for `podman load`, without a registry, and the bill of materials
 	@for arch in $(ARCHS); do ls -l $(PACKAGES)/*_$(VERSION)_$$arch.oci.tar; done
-	@cargo metadata --locked --format-version 1 --filter-platform $$(rustc -vV | sed -n 's/^host: //p') | packaging/sbom.py > $(PACKAGES)/silvasonic-controller_$(VERSION).cdx.json
+	@cargo metadata --locked --format-version 1 --filter-platform $$(rustc -vV | sed -n 's/^host: //p') --features capture | \
+		packaging/sbom.py $(foreach arch,$(ARCHS),$(TARGET)/programs/$(arch)/libraries) > $(PACKAGES)/silvasonic-controller_$(VERSION).cdx.json
 
 reproducible: deb ## build the programs and packages of this architecture once more, and compare them
 	@rm -rf $(TARGET)/again; packaging/programs $(NATIVE) $(TARGET)/again/programs

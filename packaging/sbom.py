@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Writes the software bill of materials of our programs to standard output, as CycloneDX 1.5 in JSON.
 
-    cargo metadata --locked --format-version 1 --filter-platform TARGET | sbom.py
+    cargo metadata --locked --format-version 1 --filter-platform TARGET --features capture | sbom.py LIBRARIES...
 
-It lists the crates that are linked into the programs, with version, licence and checksum, and what depends on what.
-Equal input gives equal bytes.
+It lists the crates that are linked into the programs, with version, licence and checksum, and what depends on what; and
+the libraries beside the Recorder, from files with a line `package version architecture` each. Equal input gives equal
+bytes.
 """
 
 import json
@@ -41,12 +42,19 @@ def main():
             entry["hashes"] = [{"alg": "SHA-256", "content": checksums[about["name"], about["version"]]}]
         return entry
 
+    libraries = {}
+    for path in sys.argv[1:]:
+        for name, version, architecture in (line.split() for line in open(path, encoding="utf-8")):
+            url = f"pkg:deb/debian/{name}@{version.replace('+', '%2B')}?arch={architecture}"
+            libraries[url] = {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
+
+    crates = [component(package) for package in found - {root}]
     document = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "metadata": {"component": {**component(root), "type": "application"}},
-        "components": sorted((component(package) for package in found - {root}), key=lambda entry: entry["purl"]),
+        "components": sorted([*crates, *libraries.values()], key=lambda entry: entry["purl"]),
         "dependencies": sorted(
             ({"ref": purl(package), "dependsOn": sorted(purl(used) for used in uses[package])} for package in found),
             key=lambda entry: entry["ref"],
