@@ -6,7 +6,7 @@
 //! time for the same work is measured in the same run and shown beside. `PEER="command"` sends another Controller with
 //! the same environment variables through the same table.
 //!
-//! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600), over `QUIET_MINUTES` (5) with a Podman that ends
+//! Quiet figures are averages over `BENCH_QUIET_S` seconds (20; N=5: 600), over `QUIET_MINUTES` (20) with a Podman that ends
 //! when it is idle, over `CAPTURES_S` (900) while frames arrive, over `PAGE_S` (60) with and without open pages, and over `SCALE_S` seconds (20) for each number of devices.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
