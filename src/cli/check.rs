@@ -325,7 +325,7 @@ fn refusal(redis: &mut dyn ConnectionLike, command: &Cmd) -> Result<(), RedisErr
 fn redis_fix(why: &RedisError) -> &'static str {
     match why.code() {
         Some("NOAUTH" | "WRONGPASS") => "set user and password in SILVASONIC_REDIS_URL: redis://USER:PASSWORD@HOST:PORT/0",
-        Some("NOPERM") => "grant it: `redis-cli ACL SETUSER USER +set +publish +subscribe ~silvasonic:* &silvasonic:*`",
+        Some("NOPERM") => "grant it: `redis-cli ACL SETUSER USER +set +publish +subscribe +pubsub +getrange ~silvasonic:* &silvasonic:*`",
         Some("OOM") => "raise maxmemory of Redis, or delete keys of other programs",
         Some("READONLY") => "set SILVASONIC_REDIS_URL to the primary server: this one is a read-only replica",
         Some("LOADING") => "wait until Redis has loaded its data",
