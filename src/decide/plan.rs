@@ -28,8 +28,9 @@
 //! A Recorder that could not open its card, because the card does not offer what the profile asks for, replaces none
 //! that runs.
 //!
-//! If more Recorders are desired than `max_recorders`, running ones have priority, then those with a container or an
-//! action under way. So a Recorder that has just failed is not displaced by a new one.
+//! If more Recorders are desired than `max_recorders`, running ones have priority, then those that end, then those with
+//! a container or an action under way. So a Recorder that has just failed is not displaced by a new one, and a Recorder
+//! that runs is stopped only if more run than are allowed. One that is kept prevents a start, but stops no other one.
 
 use crate::collect::sort_by_key;
 use crate::sorted_map::SortedMap;
@@ -40,7 +41,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::decide::action::{Action, Cause, Ending, Hold, OldContainer, Task};
 use crate::decide::backoff::Attempt;
 use crate::decide::container::{Container, State};
-use crate::decide::desired::Desired;
+use crate::decide::desired::{Desired, KeepReason};
 use crate::decide::past::{Past, has_hash_of};
 use crate::decide::registry::DEFAULT_MAX_RECORDERS;
 use crate::decide::spec::{DEVICE_ID, Kind, Tier2ServiceSpec};
@@ -168,10 +169,20 @@ pub fn plan(view: &View<'_>) -> Plan {
 }
 
 /// Applies the limit: which devices must not start, and which running ones must stop.
+///
+/// Whether a device that is kept must stop or continue is not known: it prevents a start, but stops no other Recorder.
 fn apply_limit<'a>(view: &'a View<'_>, containers: &SortedMap<&str, Vec<&Container>>) -> (SortedSet<&'a str>, SortedSet<&'a str>) {
-    let alive = |device: &str| containers.get(device).is_some_and(|own| own.iter().any(|container| !container.state.is_over()));
+    let own = |device: &str| containers.get(device).map_or(&[][..], Vec::as_slice);
+    let alive = |device: &str| own(device).iter().any(|container| !container.state.is_over());
     let has_container = |device: &str| containers.contains_key(device);
-    let kept = view.desired.iter().filter(|(device, desired)| matches!(desired, Desired::Keep(_)) && has_container(device)).count();
+    let is_busy = |device: &str| view.busy.contains(device);
+    let keeps_place = |device: &str, desired: &Desired| match desired {
+        // It is seen again in a moment, or is offline.
+        Desired::Keep(KeepReason::NotDetected) => has_container(device) || is_busy(device),
+        Desired::Keep(_) => alive(device) || is_busy(device),
+        _ => false,
+    };
+    let kept = view.desired.iter().filter(|(device, desired)| keeps_place(device, desired)).count();
     let mut desired: Vec<&str> =
         view.desired.iter().filter(|(_, desired)| matches!(desired, Desired::Run(_))).map(|(device, _)| device.as_str()).collect();
     let places = view.max_recorders.unwrap_or(DEFAULT_MAX_RECORDERS).saturating_sub(kept);
@@ -179,13 +190,21 @@ fn apply_limit<'a>(view: &'a View<'_>, containers: &SortedMap<&str, Vec<&Contain
         return (SortedSet::new(), SortedSet::new());
     }
     sort_by_key(&mut desired, |device| match () {
-        () if alive(device) => 0,
-        () if has_container(device) || view.busy.contains::<str>(device) => 1,
-        () => 2,
+        // An action under way may be a stop that the list does not show yet.
+        () if own(device).iter().any(runs) && !is_busy(device) => 0,
+        () if alive(device) => 1,
+        () if has_container(device) || is_busy(device) => 2,
+        () => 3,
     });
-    let (surplus, over_limit): (SortedSet<&str>, SortedSet<&str>) = desired[places..].iter().copied().partition(|device| alive(device));
+    let over_limit = desired.iter().skip(places).copied().filter(|device| !alive(device)).collect();
     // With an unknown limit, nothing new starts and nothing stops.
-    (over_limit, if view.max_recorders.is_some() { surplus } else { SortedSet::new() })
+    let surplus = desired.iter().skip(view.max_recorders.unwrap_or(usize::MAX)).copied().filter(|device| alive(device)).collect();
+    (over_limit, surplus)
+}
+
+/// Whether a container runs, and nothing ends it.
+fn runs(container: &&Container) -> bool {
+    matches!(container.state, State::Running | State::Paused | State::Unknown)
 }
 
 /// A Recorder with this spec could not open its card.
@@ -205,9 +224,8 @@ impl Planner<'_> {
     /// A Recorder with this spec should run.
     fn run(&mut self, spec: &Arc<Tier2ServiceSpec>, own: &[&Container]) {
         let matches = |container: &&&Container| self.view.past.matches(container, spec);
-        let runs = |container: &&&Container| matches!(container.state, State::Running | State::Paused | State::Unknown);
         let rank = |container: &&&Container| (container.state != State::Running, container.name != spec.name);
-        if let Some(container) = own.iter().filter(matches).filter(runs).min_by_key(rank) {
+        if let Some(container) = own.iter().filter(matches).filter(|container| runs(container)).min_by_key(rank) {
             return self.keep(spec, container, own);
         }
         let is_transitional = |container: &&&Container| {
@@ -398,7 +416,7 @@ fn by_device(containers: &[Container]) -> SortedMap<&str, Vec<&Container>> {
 pub(crate) mod tests {
     use super::*;
     use crate::decide::action::{Rank, Removal};
-    use crate::decide::desired::{KeepReason, StopReason};
+    use crate::decide::desired::StopReason;
     use crate::decide::offer::{Mismatch, Setting};
     use crate::decide::past::Compared;
     use crate::decide::profile::AudioFormat;
@@ -407,7 +425,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    /// A station from text: `desired` is `a:run a:keep a:stop`; `containers` is `a:running`. After the state, `!` means
+    /// A station from text: `desired` is `a:run a:keep a:unsure a:stop`; `containers` is `a:running`. After the state, `!` means
     /// another hash and differences, `~` another hash and no difference, `?` another hash and not compared.
     #[derive(Debug)]
     pub(crate) struct Scene {
@@ -445,6 +463,7 @@ pub(crate) mod tests {
             let state = match word.as_str() {
                 "run" => Desired::Run(Arc::new(spec(&device, 0))),
                 "keep" => Desired::Keep(KeepReason::NotDetected),
+                "unsure" => Desired::Keep(KeepReason::DatabaseUnavailable(StopReason::Disabled)),
                 _ => Desired::Stop(StopReason::Disabled),
             };
             (device, state)
@@ -683,6 +702,33 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_recorder_that_runs_is_stopped_only_if_more_run_than_are_allowed() {
+        for (desired, containers, busy, expected) in [
+            // c was disconnected, d took its place, and c is connected again while it is being stopped.
+            ("a:run c:run d:run", "a:running c:stopping d:running", "c", ""),
+            // The list may be older than the stop.
+            ("a:run c:run d:run", "a:running c:running d:running", "c", ""),
+            ("a:run c:run d:run", "a:running c:stopping d:running", "", "stop c c1"),
+            // Likewise, but c was disabled, and then the database does not respond any more.
+            ("a:run c:unsure d:run", "a:running c:stopping d:running", "c", ""),
+            ("a:run c:unsure d:run", "a:running c:running d:running", "", ""),
+            ("a:run c:unsure d:run", "a:running c:stopping", "c", ""),
+            ("a:run c:unsure d:run", "a:running c:exited", "", "start d"),
+            // One that fails while its microphone is not detected for a moment keeps its place.
+            ("a:run c:keep d:run", "a:running c:exited", "", ""),
+            ("a:run c:keep d:run", "a:running", "c", ""),
+            ("a:run c:run d:run", "a:running c:exited", "", "restart c c1"),
+            // A user has lowered the limit.
+            ("a:run b:run c:run d:run", "a:running b:running c:stopping d:running", "", "stop c c2, stop d c3"),
+            ("a:run b:unsure c:run d:run", "a:running b:running c:running d:running", "", "stop d c3"),
+        ] {
+            let mut scene = scene(desired, containers);
+            (scene.max, scene.busy) = (Some(2), busy.split_whitespace().map(str::to_owned).collect());
+            assert_eq!(scene.actions(), expected, "{desired}, {containers}");
+        }
+    }
+
+    #[test]
     fn an_unknown_limit_stops_no_recorder() {
         let mut scene = scene("a:run b:run c:run d:run e:run f:run", "a:running b:running c:running d:running e:running f:running");
         scene.max = None;
@@ -830,7 +876,7 @@ pub(crate) mod tests {
     /// Any combination of desired states, containers and unknowns.
     fn any_scene() -> impl Strategy<Value = Scene> {
         let device = |n: usize| ["a", "b", "c", "d", "e", "f", "g"][n].to_owned();
-        let desired = vec((0..6usize, select(&["run", "run", "keep", "stop"][..])), 0..8);
+        let desired = vec((0..6usize, select(&["run", "run", "keep", "unsure", "stop"][..])), 0..8);
         let states =
             &["created", "running", "running", "stopping", "stopped", "exited", "exited-old", "running-old", "paused", "removing", "odd"];
         let state = select(&states[..]);
@@ -945,6 +991,19 @@ pub(crate) mod tests {
                 scene.replacing = false;
             }
             prop_assert_eq!(scene.actions(), "");
+        }
+
+        #[test]
+        fn no_recorder_that_runs_is_surplus_unless_more_run_than_are_allowed(scene in any_scene()) {
+            let records = |container: &&Container| {
+                let wanted = matches!(scene.desired.get(device_of(container)), Some(Desired::Run(_)));
+                wanted && runs(container) && !scene.busy.contains(device_of(container))
+            };
+            let recording: SortedSet<&str> = scene.containers.iter().filter(records).map(device_of).collect();
+            let plan = scene.plan();
+            let surplus = plan.actions.iter().filter(|action| action.cause == Cause::Surplus && recording.contains(action.device.as_str()));
+            let too_many = scene.max.map_or(0, |max| recording.len().saturating_sub(max));
+            prop_assert_eq!(surplus.count(), too_many);
         }
 
         #[test]
