@@ -23,10 +23,10 @@ use crate::database::connection::{self, reason};
 use crate::database::statements::Decision;
 use crate::decide::capture::{Capture, Captures, Observation};
 use crate::decide::container::{Container, State};
-use crate::decide::desired::{SpecCache, desired};
+use crate::decide::desired::{Desired, SpecCache, desired};
 use crate::decide::device::{Microphone, identify};
 use crate::decide::past::{Compared, Past};
-use crate::decide::plan::{View, plan};
+use crate::decide::plan::{Plan, View, plan};
 use crate::decide::presence::Presences;
 use crate::decide::reason::{ReasonInput, online, reasons, unmatched};
 use crate::decide::registry::{Enrollment, Registry};
@@ -188,28 +188,7 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
     let podman = Podman::new(config.socket.clone());
     let containers = recorders(&podman, &config.recorder.owner).map_err(|error| format!("{}: {error}", config.socket.display()));
     let desired = desired(&registry, database_known, &presences, &mut SpecCache::new(config.recorder.clone()));
-    let wanted = |past: &Past| {
-        plan(&View {
-            containers: containers.as_deref().unwrap_or_default(),
-            desired: &desired,
-            desired_complete: database_known,
-            max_recorders: registry.system.max_recorders,
-            past,
-            busy: &SortedSet::new(),
-            replacing: false,
-            stuck: &SortedSet::new(),
-            now: Instant::now(),
-            wall: SystemTime::now(),
-        })
-    };
-    let mut past = Past::default();
-    // What the Controller knows about containers that carry another hash.
-    for Comparison { container, spec, differences } in compare(&podman, wanted(&past).compare) {
-        if let Ok(differences) = differences {
-            past.compared.insert(container, Compared { hash: spec.hash().to_owned(), differences });
-        }
-    }
-    let plan = wanted(&past);
+    let (plan, _) = first_plan(&podman, containers.as_deref().unwrap_or_default(), &desired, database_known, registry.system.max_recorders);
     let containers = containers.as_deref().map_err(String::as_str);
     let holds = plan.holds.iter().map(|(device, hold)| (device.clone(), hold.to_string())).collect();
     let (proofs, captures) = captures(config, &registry, &presences, containers.unwrap_or_default());
@@ -257,6 +236,28 @@ fn read_all(config: &Config) -> Result<(Vec<TableRow>, Vec<String>), String> {
         }
     });
     Ok((rows.collect(), notes))
+}
+
+/// What a Controller that starts now would do, and what it would know about containers that carry another hash.
+pub(super) fn first_plan(
+    podman: &Podman,
+    containers: &[Container],
+    desired: &SortedMap<String, Desired>,
+    desired_complete: bool,
+    max_recorders: Option<usize>,
+) -> (Plan, Past) {
+    let mut past = Past::default();
+    let (now, wall, none) = (Instant::now(), SystemTime::now(), SortedSet::new());
+    let with = |past: &Past| {
+        let (busy, stuck) = (&none, &none);
+        plan(&View { containers, desired, desired_complete, max_recorders, past, busy, replacing: false, stuck, now, wall })
+    };
+    for Comparison { container, spec, differences } in compare(podman, with(&past).compare) {
+        if let Ok(differences) = differences {
+            past.compared.insert(container, Compared { hash: spec.hash().to_owned(), differences });
+        }
+    }
+    (with(&past), past)
 }
 
 /// The microphones that no profile matches, or why their profile cannot serve; and what to do.

@@ -319,34 +319,45 @@ fn a_microphone_without_a_profile_gets_the_fallback_once_and_what_helps_is_shown
 }
 
 #[test]
-fn check_recognises_a_station_of_the_python_controller_and_says_what_becomes_of_its_recorders() {
+fn check_recognises_a_station_of_the_python_controller_and_says_what_becomes_of_its_containers() {
     let station = Station::up();
-    station.tree.set(&[Card::ultramic()]);
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
     let mut controller = running(&station);
-    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
     controller.signal(Signal::TERM);
     controller.wait_exit(SOON);
-    // One of the same name with less memory, and one of a microphone that the database does not know.
-    let labels = |device: &str| {
+    station.postgres.exec("UPDATE system_config SET value = value || '{\"max_recorders\": 1}' WHERE key = 'system'");
+    // Two of the same names with less memory, one of a microphone that the database does not know, and a worker.
+    let labels = |service: &str, device: &str| {
         json!({
-            "io.silvasonic.tier": "2", "io.silvasonic.owner": "controller", "io.silvasonic.service": "recorder",
+            "io.silvasonic.tier": "2", "io.silvasonic.owner": "controller", "io.silvasonic.service": service,
             "io.silvasonic.device_id": device, "io.silvasonic.profile": "ultramic_384_evo", "io.silvasonic.config_hash": "0123456789ab",
         })
     };
     let theirs = station.image("theirs", "exec sleep 1000");
-    station.podman.run(ULTRAMIC, &theirs, &labels("0869-0389-034F6A21"));
-    station.podman.run("silvasonic-recorder-gone", &theirs, &labels("gone"));
+    station.podman.run(ULTRAMIC, &theirs, &labels("recorder", "0869-0389-034F6A21"));
+    station.podman.run(RODE, &theirs, &labels("recorder", "19f7-0003-port1-2"));
+    station.podman.run("silvasonic-recorder-gone", &theirs, &labels("recorder", "gone"));
+    station.podman.run("silvasonic-birdnet", &theirs, &labels("birdnet", "birdnet"));
     let environment = [("SILVASONIC_RECORDER_WORKSPACE_LOCAL", "/app/recorder-workspace")];
     let (_, text, _) = typed(&station, "check", &environment);
     for line in [
         "ok       station        of the Python Controller; settings and profiles from the built-in copies, sound cards below /tmp/sv-"
             .to_owned(),
         format!("warning  takeover       {ULTRAMIC} will be replaced, after its successor was created: "),
+        format!("warning  takeover       {RODE} will be stopped: exceeds max_recorders -> see docs/switching.md"),
+        "warning  takeover       silvasonic-birdnet will be replaced, after its successor was created: image ".to_owned(),
         "warning  takeover       silvasonic-recorder-gone will be stopped: its microphone gone is not in the database".to_owned(),
     ] {
         assert!(text.contains(&line), "{line:?} in\n{text}");
     }
-    assert_eq!(station.containers().len(), 2);
+    assert_eq!(station.containers().len(), 4);
+    // A worker without a row is seeded first.
+    station.postgres.exec("DELETE FROM managed_services");
+    let of_worker = || typed(&station, "check", &environment).1.lines().find(|line| line.contains("silvasonic-birdnet")).map(str::to_owned);
+    assert!(of_worker().unwrap().contains("silvasonic-birdnet will be replaced"));
+    station.postgres.exec("INSERT INTO managed_services (name, enabled) VALUES ('birdnet', FALSE)");
+    assert!(of_worker().unwrap().contains("silvasonic-birdnet will be stopped: disabled"));
 }
 
 #[test]
