@@ -327,6 +327,8 @@ impl Controller {
         }
         if self.leadership.may_act(Instant::now()) {
             self.database.lead();
+        } else {
+            self.database.follow();
         }
         self.containers.request(&self.actions);
     }

@@ -323,6 +323,13 @@ impl DatabaseState {
         }
     }
 
+    /// Another Controller leads, although this one may have begun to lead without an answer about the lock: nothing is
+    /// written from now on.
+    pub fn follow(&mut self) {
+        self.leads = false;
+        self.worker.follow();
+    }
+
     /// Reads, and seeds before that, without waiting for the next tick.
     fn read_now(&mut self) {
         if self.worker.waiting_since().is_some() {
@@ -661,6 +668,36 @@ mod tests {
         thread.answer();
         state.need(&presences, &[], Others::Nothing);
         assert!(!thread.begin() && state.read != state.scope);
+    }
+
+    #[test]
+    fn who_led_without_a_lock_writes_nothing_once_another_controller_leads() {
+        let (mut state, thread) = state();
+        let mut presences = Presences::new(Duration::ZERO);
+        state.lead();
+        assert!(thread.begin());
+        thread.answer();
+        state.unread.clear();
+        state.answered(0, Arc::default(), Ok(rows("known").into()));
+        let microphone = Microphone { card: 1, pcm: 0, name: String::new(), usb: None, offer: Offer::default() };
+        presences.observe(&SortedMap::from([("new".to_owned(), microphone)]), &[], Instant::now());
+        state.need(&presences, &[], Others::Identity);
+        state.answered(0, thread.begin_read().unwrap(), Ok(rows("known").into()));
+        thread.answer();
+        state.follow();
+        state.record(&presences, None);
+        assert!(!state.recorded && !thread.begin(), "there is a row to write");
+        // Sessions to delete and `last_seen` are due, too.
+        for now in [Instant::now(), Instant::now() + TOUCH] {
+            state.ask(&presences, None, Hardware::ChangedOrUnknown, now);
+            assert!(matches!(thread.next(), Some(Request::Read)));
+            thread.answer();
+        }
+        state.lead();
+        assert!(thread.begin());
+        thread.answer();
+        state.record(&presences, None);
+        assert!(matches!(thread.next(), Some(Request::Write(_))));
     }
 
     #[test]

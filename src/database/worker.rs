@@ -164,6 +164,11 @@ impl Worker {
         self.leads.store(true, Ordering::Release);
     }
 
+    /// Another one leads from now on.
+    pub fn follow(&self) {
+        self.leads.store(false, Ordering::Release);
+    }
+
     /// Since when an answer is missing; `None` if all requests were answered.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Instant> {
@@ -269,6 +274,8 @@ impl WorkerThread {
     fn serve(&mut self, request: Request, scope: &Scope) -> Result<Option<Arc<Vec<Row>>>, NoRows> {
         match request {
             Request::Read | Request::Check => {}
+            // It has waited while another Controller began to lead.
+            _ if !self.leads.load(Ordering::Acquire) => {}
             Request::Write(changes) => self.write(changes),
             Request::Touch(devices) => self.touch(&devices),
             Request::Sessions(rows) => self.write_sessions(&rows),
@@ -514,10 +521,12 @@ impl FakeWorker {
 
     /// The same; what is to be read with it.
     pub(crate) fn begin_read(&self) -> Option<Arc<Scope>> {
-        self.inbox.try_recv().ok().map(|_| {
-            self.backlog.begun();
-            Arc::clone(&self.scope.lock().unwrap())
-        })
+        self.next().map(|_| Arc::clone(&self.scope.lock().unwrap()))
+    }
+
+    /// The same; the request.
+    pub(crate) fn next(&self) -> Option<Request> {
+        self.inbox.try_recv().ok().inspect(|_| self.backlog.begun())
     }
 
     pub(crate) fn answer(&self) {

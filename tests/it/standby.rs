@@ -13,6 +13,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -394,5 +395,31 @@ fn a_standby_writes_to_the_database_only_when_it_takes_over() {
     first.kill();
     second.wait_log("takes over", TAKEOVER);
     eventually(SOON, "the profile is seeded", || (profile() == Some(1)).then_some(()));
+    assert_eq!(station.podman.mark(ULTRAMIC), before);
+}
+
+#[test]
+fn who_led_without_a_lock_file_writes_nothing_to_the_database_while_another_controller_leads() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let lock = station.workspace().join("recorder/.controller-lock-controller");
+    symlink("nowhere", &lock).unwrap();
+    let controller = leader(&station, &[BEAT]);
+    controller.wait_log("without a lock", SOON);
+    // Another leader: the file comes with its lock.
+    let path = station.dir().join("lock");
+    fs::write(&path, "pid 1 on another host\n").unwrap();
+    let held = fs::File::open(&path).unwrap();
+    flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+    fs::rename(&path, &lock).unwrap();
+    controller.wait_log("stands by", SOON);
+    let before = station.podman.mark(ULTRAMIC);
+    let rows = || station.postgres.value::<i64>("SELECT count(*) FROM devices");
+    assert_eq!(rows(), Some(1));
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    wait_beats(&station.redis.listen("silvasonic:status"), STANDBY, 4, || assert_eq!(rows(), Some(1), "a standby wrote a row"));
+    drop(held);
+    controller.wait_log("takes over", TAKEOVER);
+    eventually(SOON, "the row of the new microphone", || (rows() == Some(2)).then_some(()));
     assert_eq!(station.podman.mark(ULTRAMIC), before);
 }
