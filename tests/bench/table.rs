@@ -136,7 +136,8 @@ impl Table {
             let (Some(check), Some(now)) = (row.check, row.values[0]) else { continue };
             let reference = file["figures"].as_array().into_iter().flatten().find(|old| old["figure"] == row.figure.as_str());
             let Some(reference) = reference.and_then(|old| old["value"].as_f64()) else {
-                println!("{:<72} {:>10} {now:>10.3} not in the reference", row.figure, "");
+                is_well = false;
+                println!("{:<72} {:>10} {now:>10.3} MISSING in the reference", row.figure, "");
                 continue;
             };
             let fault = check.fault(reference, now);
