@@ -11,7 +11,7 @@ use super::Controller;
 use super::workers::Turn;
 use crate::containers::state::List;
 use crate::decide::action::{Action, Cause, Done, Failure};
-use crate::decide::capture::Step;
+use crate::decide::capture::{Capture, Step};
 use crate::decide::container::Container;
 use crate::decide::desired::{Desired, desired, stop_all};
 use crate::decide::plan::{Plan, View, plan};
@@ -73,7 +73,8 @@ impl Controller {
                 Step::ResetUsb => resets.push((device.to_owned(), why)),
             }
         }
-        self.recorders.set_stalled(stalled);
+        let standing = self.captures.all().filter(|(_, capture)| matches!(capture, Capture::Standing(_)));
+        self.recorders.set_standing(standing.map(|(device, _)| device.to_owned()).collect(), stalled);
         // One at a time, as devices may share a hub.
         if let Some((device, why)) = resets.pop().filter(|_| self.shutdown.is_none()) {
             let line = match self.hardware.reset_usb(&device) {

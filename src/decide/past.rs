@@ -26,6 +26,8 @@ pub struct Past {
     pub foreign: SortedSet<String>,
     /// Containers to be replaced because their capture stands still, by id, and why.
     pub stalled: SortedMap<String, String>,
+    /// Devices whose capture stands still.
+    pub standing: SortedSet<String>,
     /// The runs of each container, by id.
     pub runs: SortedMap<String, Runs>,
     /// How containers with another hash differ from their desired spec, by id.
@@ -71,6 +73,7 @@ impl Default for Past {
             stopped: SortedSet::new(),
             foreign: SortedSet::new(),
             stalled: SortedMap::new(),
+            standing: SortedSet::new(),
             runs: SortedMap::new(),
             compared: SortedMap::new(),
         }

@@ -23,7 +23,7 @@
 //! A replacement keeps the old container as `…-old` until the new one has run for ten seconds. If the new one ends
 //! before, the old one is started again, and the spec is not tried again until it changes. Only one Recorder is
 //! replaced at a time, so that an edit that affects many never interrupts two Recorders at the same time. One whose
-//! capture stands still is replaced without waiting: it has nothing to lose.
+//! capture stands still is the first: it has nothing to lose. It does not wait at all if a replacement is to help it.
 //!
 //! A Recorder that could not open its card, because the card does not offer what the profile asks for, replaces none
 //! that runs.
@@ -140,7 +140,8 @@ pub fn plan(view: &View<'_>) -> Plan {
     let containers = by_device(view.containers);
     let (over_limit, surplus) = apply_limit(view, &containers);
     let mut planner = Planner { view, plan: Plan::default(), turn_is_taken: view.replacing || view.is_proving(&containers) };
-    for (device, desired) in view.desired {
+    let (standing, others): (Vec<_>, Vec<_>) = view.desired.iter().partition(|(device, _)| view.past.standing.contains(*device));
+    for (device, desired) in standing.into_iter().chain(others) {
         let own = containers.get(device.as_str()).map_or(&[][..], Vec::as_slice);
         if view.busy.contains(device) {
             if matches!(desired, Desired::Run(_)) {
@@ -810,6 +811,18 @@ pub(crate) mod tests {
         assert_eq!(scene.actions(), "replace a c0, replace b c1");
         scene.busy.insert("a".to_owned());
         scene.containers[1].state = State::Paused;
+        assert_eq!(scene.actions(), "");
+    }
+
+    #[test]
+    fn a_capture_that_stands_still_is_the_first_that_another_configuration_replaces() {
+        let mut scene = scene("a:run b:run c:run", "a:running! b:running! c:running!");
+        assert_eq!(scene.actions(), "replace a c0");
+        scene.past.standing.insert("b".to_owned());
+        assert_eq!(scene.actions(), "replace b c1");
+        assert_eq!(scene.plan().holds.keys().collect::<Vec<_>>(), ["a", "c"]);
+        // One that is replaced already, or whose successor is not proven yet, comes before.
+        scene.replacing = true;
         assert_eq!(scene.actions(), "");
     }
 

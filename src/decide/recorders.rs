@@ -243,9 +243,9 @@ impl Recorders {
         self.past.compared.insert(container, Compared { hash: spec.hash().to_owned(), differences });
     }
 
-    /// These containers are to be replaced, because their capture stands still.
-    pub fn set_stalled(&mut self, stalled: SortedMap<String, String>) {
-        self.past.stalled = stalled;
+    /// The captures of these devices stand still, and these containers are to be replaced for that.
+    pub fn set_standing(&mut self, standing: SortedSet<String>, stalled: SortedMap<String, String>) {
+        (self.past.standing, self.past.stalled) = (standing, stalled);
     }
 
     /// The Controller stops: earlier failures must not delay a stop.

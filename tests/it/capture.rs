@@ -247,21 +247,45 @@ fn frames_for_another_program_are_no_recording() {
     assert_eq!(controller.count_log("is replaced"), 0);
 }
 
-#[test]
-fn of_two_microphones_only_the_one_that_stands_still_is_helped() {
-    let station = Station::up();
+/// Two microphones from which frames arrive.
+fn two<'a>(station: &'a Station, settings: &[(&str, &str)]) -> (Controller, [String; 2], [Pcm<'a>; 2]) {
     station.tree.set(&[Card::numbered(0), Card::numbered(1)]);
-    let settings = [("SILVASONIC_CAPTURE_TIMEOUT_S", "4"), ("SILVASONIC_USB_RESET", "true"), ("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")];
-    let controller = station.controller_with(&settings);
-    let names = [Card::numbered_recorder(0), Card::numbered_recorder(1)];
+    let controller = station.controller_with(&[&[("SILVASONIC_HEARTBEAT_INTERVAL_S", "1")], settings].concat());
+    let names = [0, 1].map(Card::numbered_recorder);
     station.podman.wait_running(SOON, &[&names[0], &names[1]]);
-    let pcms = [0, 1].map(|card| Pcm { card, ..Pcm::of(&station) });
+    let pcms = [0, 1].map(|card| Pcm::of_card(station, card));
     let recording = || {
         pcms.iter().for_each(Pcm::advance);
-        let devices = heartbeat(&station)["meta"]["devices"].clone();
+        let devices = heartbeat(station)["meta"]["devices"].clone();
         devices.as_object().is_some_and(|devices| devices.len() == 2 && devices.values().all(|device| device["recording"] == true))
     };
     eventually(READ, "frames of both", || recording().then_some(()));
+    (controller, names, pcms)
+}
+
+#[test]
+fn what_stands_still_is_the_first_that_an_edit_replaces() {
+    let station = Station::up();
+    let (_controller, names, pcms) = two(&station, &[("SILVASONIC_CAPTURE_TIMEOUT_S", "0")]);
+    let before = [0, 1].map(|n| station.podman.mark(&names[n]));
+    pcms[1].state("XRUN");
+    eventually(READ, "one stands still", || {
+        pcms[0].advance();
+        (heartbeat(&station)["meta"]["devices"]["0869-0389-SER0001"]["stalled"] == true).then_some(())
+    });
+    let edit = "UPDATE microphone_profiles SET config = jsonb_set(config, '{processing,gain_db}', '7') WHERE slug = 'ultramic_384_evo'";
+    station.postgres.exec(edit);
+    eventually(READ, "a replacement", || {
+        pcms[0].advance();
+        [0, 1].into_iter().any(|n| station.podman.mark(&names[n]) != before[n]).then_some(())
+    });
+    assert_eq!(station.podman.mark(&names[0]), before[0]);
+}
+
+#[test]
+fn of_two_microphones_only_the_one_that_stands_still_is_helped() {
+    let station = Station::up();
+    let (controller, names, pcms) = two(&station, &[("SILVASONIC_CAPTURE_TIMEOUT_S", "4"), ("SILVASONIC_USB_RESET", "true")]);
     let before = station.podman.mark(&names[1]);
     pcms[0].state("XRUN");
     let devices = station.tree.present().join("sys/bus/usb/devices");
