@@ -1,6 +1,8 @@
 //! The `podman` thread: lists our containers on request, and reads the properties of the engine once per connection.
 //!
-//! It also inspects containers with another hash than the desired one, once for each spec. It only reads. A Podman that hangs blocks this thread until the deadline of the list, and no other thread.
+//! It only reads. A Podman that hangs blocks this thread until the deadline of the list, and no other thread. How a
+//! container with another hash than the desired one differs is inspected once for each spec by a short-lived thread, as
+//! Podman may hang for this container and answer for all others.
 //!
 //! `info` takes 0.2-0.3 s, as it starts conmon, the OCI runtime and dpkg. So the properties of the engine are cached
 //! from one start to the next. The cache is valid while Podman reports the same version on a socket of the same owner.
@@ -12,6 +14,7 @@ use crate::clock;
 use crate::collect::sort_by_key;
 use crate::sorted_map::SortedMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,14 +39,10 @@ use crate::saver::Saver;
 /// Handle of the `podman` thread.
 #[derive(Debug)]
 pub struct Lister {
-    requests: Sender<Request>,
-}
-
-enum Request {
-    /// A list with this number.
-    List(u64, Codes),
-    /// How these containers differ from their specs, by id.
-    Compare(SortedMap<String, Arc<Tier2ServiceSpec>>),
+    /// The number of a list, and where exit codes come from.
+    requests: Sender<(u64, Codes)>,
+    podman: Podman,
+    events: SyncSender<Event>,
 }
 
 /// Where the exit codes of runs come from that Podman followed by another one: a list does not show them.
@@ -60,13 +59,14 @@ impl Lister {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>, exits: Exits) -> std::io::Result<Self> {
+    pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>, exits: Exits) -> io::Result<Self> {
         let (requests, inbox) = channel();
         let (loaded, loading) = channel();
         let saver = Saver::start_json(ENGINE, &config.workspace_local, move |cached| {
             // Fails only while the program ends.
             let _ = loaded.send(cached);
         })?;
+        let lister = Self { requests, podman: podman.clone(), events: events.clone() };
         let engine_cache = EngineCache { podman, socket: config.socket.clone(), saver, recorder: config.recorder.clone() };
         let check = EngineCheck::Due(false);
         let (rate_limit, loading) = (RateLimit::default(), Some(loading));
@@ -83,18 +83,24 @@ impl Lister {
             runs: SortedMap::new(),
         };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
-        Ok(Self { requests })
+        Ok(lister)
     }
 
     /// Requests a list; the answer carries `sequence`.
     pub fn request(&self, sequence: u64, codes: Codes) {
         // The thread ends only with the program.
-        let _ = self.requests.send(Request::List(sequence, codes));
+        let _ = self.requests.send((sequence, codes));
     }
 
-    /// Requests how containers differ from their specs, by id.
-    pub fn compare(&self, containers: SortedMap<String, Arc<Tier2ServiceSpec>>) {
-        let _ = self.requests.send(Request::Compare(containers));
+    /// Requests how containers differ from their specs, by id, without a delay for lists.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn compare(&self, containers: SortedMap<String, Arc<Tier2ServiceSpec>>) -> io::Result<()> {
+        let (podman, events) = (self.podman.clone(), self.events.clone());
+        // Fails only while the program ends.
+        let run = move || drop(events.send(Event::Compared(compare(&podman, containers))));
+        thread::Builder::new().name("inspect".to_owned()).stack_size(256 << 10).spawn(run).map(drop)
     }
 }
 
@@ -149,18 +155,8 @@ enum EngineCheck {
 }
 
 impl ListerThread {
-    fn run(mut self, inbox: &Receiver<Request>) {
-        while let Ok(request) = inbox.recv() {
-            let (sequence, codes) = match request {
-                Request::List(sequence, codes) => (sequence, codes),
-                Request::Compare(containers) => {
-                    let comparisons = compare(&self.engine_cache.podman, containers);
-                    if self.events.send(Event::Compared(comparisons)).is_err() {
-                        return;
-                    }
-                    continue;
-                }
-            };
+    fn run(mut self, inbox: &Receiver<(u64, Codes)>) {
+        while let Ok((sequence, codes)) = inbox.recv() {
             let requested = clock::seconds(SystemTime::now());
             let containers = self.list();
             if let Ok(containers) = &containers {

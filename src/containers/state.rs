@@ -40,7 +40,7 @@ const RECHECK: Duration = Duration::from_millis(100);
 const RECHECK_ENDED: Duration = Duration::from_millis(30);
 /// How long such a container is checked so often.
 const RECHECK_MAX: Duration = Duration::from_secs(2);
-/// A list that takes longer hangs: the deadlines of all its requests together are shorter.
+/// A list or a comparison that takes longer hangs: the deadlines of all its requests together are shorter.
 const HUNG: Duration = Duration::from_secs(600);
 /// Time between two attempts to compare a container with its spec.
 const COMPARE_RETRY: Duration = Duration::from_secs(5);
@@ -91,8 +91,8 @@ pub struct ContainersState {
 /// Whether containers are compared with their specs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Comparing {
-    /// A request is under way.
-    UnderWay,
+    /// A request is under way since then.
+    UnderWay(Instant),
     /// No request is under way; the next one may be sent at this time.
     From(Instant),
 }
@@ -130,10 +130,15 @@ impl ContainersState {
         self.under_way
     }
 
-    /// Whether the thread that lists containers hangs.
+    /// Whether a thread hangs that lists containers or compares them.
     #[must_use]
     pub fn is_hung(&self) -> bool {
-        self.under_way && self.requested.elapsed() >= HUNG
+        let list = self.under_way.then_some(self.requested);
+        let comparison = match self.comparing {
+            Comparing::UnderWay(since) => Some(since),
+            Comparing::From(_) => None,
+        };
+        list.into_iter().chain(comparison).any(|since| since.elapsed() >= HUNG)
     }
 
     /// Requests a list, unless a request is under way or many actions are.
@@ -217,8 +222,14 @@ impl ContainersState {
     /// Requests how these containers differ from their specs, unless a request is under way or has just failed.
     pub fn compare(&mut self, containers: SortedMap<String, Arc<Tier2ServiceSpec>>, now: Instant) {
         if !containers.is_empty() && matches!(self.comparing, Comparing::From(at) if now >= at) {
-            self.comparing = Comparing::UnderWay;
-            self.lister.compare(containers);
+            self.comparing = match self.lister.compare(containers) {
+                Ok(()) => Comparing::UnderWay(now),
+                Err(why) => {
+                    let line = format!("cannot start a thread to compare containers with the desired configuration; retrying: {why}");
+                    self.rate_limit.warn("compare", &line, now);
+                    Comparing::From(now + COMPARE_RETRY)
+                }
+            };
         }
     }
 

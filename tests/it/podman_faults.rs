@@ -93,6 +93,42 @@ fn a_call_that_hangs_for_one_recorder_holds_up_no_other() {
     assert_eq!(controller.count_log(line), 1);
 }
 
+/// Connects another microphone while such a request is not answered, which is given up after 5 s. What happens earlier
+/// has not waited for it: at least a list, as nothing is started from one that is older than a second.
+fn another_one_meanwhile(station: &Station, proxy: &Proxy, request: &str) {
+    eventually(SOON, "the request", || (proxy.requests_for(request) > 0).then_some(()));
+    let begun = Instant::now();
+    eventually(SOON, "an old list", || (begun.elapsed() > Duration::from_millis(1500)).then_some(()));
+    let lists = proxy.requests_for("/containers/json");
+    station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
+    let left = Duration::from_secs(4).saturating_sub(begun.elapsed());
+    eventually(left, "a list", || (proxy.requests_for("/containers/json") > lists).then_some(()));
+}
+
+#[test]
+fn a_container_that_cannot_be_compared_holds_up_no_other() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut first = station.controller();
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    first.kill();
+    let before = marks(&station, &[ULTRAMIC]);
+    let proxy = Proxy::new(station.dir().join("proxy.sock"), station.podman.socket());
+    let inspection = format!("GET {} /json$", ids(&station)[ULTRAMIC]);
+    proxy.set(&inspection, Fault::Hang);
+    let second = station.controller_with(&[
+        ("SILVASONIC_CONTAINER_SOCKET", proxy.path()),
+        ("SILVASONIC_RECORDER_MEMORY_LIMIT", "256m"),
+        ("SILVASONIC_RECONCILE_INTERVAL_S", "0.2"),
+    ]);
+    another_one_meanwhile(&station, &proxy, &inspection);
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    assert_eq!(marks(&station, &[ULTRAMIC]), before);
+    // It is retried, and then the difference is found.
+    proxy.clear();
+    second.wait_log(&format!("{ULTRAMIC} started in"), Duration::from_secs(30));
+}
+
 #[test]
 fn answers_that_come_late_end_in_one_container_a_microphone() {
     let station = Station::up();

@@ -34,7 +34,7 @@ fn the_fixed_threads_are_those_of_the_table_in_the_crate_documentation() {
         fs::read_dir(&tasks).unwrap().flatten().filter_map(name).collect()
     };
     let is_short_lived = |name: &String| {
-        name.starts_with("log-") || ["action", "engine", "bcrypt", "files", "config", "folder", "lock"].contains(&name.as_str())
+        name.starts_with("log-") || ["action", "engine", "inspect", "bcrypt", "files", "config", "folder", "lock"].contains(&name.as_str())
     };
     // A log is followed only while somebody listens; that it is shows that the start is over.
     let _lines = station.redis.listen("silvasonic:logs");
