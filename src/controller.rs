@@ -272,12 +272,12 @@ impl Controller {
             Event::Rows { generation, scope, rows } => self.database.answered(generation, scope, rows),
             Event::Saved(rows) => self.database.loaded(rows),
             Event::SeedFiles(workers) => self.database.seed_files_read(workers),
-            Event::Containers { sequence, containers, engine } => {
+            Event::Containers { sequence, received, containers, engine } => {
                 if containers.is_ok() && self.containers.list.is_none() {
                     // Workspace names waited for it.
                     self.database.observed();
                 }
-                self.containers.answered(sequence, containers, engine, &self.actions);
+                self.containers.answered(sequence, received, containers, engine, &self.actions);
                 if self.workers.actions.are_ahead_of(sequence) {
                     self.containers.request(&self.actions);
                 }

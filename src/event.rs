@@ -3,7 +3,7 @@
 //! Threads import this file, and it imports none of them: an event only carries values.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::decide::action::{Action, Done, Failure};
 use crate::decide::container::{Container, Engine};
@@ -77,6 +77,8 @@ pub enum Event {
     Containers {
         /// Number of the request.
         sequence: u64,
+        /// When Podman answered.
+        received: Instant,
         /// All our containers.
         containers: Result<Vec<Container>, String>,
         /// Podman's properties, if they are known.

@@ -50,8 +50,9 @@
 //! <!-- /threads -->
 //!
 //! Short-lived ones: `action` (one for each change of containers, bounded by the deadlines of its calls), `log-…` (one
-//! for each log while somebody listens), `engine` (reads the properties of Podman once), `inspect` (asks Podman how
-//! containers differ from the desired configuration), `bcrypt` (hashes or verifies the admin's password once), `reset` (authorises a USB device again) and `power` (reads what the host says about power and heat
+//! for each log while somebody listens), `engine` (reads the properties of Podman once), `inspect` (asks Podman about
+//! single containers: one how they ended, and one how they differ from the desired configuration), `bcrypt` (hashes or
+//! verifies the admin's password once), `reset` (authorises a USB device again) and `power` (reads what the host says about power and heat
 //! when a microphone is disconnected). Four use disks, which can hang without a limit, so no thread waits for them
 //! without one: `lock` (ends when it holds the lock), `files` (at most one for each file in the Recorder workspace
 //! and in the state directory of the service, while there is something to read or write), `config` (reads the files that

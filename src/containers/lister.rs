@@ -1,8 +1,8 @@
 //! The `podman` thread: lists our containers on request, and reads the properties of the engine once per connection.
 //!
-//! It only reads. A Podman that hangs blocks this thread until the deadline of the list, and no other thread. How a
-//! container with another hash than the desired one differs is inspected once for each spec by a short-lived thread, as
-//! Podman may hang for this container and answer for all others.
+//! It only reads. A Podman that hangs blocks this thread until the deadline of the list, and no other thread. What
+//! concerns a single container is inspected by short-lived threads, as Podman may answer for all others: how it ended
+//! ([`Ends`]), and, once for each spec, how one with another hash than the desired one differs.
 //!
 //! `info` takes 0.2-0.3 s, as it starts conmon, the OCI runtime and dpkg. So the properties of the engine are cached
 //! from one start to the next. The cache is valid while Podman reports the same version on a socket of the same owner.
@@ -22,12 +22,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{debug, info, warn};
+use log::{info, warn};
 
 use crate::cache::{self, ENGINE};
 use crate::config::Config;
-use crate::containers::watch::{self, Exits};
-use crate::decide::container::{Container, Engine, State, Version};
+use crate::containers::ends::{Codes, Ends};
+use crate::containers::watch::Exits;
+use crate::decide::container::{Container, Engine, Version};
 use crate::decide::difference;
 use crate::decide::spec::{OWNER, RECORDER, RecorderSettings, SERVICE, TIER, TIER_2, Tier2ServiceSpec};
 use crate::event::{Comparison, Event};
@@ -45,15 +46,6 @@ pub struct Lister {
     events: SyncSender<Event>,
 }
 
-/// Where the exit codes of runs come from that Podman followed by another one: a list does not show them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codes {
-    /// From the stream of events, which is open.
-    FromEvents,
-    /// From the events of the past, which are requested when a list shows another run.
-    FromHistory,
-}
-
 impl Lister {
     /// Starts the thread; it connects at the first request.
     ///
@@ -66,22 +58,12 @@ impl Lister {
             // Fails only while the program ends.
             let _ = loaded.send(cached);
         })?;
+        let ends = Ends::new(podman.clone(), config.recorder.owner.clone(), exits);
         let lister = Self { requests, podman: podman.clone(), events: events.clone() };
         let engine_cache = EngineCache { podman, socket: config.socket.clone(), saver, recorder: config.recorder.clone() };
         let check = EngineCheck::Due(false);
         let (rate_limit, loading) = (RateLimit::default(), Some(loading));
-        let worker = ListerThread {
-            engine_cache,
-            events,
-            loading,
-            cached: None,
-            engine: None,
-            check,
-            overdue: false,
-            rate_limit,
-            exits,
-            runs: SortedMap::new(),
-        };
+        let worker = ListerThread { engine_cache, events, loading, cached: None, engine: None, check, overdue: false, rate_limit, ends };
         thread::Builder::new().name("podman".to_owned()).stack_size(256 << 10).spawn(move || worker.run(&inbox))?;
         Ok(lister)
     }
@@ -134,16 +116,7 @@ struct ListerThread {
     /// The last list missed its deadline: Podman hangs or is slow.
     overdue: bool,
     rate_limit: RateLimit,
-    exits: Exits,
-    /// By container id.
-    runs: SortedMap<String, SeenRun>,
-}
-
-/// The last run that a list showed of a container.
-struct SeenRun {
-    pid: u32,
-    /// When that list was requested, in seconds since 1970.
-    seen: u64,
+    ends: Ends,
 }
 
 /// The check after the first list of a connection; nothing waits for it.
@@ -158,9 +131,10 @@ impl ListerThread {
     fn run(mut self, inbox: &Receiver<(u64, Codes)>) {
         while let Ok((sequence, codes)) = inbox.recv() {
             let requested = clock::seconds(SystemTime::now());
-            let containers = self.list();
-            if let Ok(containers) = &containers {
-                self.note_runs(containers, requested, codes);
+            let mut containers = self.list();
+            let received = Instant::now();
+            if let Ok(containers) = &mut containers {
+                self.ends.complete(containers, requested, codes);
             }
             self.overdue = matches!(containers, Err(Error::Timeout(_)));
             // The next connection may be to another Podman. After a slow answer or an error it is the same one.
@@ -170,7 +144,7 @@ impl ListerThread {
             let listed = containers.is_ok();
             let containers = containers.map_err(|error| error.to_string());
             let engine = self.engine.clone();
-            if self.events.send(Event::Containers { sequence, containers, engine }).is_err() {
+            if self.events.send(Event::Containers { sequence, received, containers, engine }).is_err() {
                 return;
             }
             if listed {
@@ -193,32 +167,7 @@ impl ListerThread {
                 self.keep(engine);
             }
         }
-        let mut containers = tier2(&self.engine_cache.podman, &self.engine_cache.recorder.owner)?;
-        for container in containers.iter_mut().filter(|container| container.state == State::Exited && container.exit_code != 0) {
-            // For the log only: an error here must not fail the list.
-            container.out_of_memory = self.engine_cache.podman.ran_out_of_memory(&container.id).unwrap_or(false);
-        }
-        Ok(containers)
-    }
-
-    /// Notes the exit codes of runs that ended since the last list and were followed by another one.
-    fn note_runs(&mut self, containers: &[Container], requested: u64, codes: Codes) {
-        self.runs.retain(|id, _| containers.iter().any(|container| &container.id == id));
-        let mut restarted_since = None;
-        for container in containers.iter().filter(|container| container.state == State::Running && container.pid > 0) {
-            let run = SeenRun { pid: container.pid, seen: requested };
-            let before = self.runs.insert(container.id.clone(), run);
-            if let Some(before) = before.filter(|before| before.pid != container.pid) {
-                restarted_since = restarted_since.into_iter().chain([before.seen]).min();
-            }
-        }
-        let Some(since) = restarted_since.filter(|_| codes == Codes::FromHistory) else { return };
-        let EngineCache { podman, recorder, .. } = &self.engine_cache;
-        match podman.past_ends(OWNER, &recorder.owner, since) {
-            Ok(lines) => lines.split_inclusive('\n').filter_map(|line| watch::parse(line.as_bytes())).for_each(|end| self.exits.note(end)),
-            // For the log only.
-            Err(why) => debug!("cannot read which containers have ended: {why}"),
-        }
+        tier2(&self.engine_cache.podman, &self.engine_cache.recorder.owner)
     }
 
     /// The cached properties, if they are valid for this Podman and could be read by now.

@@ -1,6 +1,7 @@
 //! The Recorder containers: the last list of them, the actions under way, and the only code that changes them.
 
 pub mod actions;
+pub mod ends;
 pub mod execute;
 pub mod folders;
 pub mod limits;

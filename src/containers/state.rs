@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::containers::actions::Actions;
-use crate::containers::lister::{Codes, Lister, is_recorder};
+use crate::containers::ends::Codes;
+use crate::containers::lister::{Lister, is_recorder};
 use crate::containers::liveness::{Liveness, Sight};
 use crate::containers::watch::{Exits, Watch};
 use crate::decide::container::{Container, Engine, State};
@@ -75,7 +76,7 @@ pub struct ContainersState {
     is_outdated: bool,
     /// When the next list is due before the next tick.
     pub due: Option<Instant>,
-    /// When the last list was received.
+    /// When Podman answered with the last list.
     received: Instant,
     /// The last list; `None` while the containers are unknown.
     pub list: Option<List>,
@@ -184,8 +185,15 @@ impl ContainersState {
         self.request(actions);
     }
 
-    /// Handles the answer to a request.
-    pub fn answered(&mut self, sequence: u64, containers: Result<Vec<Container>, String>, engine: Option<Engine>, actions: &Actions) {
+    /// Handles the answer to a request; Podman answered at `received`.
+    pub fn answered(
+        &mut self,
+        sequence: u64,
+        received: Instant,
+        containers: Result<Vec<Container>, String>,
+        engine: Option<Engine>,
+        actions: &Actions,
+    ) {
         let now = Instant::now();
         self.under_way = false;
         self.engine = engine;
@@ -198,9 +206,9 @@ impl ContainersState {
             Ok(mut containers) => {
                 self.rate_limit.inform("podman", "Podman is available again", now);
                 self.state = Ok(());
-                self.latency = Some(now.saturating_duration_since(self.requested));
+                self.latency = Some(received.saturating_duration_since(self.requested));
                 self.watch.retain_exit_codes(&containers);
-                self.received = now;
+                self.received = received;
                 self.liveness.update(&mut containers, now);
                 match self.liveness.sight(now) {
                     Sight::All => self.watch.processes(self.liveness.processes()),
@@ -319,5 +327,30 @@ impl ContainersState {
             _ => "event stream closed",
         };
         format!("list {} of containers, {:.1} s old; {events}", self.sequence, self.received.elapsed().as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::spec::Kind;
+    use std::sync::mpsc::sync_channel;
+
+    #[test]
+    fn the_age_of_a_list_counts_from_the_answer_of_podman() {
+        let mut config = Config::read(|_| None).unwrap();
+        // Nothing can be created there.
+        config.workspace_local = "/proc/nonexistent".into();
+        let (events, _inbox) = sync_channel(1);
+        let podman = Podman::new("/proc/nonexistent".into());
+        let mut state = ContainersState::start(&podman, &config, &events).unwrap();
+        let actions = Actions::new(Kind::Recorder, &podman, &config, &events);
+        let received = Instant::now();
+        state.answered(1, received, Ok(Vec::new()), None, &actions);
+        assert!(state.is_fresh(received) && !state.is_fresh(received + FRESH));
+        // It was handled only now.
+        let earlier = received.checked_sub(FRESH).unwrap();
+        state.answered(2, earlier, Ok(Vec::new()), None, &actions);
+        assert!(!state.is_fresh(Instant::now()));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::podman_faults::{answer, proxied};
 use super::start::ids;
 use super::station::{Controller, RECORDER, Station, eventually};
 use super::tree::Card;
@@ -116,6 +117,20 @@ fn a_killed_recorder_comes_back_also_if_the_processes_of_the_host_are_not_visibl
         again.then_some(())
     });
     controller.wait_log("the Recorder of 0869-0389-034F6A21 ended", SOON);
+}
+
+#[test]
+fn an_end_for_lack_of_memory_is_named_if_podman_knows_it() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let (proxy, controller) = proxied(&station);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    let id = ids(&station)[ULTRAMIC].clone();
+    let body = json!({"State": {"OOMKilled": true}}).to_string();
+    proxy.set(&format!("GET {id} /json$"), answer("200 OK", &body));
+    station.podman.exec(&["stop", "-t", "0", ULTRAMIC]);
+    controller.wait_log("the Recorder of 0869-0389-034F6A21 ended with code 137 (out of memory); next start in 0 s", SOON);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use silvasonic_controller::cache::{self, ENGINE};
 use silvasonic_controller::decide::container::Engine;
@@ -38,7 +38,7 @@ fn marks(station: &Station, names: &[&str]) -> Vec<(Value, Value)> {
     names.iter().map(|name| station.podman.mark(name).unwrap()).collect()
 }
 
-fn answer(status: &str, body: &str) -> Fault {
+pub(crate) fn answer(status: &str, body: &str) -> Fault {
     Fault::Answer(format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
 }
 
@@ -103,6 +103,43 @@ fn another_one_meanwhile(station: &Station, proxy: &Proxy, request: &str) {
     station.tree.set(&[Card::ultramic(), Card::rode().index(1)]);
     let left = Duration::from_secs(4).saturating_sub(begun.elapsed());
     eventually(left, "a list", || (proxy.requests_for("/containers/json") > lists).then_some(()));
+}
+
+#[test]
+fn a_container_that_ended_and_cannot_be_inspected_holds_up_no_other() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let (proxy, controller) = proxied_with(&station, &[("SILVASONIC_RECONCILE_INTERVAL_S", "0.2")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    let id = ids(&station)[ULTRAMIC].clone();
+    let inspection = format!("GET {id} /json$");
+    proxy.add(&inspection, Fault::Hang);
+    // So that it stays in the lists.
+    proxy.add(&format!("DELETE {id}"), Fault::Hang);
+    station.podman.exec(&["stop", "-t", "0", ULTRAMIC]);
+    another_one_meanwhile(&station, &proxy, &inspection);
+    station.podman.wait_running(SOON, &[RODE]);
+    // Its end is reported without what is not known, and that is not asked again.
+    controller.wait_log("ended with code 137 (SIGKILL, as when memory runs out); next start in 0 s", SOON);
+    let lists = proxy.requests_for("/containers/json");
+    eventually(SOON, "ten lists", || (proxy.requests_for("/containers/json") > lists + 10).then_some(()));
+    assert_eq!(proxy.requests_for(&inspection), 1);
+}
+
+#[test]
+fn the_exit_code_of_a_run_that_podman_followed_by_another_one_holds_up_nothing() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let (proxy, controller) = proxied_with(&station, &[("SILVASONIC_RECONCILE_INTERVAL_S", "0.2")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    proxy.set("/events?stream=false", Fault::Hang);
+    let process = station.inspect(ULTRAMIC).unwrap()["State"]["Pid"].as_i64().unwrap();
+    kill_process(Pid::from_raw(process.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+    another_one_meanwhile(&station, &proxy, "/events?stream=false");
+    station.podman.wait_running(SOON, &[ULTRAMIC, RODE]);
+    controller.wait_log("the Recorder of 0869-0389-034F6A21 ended; Podman restarted it", SOON);
 }
 
 #[test]
