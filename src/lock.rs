@@ -43,6 +43,12 @@ struct Lock(File);
 pub struct Held(Arc<OnceLock<Lock>>);
 
 impl Held {
+    /// Whether this process holds the lock.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.0.get().is_some()
+    }
+
     /// Another descriptor of the lock, which holds it, too. `None` if this process does not hold it.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ use crate::decide::container::{Container, Engine, Version};
 use crate::decide::difference;
 use crate::decide::spec::{OWNER, RECORDER, RecorderSettings, SERVICE, TIER, TIER_2, Tier2ServiceSpec};
 use crate::event::{Comparison, Event};
+use crate::lock::Held;
 use crate::podman::client::Podman;
 use crate::podman::error::Error;
 use crate::rate_limit::RateLimit;
@@ -51,7 +52,7 @@ impl Lister {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn start(podman: Podman, config: &Config, events: SyncSender<Event>, exits: Exits) -> io::Result<Self> {
+    pub fn start(podman: Podman, config: &Config, lock: Held, events: SyncSender<Event>, exits: Exits) -> io::Result<Self> {
         let (requests, inbox) = channel();
         let (loaded, loading) = channel();
         let saver = Saver::start_json(ENGINE, &config.workspace_local, move |cached| {
@@ -60,7 +61,7 @@ impl Lister {
         })?;
         let ends = Ends::new(podman.clone(), config.recorder.owner.clone(), exits);
         let lister = Self { requests, podman: podman.clone(), events: events.clone() };
-        let engine_cache = EngineCache { podman, socket: config.socket.clone(), saver, recorder: config.recorder.clone() };
+        let engine_cache = EngineCache { podman, lock, socket: config.socket.clone(), saver, recorder: config.recorder.clone() };
         let check = EngineCheck::Due(false);
         let (rate_limit, loading) = (RateLimit::default(), Some(loading));
         let worker = ListerThread { engine_cache, events, loading, cached: None, engine: None, check, overdue: false, rate_limit, ends };
@@ -99,6 +100,7 @@ type Cached = (Engine, u32);
 #[derive(Clone)]
 struct EngineCache {
     podman: Podman,
+    lock: Held,
     socket: PathBuf,
     saver: Saver,
     recorder: RecorderSettings,
@@ -228,8 +230,11 @@ impl EngineCache {
         fs::metadata(&self.socket).map(|socket| socket.uid()).ok()
     }
 
-    /// Writes the properties to the cache, if they changed.
+    /// Writes the properties to the cache, if they changed. The file belongs to the Controller that holds the lock.
     fn save(&self, engine: Engine) {
+        if !self.lock.is_held() {
+            return;
+        }
         let Some(owner) = self.socket_owner() else { return };
         self.saver.save(move || cache::engine(&engine, owner));
     }

@@ -21,6 +21,7 @@ use crate::decide::container::{Container, Engine, State};
 use crate::decide::spec::{DEVICE_ID, Tier2ServiceSpec};
 use crate::descriptors;
 use crate::event::{Comparison, Event};
+use crate::lock::Held;
 use crate::podman::client::Podman;
 use crate::rate_limit::RateLimit;
 use crate::text::NOT_YET;
@@ -103,10 +104,10 @@ impl ContainersState {
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub fn start(podman: &Podman, config: &Config, events: &SyncSender<Event>) -> io::Result<Self> {
+    pub fn start(podman: &Podman, config: &Config, lock: &Held, events: &SyncSender<Event>) -> io::Result<Self> {
         let (now, exits) = (Instant::now(), Exits::default());
         Ok(Self {
-            lister: Lister::start(podman.clone(), config, events.clone(), exits.clone())?,
+            lister: Lister::start(podman.clone(), config, lock.clone(), events.clone(), exits.clone())?,
             watch: Watch::start(podman.clone(), &config.recorder.owner, events.clone(), exits)?,
             rate_limit: RateLimit::default(),
             liveness: Liveness::new(descriptors::shares().recorders),
@@ -343,7 +344,7 @@ mod tests {
         config.workspace_local = "/proc/nonexistent".into();
         let (events, _inbox) = sync_channel(1);
         let podman = Podman::new("/proc/nonexistent".into());
-        let mut state = ContainersState::start(&podman, &config, &events).unwrap();
+        let mut state = ContainersState::start(&podman, &config, &Held::default(), &events).unwrap();
         let actions = Actions::new(Kind::Recorder, &podman, &config, &events);
         let received = Instant::now();
         state.answered(1, received, Ok(Vec::new()), None, &actions);

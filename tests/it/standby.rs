@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use silvasonic_controller::cache::ENGINE;
 
 use super::station::{Controller, Station, eventually};
 use super::tree::{Card, Tree};
@@ -422,4 +423,25 @@ fn who_led_without_a_lock_file_writes_nothing_to_the_database_while_another_cont
     controller.wait_log("takes over", TAKEOVER);
     eventually(SOON, "the row of the new microphone", || (rows() == Some(2)).then_some(()));
     assert_eq!(station.podman.mark(ULTRAMIC), before);
+}
+
+#[test]
+fn a_standby_leaves_the_saved_properties_of_podman_to_the_leader() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let first = leader(&station, &[BEAT]);
+    let before = station.podman.mark(ULTRAMIC);
+    let workspace = station.workspace().join("recorder");
+    let saved = || ENGINE.read(&workspace).unwrap();
+    let text = eventually(SOON, "the saved properties", saved);
+    // Others, so that the second Controller finds a difference.
+    let others = text.replacen("\"runtime\":\"", "\"runtime\":\"another-", 1);
+    assert_ne!(others, text);
+    ENGINE.write(&workspace, &others).unwrap();
+    let messages = station.redis.listen("silvasonic:status");
+    let second = station.controller_with(&[BEAT]);
+    wait_standby(&station, &second, first.id(), &before);
+    second.wait_log("(rootful, another-", SOON);
+    eventually(SOON, "the properties that Podman has", || (second.count_log("connected to Podman") == 2).then_some(()));
+    wait_beats(&messages, STANDBY, 3, || assert_eq!(saved().as_deref(), Some(others.as_str())));
 }
