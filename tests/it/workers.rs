@@ -71,8 +71,11 @@ fn a_worker_is_switched_by_its_row_and_takes_no_place_of_a_recorder() {
     assert_eq!((code, text.as_str()), (Some(0), "worker probe is disabled\n"), "{why}");
     station.podman.wait_running(SOON, &[ULTRAMIC]);
     wait_told(&station, "probe", "disabled");
-    let (_, text, _) = typed(&station, "workers", &settings);
-    assert!(text.contains("probe") && text.contains("disabled") && text.contains("waits for its image"), "{text}");
+    // The image of the other one is looked for again now and then.
+    eventually(SOON, "both in the table", || {
+        let (_, text, _) = typed(&station, "workers", &settings);
+        (text.contains("probe") && text.contains("disabled") && text.contains("waits for its image")).then_some(())
+    });
     assert_eq!(typed(&station, "enable probe", &settings).0, Some(0));
     station.podman.wait_running(SOON, &[ULTRAMIC, PROBE]);
     // A row that is absent says nothing.
