@@ -177,7 +177,8 @@ class Guest:
     def _connect(self, name, port):
         backend = {"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": f"{self.folder}/{name}"}}, "server": False}}
         self.ask("chardev-add", id=f"wire-{name}", backend=backend)
-        self.ask("device_add", driver="usb-redir", id=name, chardev=f"wire-{name}", bus="xhci.0", port=port)
+        # With the messages that say when packets are dropped.
+        self.ask("device_add", driver="usb-redir", id=name, chardev=f"wire-{name}", bus="xhci.0", port=port, debug=4)
 
     def unplug(self, name):
         """Disconnects a microphone."""
@@ -189,6 +190,11 @@ class Guest:
             time.sleep(0.05)
         microphone, _ = self.microphones.pop(name)
         microphone.close()
+
+    def dropped(self):
+        """How often QEMU has dropped packets of microphones, as the guest did not fetch them in time."""
+        with open(f"{self.folder}/qemu.log", encoding="utf-8", errors="replace") as log:
+            return log.read().count("bufpq overflow")
 
     # --- the agent in the guest
 

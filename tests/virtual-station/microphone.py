@@ -21,6 +21,9 @@ KINDS = {
                 "captures": [], "playbacks": [(2, 16, 48000)]},
 }
 
+# Frames of one period of the tone. A prime number, so that no packet holds whole periods: a loss of packets, or of any
+# number of frames that is no multiple of it, breaks the tone.
+PERIOD = 127
 AUDIO, CONTROL, STREAMING = 1, 1, 2
 CLASS_INTERFACE, CLASS_ENDPOINT = 0x24, 0x25
 
@@ -127,12 +130,13 @@ class Device:
         """The endpoints of interfaces that stream."""
         return {address: end for address, end in self.endpoints.items() if self.settings.get(end[0], 0) == 1}
 
-    def packet(self, address):
-        """One millisecond of a sine of 1 kHz at -12 dB."""
-        _, _, frame, rate = self.endpoints[address]
-        frames = rate // 1000
-        samples = (int(math.sin(2 * math.pi * at / frames) * 8191) for at in range(frames))
-        return b"".join(struct.pack("<h", sample) * (frame // 2) for sample in samples)
+    def packets(self, address):
+        """Packets of one millisecond each, to be sent one after the other and again: a sine at -12 dB that has no break."""
+        _, size, frame, _ = self.endpoints[address]
+        samples = (int(math.sin(2 * math.pi * at / PERIOD) * 8191) for at in range(PERIOD))
+        period = b"".join(struct.pack("<h", sample) * (frame // 2) for sample in samples)
+        tone = period * (size // frame)
+        return [tone[at:at + size] for at in range(0, len(tone), size)]
 
 
 # Types of messages of the usbredir protocol.
@@ -144,14 +148,17 @@ CONTROL_PACKET, ISO_PACKET = 100, 102
 # connect_device_version, ep_info_max_packet_size, 64bits_ids, 32bits_bulk_length: what QEMU's xHCI requires
 CAPABILITIES = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 6
 FULL_SPEED = 1
+# QEMU keeps 120 packets and drops half of them if there are more. So a slow microphone that is late does not send more than
+# this at once.
+SLOW_BURST = 30
 
 
 class Microphone:
-    """A device at a Unix socket, on threads of this process."""
+    """A device at a Unix socket, on threads of this process. It sends `pace` packets a millisecond."""
 
-    def __init__(self, path, kind, **overrides):
+    def __init__(self, path, kind, pace=1, **overrides):
         self.fields = {**KINDS[kind], **overrides}
-        self.path = path
+        self.path, self.pace = path, pace
         self.sends = threading.Event()
         self.sends.set()
         self.listener = socket.socket(socket.AF_UNIX)
@@ -181,14 +188,14 @@ class Microphone:
                 connection, _ = self.listener.accept()
             except OSError:
                 return
-            Session(connection, Device(**self.fields), self.sends).run()
+            Session(connection, Device(**self.fields), self.sends, self.pace).run()
 
 
 class Session:
     """One connection of QEMU."""
 
-    def __init__(self, connection, device, sends):
-        self.connection, self.device, self.sends = connection, device, sends
+    def __init__(self, connection, device, sends, pace):
+        self.connection, self.device, self.sends, self.pace = connection, device, sends, pace
         self.lock = threading.Lock()
         self.streams = {}  # endpoint -> event that ends its thread
         self.header = "<III"
@@ -293,17 +300,18 @@ class Session:
             stop.set()
 
     def _stream(self, endpoint, stop):
-        """Sends one packet a millisecond."""
-        packet = self.device.packet(endpoint)
-        body = struct.pack("<BBH", endpoint, 0, len(packet)) + packet
+        """Sends packets. The tone goes on with each that is sent, whether or not it is late."""
+        bodies = [struct.pack("<BBH", endpoint, 0, len(packet)) + packet for packet in self.device.packets(endpoint)]
         begun, sent, ident = time.monotonic(), 0, 0
         try:
             while not stop.wait(0.004):
-                due = int((time.monotonic() - begun) * 1000) + 1
+                due = int((time.monotonic() - begun) * 1000 * self.pace) + 1
                 if not self.sends.is_set():
                     sent = due
+                if self.pace < 1:
+                    sent = max(sent, due - SLOW_BURST)
                 while sent < due:
-                    self._send(ISO_PACKET, ident, body)
+                    self._send(ISO_PACKET, ident, bodies[ident % PERIOD])
                     ident, sent = (ident + 1) & 0xFFFFFFFF, sent + 1
         except OSError:
             pass
