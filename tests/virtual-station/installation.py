@@ -3,7 +3,7 @@
 import time
 
 from scenarios import RATE, RECORDS
-from station import ARCHIVE, PROJECT, SETTINGS
+from station import ARCHIVE, PROJECT, SETTINGS, ULTRAMIC
 
 WORKSPACE = "/mnt/data/workspace/recorder"
 # A file that is being written, with a second of sound.
@@ -25,6 +25,8 @@ def setup(station, report):
     owner = station.plug()["owner"]
     station.until("a file grows", GROWS.format(WORKSPACE))
     report.equal("device of the recordings", "/dev/vdb", station.run(f"findmnt -n -o SOURCE -T {WORKSPACE}").strip())
+    redis = f"REDISCLI_AUTH=$(sed -n 's|^SILVASONIC_REDIS_URL=redis://:\\(.*\\)@.*|\\1|p' {SETTINGS}) redis-cli"
+    report.at_most("a heartbeat of the Recorder reaches Redis", 30, station.until("its heartbeat", f"{redis} exists silvasonic:status:{ULTRAMIC} | grep -qx 1"))
     said = station.run("silvasonic-controller setup --yes </dev/null", timeout_s=300)
     report.equal("what setup does the second time", [], [line for line in said.splitlines() if line.startswith(("->", "!!"))])
 
