@@ -3,7 +3,7 @@
 import time
 
 from scenarios import RATE, RECORDS
-from station import ARCHIVE, PROJECT, SETTINGS, ULTRAMIC
+from station import PROJECT, SETTINGS, ULTRAMIC
 
 WORKSPACE = "/mnt/data/workspace/recorder"
 # A file that is being written, with a second of sound.
@@ -49,13 +49,13 @@ def setup(station, report):
 
 
 def rootless(station, report):
-    """A user without root installs a unit of systemd and records, also after a kill and a reboot."""
+    """A user without root types the commands of the manual and records, also after a kill and a reboot."""
     station.resume()
-    station.run(f"systemctl disable --now podman.socket; useradd -m -G audio {USER}; loginctl enable-linger {USER}")
-    station.until("the user's systemd is there", f"[ -S /run/user/$(id -u {USER})/bus ]")
-    for command in ("systemctl --user enable --now podman.socket", "podman network create silvasonic-net",
-                    f"podman load -q -i {ARCHIVE}", "systemctl --user enable --now silvasonic-controller"):
-        as_user(station, command)
+    station.run(f"systemctl disable --now podman.socket; useradd -m {USER}; echo '{USER} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{USER}")
+    for line in block("Without root"):
+        as_user(station, line)  # each in a login of its own
+        if "linger" in line:
+            station.until("the user's systemd is there", f"[ -S /run/user/$(id -u {USER})/bus ]")
     station.until("the Controller runs", "pidof silvasonic-controller")
     owner = station.plug()["owner"]
     station.until("a file grows", GROWS.format(f"/home/{USER}/silvasonic/recorder"))
@@ -73,18 +73,22 @@ def rootless(station, report):
 
 
 def quadlet(station, report):
-    """The Controller is a container that systemd runs; Podman of Debian 12 is too old for that."""
+    """The Controller is a container that systemd runs, by the commands of the manual; Podman of Debian 12 is too old for that."""
     if station.guest.suite == "bookworm":
         return
     station.resume()
-    station.guest.copy(f"{PROJECT}/packaging/silvasonic-controller.container", "/etc/containers/systemd/silvasonic-controller.container")
+    for name in (".env.example", "packaging/silvasonic-controller.container"):
+        station.guest.copy(f"{PROJECT}/{name}", f"/root/project/{name}")
     station.guest.copy(f"{station.guest.images}/controller.oci.tar", "/root/image.tar")
-    station.guest.put(SETTINGS, b"SILVASONIC_DB_HOST=host.containers.internal\nSILVASONIC_REDIS_URL=redis://host.containers.internal:6379/0\n", 0o600)
+    # What the guests have prepared already, and the settings that differ here.
+    station.run("rm -r /mnt/data /etc/modules-load.d/silvasonic.conf; podman network rm silvasonic-net; modprobe -r snd-usb-audio; cd /root/project;"
+                "printf 'SILVASONIC_%s\\n' DB_HOST=host.containers.internal REDIS_URL=redis://host.containers.internal:6379/0 >> .env.example")
     # Both servers listen in the network of the containers.
     station.run("cd /; echo host all all 10.0.0.0/8 scram-sha-256 >> $(echo /etc/postgresql/*/main/pg_hba.conf);"
                 "runuser -u postgres -- psql -qc \"alter system set listen_addresses = '*'\"; systemctl restart postgresql;"
                 "redis-cli config set bind '*'; redis-cli config set protected-mode no; podman load -q -i /root/image.tar", timeout_s=120)
-    station.run("systemctl daemon-reload && systemctl start silvasonic-controller", timeout_s=200)
+    for line in block("As a container of systemd"):
+        station.run(f"cd /root/project; {line}", timeout_s=200)
     station.until("the Controller is well", "podman exec silvasonic-controller /silvasonic-controller health")
     report.equal("user of the Recorder", "root", station.run(f"stat -c %U /proc/{station.plug()['owner']}").strip())
     station.until("the Controller sees frames", "podman exec silvasonic-controller /silvasonic-controller devices | grep -q ' recording since '")
@@ -95,9 +99,17 @@ def quadlet(station, report):
     report.equal("whether it had to be killed", "0", station.run("journalctl -b -u silvasonic-controller -o cat | grep -c SIGKILL || true").strip())
 
 
+def block(heading):
+    """The commands below a heading of the installation manual."""
+    with open(f"{PROJECT}/docs/install.md", encoding="utf-8") as file:
+        section = file.read().split(f"\n## {heading}\n")[1]
+    return section.split("\n```sh\n")[1].split("\n```\n")[0].splitlines()
+
+
 def as_user(station, command):
     """Runs a command as the user without root."""
-    return station.run(f"cd /; runuser -u {USER} -- env XDG_RUNTIME_DIR=/run/user/$(id -u {USER}) sh -c '{command}'", timeout_s=200)
+    environment = f"XDG_RUNTIME_DIR=/run/user/$(id -u {USER}) USER={USER}"
+    return station.run(f"cd /; runuser -u {USER} -- env {environment} sh -c '{command}'", timeout_s=200)
 
 
 def frames_after_boot(station, report):

@@ -12,7 +12,6 @@ from guest import Guest, GuestError
 PROJECT = os.path.realpath(os.path.dirname(__file__) + "/../..")
 PREPARE = f"{PROJECT}/tests/virtual-station/guest/prepare"
 PACKAGE = "silvasonic-controller.deb"
-ARCHIVE = "/usr/share/silvasonic/silvasonic_recorder.oci.tar"
 UNIT = "silvasonic-controller.service"
 SETTINGS = "/etc/silvasonic/controller.env"
 ULTRAMIC = "0869-0389-034F6A21"
