@@ -1,9 +1,10 @@
 """Scenarios of the installation: what a user types, from a bare Debian to a recording, and what comes after it."""
 
+import re
 import time
 
 from scenarios import RATE, RECORDS
-from station import PROJECT, SETTINGS, ULTRAMIC
+from station import PROJECT, SETTINGS, ULTRAMIC, UNIT
 
 WORKSPACE = "/mnt/data/workspace/recorder"
 # A file that is being written, with a second of sound.
@@ -39,11 +40,14 @@ def setup(station, report):
     report.equal("the Recorder still runs after an upgrade", owner, station.probe("frames", 60)["owner"])
     report.at_most("frames lost by the upgrade", 1, now[0] - before[0] - (now[1] - before[1]) / RATE)
 
-    # What waits for the network waits for two minutes.
-    station.run("systemctl unmask systemd-networkd-wait-online; systemctl enable systemd-networkd-wait-online")
+    # What waits for the network waits for two minutes. A journal on the disk tells how the station went down.
+    station.run("systemctl unmask systemd-networkd-wait-online; systemctl enable systemd-networkd-wait-online;"
+                "mkdir -p /var/log/journal; journalctl --flush")
     station.guest.network = False
+    station.until("Podman has ended, as nobody asks it", "! systemctl -q is-active podman.service")
     station.guest.reboot()
     frames_after_boot(station, report)
+    shut_down(station, report)
     report.equal("device of the recordings", "/dev/vdb", station.run(f"findmnt -n -o SOURCE -T {WORKSPACE}").strip())
     station.until("the Controller is well", "silvasonic-controller health")
 
@@ -110,6 +114,17 @@ def as_user(station, command):
     """Runs a command as the user without root."""
     environment = f"XDG_RUNTIME_DIR=/run/user/$(id -u {USER}) USER={USER}"
     return station.run(f"cd /; runuser -u {USER} -- env {environment} sh -c '{command}'", timeout_s=200)
+
+
+def shut_down(station, report):
+    """Reports how the Controller ended before the last boot: in far less time than it may take, and knowing of its Recorders.
+    Redis and PostgreSQL may end before it."""
+    lines = station.run(f"journalctl -b -1 -u {UNIT} -o short-unix --no-pager").splitlines()
+    begun, ended = (max(index for index, line in enumerate(lines) if f": {word} {UNIT}" in line) for word in ("Stopping", "Stopped"))
+    seconds = [float(lines[index].split()[0]) for index in (begun, ended)]
+    report.at_most("host shuts down to Controller stopped", 5, seconds[1] - seconds[0])
+    faults = re.compile(r"\[ERROR\]|kill|timed out|failed", re.IGNORECASE)
+    report.equal("what it could not do meanwhile", [], [line.split(": ", 1)[1] for line in lines[begun:] if faults.search(line)])
 
 
 def frames_after_boot(station, report):
