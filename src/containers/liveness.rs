@@ -110,6 +110,12 @@ impl Liveness {
         self.observed.values().any(|entry| entry.gone_since.is_some() && !entry.lost)
     }
 
+    /// Whether processes were observed, those of all containers that ran, and none of them is left.
+    #[must_use]
+    pub fn has_seen_all_end(&self, now: Instant) -> bool {
+        self.sight(now) == Sight::All && !self.observed.is_empty() && self.observed.values().all(|entry| !entry.process.is_alive())
+    }
+
     /// Whether a process that was observed is gone, independent of the last list.
     #[must_use]
     pub fn has_ended_process(&self) -> bool {

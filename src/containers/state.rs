@@ -291,6 +291,12 @@ impl ContainersState {
         self.list = None;
     }
 
+    /// Whether nothing runs although Podman does not answer, as the processes tell.
+    #[must_use]
+    pub fn have_ended(&self, now: Instant) -> bool {
+        self.state.is_err() && self.liveness.has_seen_all_end(now)
+    }
+
     /// All our Recorders, or why they are unknown.
     ///
     /// # Errors

@@ -56,6 +56,11 @@ impl Controller {
         if !self.actions.is_empty() || !self.workers.actions.is_empty() || self.containers.is_under_way() {
             return false;
         }
+        // When the host shuts down, systemd ends the containers itself, and starts no Podman that could be asked.
+        if self.containers.have_ended(Instant::now()) {
+            info!("all Recorders and workers have ended; Podman does not answer");
+            return true;
+        }
         // While the containers are unknown, some may run: a list is requested at each tick until the deadline.
         self.containers.list.as_ref().is_some_and(|list| {
             let is_ahead = [&self.actions, &self.workers.actions].iter().any(|actions| actions.are_ahead_of(list.sequence));
