@@ -29,7 +29,7 @@ use silvasonic_controller::poll;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
 use silvasonic_controller::replace;
-use silvasonic_controller::signals::{Signal, Signals};
+use silvasonic_controller::signals::{Second, Signal, Signals};
 
 const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
@@ -213,7 +213,7 @@ fn report_panic(panic: &PanicHookInfo<'_>, logger: &Logger<Stderr>) {
 }
 
 fn start(config: Config, events: SyncSender<Event>, inbox: Receiver<Event>) -> std::io::Result<Controller> {
-    let signals = Signals::register({
+    let signals = Signals::register(Second::Ends, {
         let events = events.clone();
         move |signal| {
             let event = match signal {

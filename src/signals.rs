@@ -1,8 +1,8 @@
 //! Signals as bytes in sockets, for the `poll` thread.
 //!
-//! The first SIGTERM or SIGINT is delivered as a request to stop. The second one ends the process in the signal
-//! handler, so a blocked thread cannot prevent it. Signals that mean nothing here do nothing, instead of ending the
-//! program.
+//! The first SIGTERM or SIGINT is delivered as a request to stop. Where a user may want to end the process at once, the
+//! second one does so in the signal handler, so a blocked thread cannot prevent it. Signals that mean nothing here do
+//! nothing, instead of ending the program.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -28,6 +28,15 @@ pub enum Signal {
 /// Signals that would end the program, and mean nothing here: a terminal that closes sends SIGHUP.
 const STRAY: [i32; 7] = [SIGHUP, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGXFSZ];
 
+/// What another SIGTERM or SIGINT does after the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Second {
+    /// It ends the process at once.
+    Ends,
+    /// Nothing: the program limits the time of its end itself.
+    Ignored,
+}
+
 /// Signals that arrived and are not yet delivered.
 pub struct Signals {
     sockets: Vec<(Signal, UnixStream)>,
@@ -47,13 +56,15 @@ impl Signals {
     ///
     /// # Errors
     /// When a handler cannot be registered or a socket cannot be created.
-    pub fn register(deliver: impl FnMut(Signal) -> bool + Send + 'static) -> io::Result<Self> {
+    pub fn register(second: Second, deliver: impl FnMut(Signal) -> bool + Send + 'static) -> io::Result<Self> {
         let terminated = Arc::new(AtomicBool::new(false));
         let mut sockets = Vec::new();
         for number in [SIGTERM, SIGINT] {
-            // Handlers run in this order: the first signal finds the flag unset, and sets it.
-            flag::register_conditional_shutdown(number, 0, Arc::clone(&terminated))?;
-            flag::register(number, Arc::clone(&terminated))?;
+            if second == Second::Ends {
+                // Handlers run in this order: the first signal finds the flag unset, and sets it.
+                flag::register_conditional_shutdown(number, 0, Arc::clone(&terminated))?;
+                flag::register(number, Arc::clone(&terminated))?;
+            }
             sockets.push((Signal::Terminate, socket(number)?));
         }
         for number in STRAY {

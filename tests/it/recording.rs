@@ -327,6 +327,18 @@ fn a_disk_that_freezes_for_five_seconds_loses_no_frame() {
 }
 
 #[test]
+fn a_signal_that_comes_more_than_once_leaves_no_file_unfinished() {
+    let bench = Bench::up(48_000, "S32LE", 1, 60, count_32);
+    let mut recorder = bench.start();
+    eventually(SOON, "two seconds of sound", || (bench.sound.given() > 96_000 && bench.sound.unread() == 0).then_some(()));
+    let code = eventually(SOON, "its end", || {
+        recorder.process.signal(Signal::TERM);
+        recorder.process.exit_code()
+    });
+    assert_eq!((code, names(&bench.unfinished()).len(), names(&bench.whole()).len()), (0, 0, 1));
+}
+
+#[test]
 fn the_end_does_not_wait_for_the_disk_and_the_next_start_finishes_the_file() {
     let mut bench = Bench::up(48_000, "S32LE", 1, 60, count_32);
     let calls = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=3000000"];

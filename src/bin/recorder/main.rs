@@ -36,7 +36,7 @@ use silvasonic_controller::health::http::{Endpoint, Sources};
 use silvasonic_controller::logger::Logger;
 use silvasonic_controller::probe::Prober;
 use silvasonic_controller::redis::publisher::Publisher;
-use silvasonic_controller::signals::{Signal, Signals};
+use silvasonic_controller::signals::{Second, Signal, Signals};
 use silvasonic_controller::text::shown;
 use silvasonic_controller::{clock, poll};
 
@@ -158,12 +158,15 @@ fn run(settings: &Settings, signals: Signals, wake: &SyncSender<Wake>, woken: &R
     Ok(code)
 }
 
-/// Sends a message after the first SIGTERM or SIGINT. A second signal, or [`EXIT_DEADLINE`], ends the program at once.
+/// Sends a message after the first SIGTERM or SIGINT; [`EXIT_DEADLINE`] ends the program if nothing else does. Another one
+/// does nothing: when the host shuts down, systemd signals the container, and conmon, which passes it on. The last file
+/// would stay unfinished.
 ///
 /// As process 1 of a container the program needs handlers, because signals have no default action there.
 fn forward_signals(wake: SyncSender<Wake>) -> io::Result<Signals> {
-    Signals::register(move |signal| {
-        if signal == Signal::Terminate {
+    let mut is_requested = false;
+    Signals::register(Second::Ignored, move |signal| {
+        if signal == Signal::Terminate && !std::mem::replace(&mut is_requested, true) {
             request_stop(&wake);
         }
         true
