@@ -622,3 +622,20 @@ fn a_podman_that_goes_away_during_the_stop_holds_up_no_end() {
     assert!(last.iter().any(|line| line.contains("containers are unknown")), "{last:?}");
     station.podman.start_api();
 }
+
+/// As when the host shuts down: systemd ends the containers, and refuses to start Podman's service.
+#[test]
+fn a_podman_that_does_not_answer_holds_up_no_end_if_all_recorders_have_ended() {
+    let station = Station::up();
+    station.tree.set(&[Card::ultramic()]);
+    let mut controller = station.controller_with(&[("SILVASONIC_SHUTDOWN_TIMEOUT_S", "600")]);
+    station.podman.wait_running(SOON, &[ULTRAMIC]);
+    controller.wait_log("seeded user", SOON);
+    station.podman.kill_api();
+    station.podman.exec(&["stop", "-t", "5", ULTRAMIC]);
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.wait_exit(Duration::from_secs(30)), 0);
+    assert_eq!(controller.count_log("all Recorders and workers have ended; Podman does not answer"), 1);
+    assert_eq!(controller.count_log("may still run"), 0);
+    station.podman.start_api();
+}

@@ -31,6 +31,14 @@ def setup(station, report):
     said = station.run("silvasonic-controller setup --yes </dev/null", timeout_s=300)
     report.equal("what setup does the second time", [], [line for line in said.splitlines() if line.startswith(("->", "!!"))])
 
+    # The database and Redis keep their passwords when the settings go.
+    station.run("dpkg --purge silvasonic-controller; dpkg -i /root/package.deb", timeout_s=120)
+    said = station.run("silvasonic-controller setup --yes --disk /dev/vdb </dev/null", timeout_s=300)
+    report.equal("what setup warns of after a purge", [], [line for line in said.splitlines() if line.startswith("!!")])
+    report.at_most("a heartbeat of the next Recorder", 60, station.until("its heartbeat", f"{redis} exists silvasonic:status:{ULTRAMIC} | grep -qx 1"))
+    station.until("the Controller is well", "silvasonic-controller health")
+    owner = station.probe("frames", 60)["owner"]
+
     station.until("the Controller sees frames", RECORDS)
     before, pid = station.stream(), station.pid()
     station.run("dpkg -i /root/package.deb", timeout_s=120)
