@@ -172,7 +172,8 @@ fn while_podmans_disk_is_full_an_edited_profile_interrupts_no_recorder() {
     let station = Station::plan().without_podman().up();
     let storage = station.dir().join("podman/storage");
     fs::create_dir_all(&storage).unwrap();
-    let _disk = Disk::mount(storage.clone(), "size=192m,mode=755");
+    // The station's guard unmounts it: it removes the containers before, and needs their storage for that.
+    std::mem::forget(Disk::mount(storage.clone(), "size=192m,mode=755"));
     station.podman.start();
     station.podman.recorder_image();
     station.tree.set(&[Card::ultramic()]);
