@@ -119,9 +119,6 @@ struct Watch {
     read: Option<Instant>,
     steps: u32,
     last: Option<(Instant, SystemTime)>,
-    /// Whether the last step was [`Step::ResetUsb`]. The card can have another number after it, and so the Recorder another
-    /// configuration.
-    is_reset: bool,
 }
 
 impl Captures {
@@ -134,12 +131,12 @@ impl Captures {
     /// Handles what was last read about each Recorder that runs. Returns whether some capture is in another state.
     pub fn observe<'a>(&mut self, observations: impl Iterator<Item = Observation<'a>>, now: Instant, wall: SystemTime) -> Rest {
         self.devices.values_mut().for_each(|watch| watch.runs = false);
-        let mut is_changed = false;
+        let (mut is_changed, may_reset) = (false, self.may_reset);
         for observation in observations {
             if !self.devices.contains_key(observation.device) {
                 self.devices.insert(observation.device.to_owned(), Watch::new());
             }
-            is_changed |= self.devices.get_mut(observation.device).is_some_and(|watch| watch.observe(&observation, now, wall));
+            is_changed |= self.devices.get_mut(observation.device).is_some_and(|watch| watch.observe(&observation, may_reset, now, wall));
         }
         for watch in self.devices.values_mut().filter(|watch| !watch.runs) {
             (watch.state, watch.pointer) = (None, None);
@@ -187,25 +184,23 @@ impl Captures {
         let is_over = |since: Instant, time| now.saturating_duration_since(since) >= time;
         let stood_still = watch.read?.saturating_duration_since(since);
         let is_due = stood_still >= self.timeout && watch.last.is_none_or(|(last, _)| is_over(last, pause));
-        (!self.timeout.is_zero() && is_due).then_some(self.after(watch.steps))
-    }
-
-    /// The step that follows so many others.
-    fn after(&self, steps: u32) -> Step {
-        match steps.checked_sub(REPLACEMENTS) {
-            Some(later) if self.may_reset && later % 2 == 0 => Step::ResetUsb,
-            _ => Step::Replace,
-        }
+        (!self.timeout.is_zero() && is_due).then_some(step_after(watch.steps, self.may_reset))
     }
 
     /// A step was taken.
     pub fn taken(&mut self, device: &str, now: Instant, wall: SystemTime) {
-        let step = self.devices.get(device).map(|watch| self.after(watch.steps));
         if let Some(watch) = self.devices.get_mut(device) {
-            watch.is_reset = step == Some(Step::ResetUsb);
             watch.steps += 1;
             watch.last = Some((now, wall));
         }
+    }
+}
+
+/// The step that follows so many others.
+fn step_after(steps: u32, may_reset: bool) -> Step {
+    match steps.checked_sub(REPLACEMENTS) {
+        Some(later) if may_reset && later % 2 == 0 => Step::ResetUsb,
+        _ => Step::Replace,
     }
 }
 
@@ -222,17 +217,18 @@ impl Watch {
             read: None,
             steps: 0,
             last: None,
-            is_reset: false,
         }
     }
 
     /// Returns whether this is the first observation of a run, or shows another state than the one before.
-    fn observe(&mut self, observation: &Observation<'_>, now: Instant, wall: SystemTime) -> bool {
+    fn observe(&mut self, observation: &Observation<'_>, may_reset: bool, now: Instant, wall: SystemTime) -> bool {
         self.runs = true;
         let mut is_changed = false;
         if self.container != observation.container || self.started != observation.started {
-            // A container of another configuration did not replace the one that stood still.
-            if self.steps == 0 || self.hash != observation.hash && !self.is_reset {
+            // After its USB device was authorised again, the card can have another number, and so the Recorder another
+            // configuration. Otherwise, a container with another one did not replace the one that stood still.
+            let is_reset = self.steps > 0 && step_after(self.steps - 1, may_reset) == Step::ResetUsb;
+            if self.steps == 0 || self.hash != observation.hash && !is_reset {
                 (self.captured, self.steps, self.last) = (false, 0, None);
             }
             (self.container, self.started) = (observation.container.to_owned(), observation.started);
