@@ -104,8 +104,7 @@ const WITHOUT_MEANING: [&str; 4] = [
 const MOUNTED_HOST: &str = "/host";
 const MOUNTED_CONFIG: &str = "/app/config";
 /// What a folder of settings and profiles can hold.
-pub const CONFIG_PARTS: [&str; 6] =
-    ["defaults.yml", "defaults.yaml", "defaults.override.yml", "defaults.override.yaml", "profiles", "workers"];
+const CONFIG_PARTS: [&str; 6] = ["defaults.yml", "defaults.yaml", "defaults.override.yml", "defaults.override.yaml", "profiles", "workers"];
 
 /// The name that Podman gives the host in containers.
 const HOST_OF_CONTAINERS: &str = "host.containers.internal";
@@ -115,6 +114,11 @@ pub const REPLACED: &str = "SILVASONIC_REPLACED";
 
 /// The settings of the service of the host, which commands at a terminal use if they have none of their own.
 pub const SERVICE_SETTINGS: &str = "/etc/silvasonic/controller.env";
+
+/// Whether a folder holds settings, profiles or workers.
+pub fn has_config(folder: &Path, exists: impl Fn(&Path) -> bool) -> bool {
+    CONFIG_PARTS.iter().any(|part| exists(&folder.join(part)))
+}
 
 /// The variables in an `EnvironmentFile=` of systemd; the last of equal names counts.
 #[must_use]
@@ -372,9 +376,9 @@ impl Config {
             }),
             capture_timeout: env.seconds("SILVASONIC_CAPTURE_TIMEOUT_S", "60", 0.0, 86_400.0, "seconds from 0 to 86400"),
             usb_reset: env.parsed("SILVASONIC_USB_RESET", None, "false", "true or false", |text| text.parse().ok()),
-            config_dir: env.optional_path("SILVASONIC_CONFIG_DIR").or_else(|| {
-                Some(PathBuf::from(MOUNTED_CONFIG)).filter(|folder| CONFIG_PARTS.iter().any(|part| exists(&folder.join(part))))
-            }),
+            config_dir: env
+                .optional_path("SILVASONIC_CONFIG_DIR")
+                .or_else(|| Some(PathBuf::from(MOUNTED_CONFIG)).filter(|folder| has_config(folder, &exists))),
             fallback_profile: env.parsed(
                 "SILVASONIC_FALLBACK_PROFILE",
                 None,

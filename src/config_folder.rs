@@ -16,7 +16,7 @@ use log::debug;
 use serde_json::{Map, Value};
 
 use crate::builtin;
-use crate::config::CONFIG_PARTS;
+use crate::config::has_config;
 use crate::decide::profile::Profile;
 use crate::decide::worker::Worker;
 use crate::text::shown;
@@ -147,7 +147,7 @@ impl ConfigFolder {
             return Err(faults);
         }
         if !files.first().is_some_and(|(name, ..)| is_spelling(name, DEFAULTS)) {
-            if let Some(folder) = self.0.as_deref().filter(|folder| !has_any_part(folder)) {
+            if let Some(folder) = self.0.as_deref().filter(|folder| !has_config(folder, Path::exists)) {
                 return Err(vec![plain(DEFAULTS, format!("no such file in {}", folder.display()))]);
             }
             let built_in = yaml::parse(builtin::DEFAULTS).map_err(|fault| vec![in_file(DEFAULTS, fault)])?;
@@ -259,7 +259,7 @@ impl ConfigFolder {
 
     pub(crate) fn profile_sources(&self) -> Result<Vec<Source>, String> {
         match &self.0 {
-            Some(folder) if folder.join(PROFILES).exists() || !has_any_part(folder) => {
+            Some(folder) if folder.join(PROFILES).exists() || !has_config(folder, Path::exists) => {
                 yaml_files(&folder.join(PROFILES), &format!("{PROFILES}/"))
             }
             _ => {
@@ -268,10 +268,6 @@ impl ConfigFolder {
             }
         }
     }
-}
-
-fn has_any_part(folder: &Path) -> bool {
-    CONFIG_PARTS.iter().any(|part| folder.join(part).exists())
 }
 
 /// The fault of a profile whose slug an earlier file has.
